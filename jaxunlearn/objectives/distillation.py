@@ -1,0 +1,70 @@
+"""Objectives that pull the next-token distribution towards one without the answer.
+
+They read logits of single positions and return one loss per position, so they apply to packed rows
+and to chunks of the vocabulary head alike; the caller masks and sums.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.objectives.likelihood import check_labels, is_label, wide
+
+
+def undial(
+    logits: jax.Array, ref_logits: jax.Array, labels: jax.Array, *, beta: float = 10.0
+) -> jax.Array:
+    """Self-distillation with adjusted logits (UNDIAL, arXiv 2402.10052).
+
+        L = CE(softmax(z_ref - beta onehot(y)), z)
+
+    Args:
+      logits: z, [..., V].
+      ref_logits: z_ref of the reference, [..., V]; a constant.
+      labels: y, [...] int.
+      beta: how far the label's logit is lowered.
+
+    Returns:
+      [...], nats per position.
+
+    Raises:
+      ValueError: shapes that do not belong together.
+
+    >>> print(undial(jnp.zeros((1, 4)), jnp.zeros((1, 4)), jnp.array([2])).round(4))  # ln 4
+    [1.3863]
+    """
+    if ref_logits.shape != logits.shape:
+        raise ValueError(f"ref_logits {ref_logits.shape} and logits {logits.shape} differ")
+    check_labels("logits", logits, "labels", labels)
+    ref_logits = wide(jax.lax.stop_gradient(ref_logits))
+    lowered = jnp.where(is_label(ref_logits, labels), ref_logits - beta, ref_logits)
+    return _cross_entropy(jax.nn.softmax(lowered, axis=-1), logits)
+
+
+def ceu(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy unlearning (CE-U, arXiv 2503.01224).
+
+        L = CE(softmax(sg(z) with z_y = -inf), z)
+
+    Args:
+      logits: z, [..., V], V >= 2.
+      labels: y, [...] int.
+
+    Returns:
+      [...], nats per position.
+
+    Raises:
+      ValueError: shapes that do not belong together.
+
+    >>> print(ceu(jnp.zeros((1, 4)), jnp.array([2])).round(4))  # ln 4
+    [1.3863]
+    """
+    check_labels("logits", logits, "labels", labels)
+    fixed = wide(jax.lax.stop_gradient(logits))
+    without_label = jnp.where(is_label(fixed, labels), -jnp.inf, fixed)
+    return _cross_entropy(jax.nn.softmax(without_label, axis=-1), logits)
+
+
+def _cross_entropy(target: jax.Array, logits: jax.Array) -> jax.Array:
+    """-sum_v target_v log softmax(z)_v, where 0 log 0 = 0."""
+    logp = jnp.where(target > 0, jax.nn.log_softmax(wide(logits), axis=-1), 0)
+    return -jnp.sum(target * logp, axis=-1)

@@ -1,0 +1,155 @@
+"""Log-likelihoods of label tokens, and the reductions of losses over sequences and tokens.
+
+Letters: B sequences, T tokens, S = T - 1 predictions, V vocabulary. Log-probabilities and losses
+are in nats and in float32, or wider where the input is.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+REDUCTIONS = ("sequence_sum", "sequence_mean", "token_mean")
+LOG_ZERO = -1e30  # stands for log 0 of a reference: finite, so that two of them cancel
+
+
+def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probability of every token but the first, given those before it.
+
+        log p(tokens[:, s + 1] | tokens[:, :s + 1])
+
+    A token outside the vocabulary, such as the label -100, gets the value -logsumexp(logits), which
+    means nothing: it must be masked.
+
+    Args:
+      logits: [B, T, V]; those after the last token are not read.
+      tokens: [B, T] int.
+
+    Returns:
+      [B, S], S = T - 1.
+
+    Raises:
+      ValueError: shapes that do not belong together.
+
+    >>> print(token_log_probs(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]])).round(4))
+    [[-1.3863 -1.3863]]
+    """
+    check_labels("logits", logits, "tokens", tokens)
+    logits, labels = wide(logits[:, :-1]), tokens[:, 1:]
+    # Not a gather: on logits split over the vocabulary it is no good, and -100 counts from the end.
+    chosen = jnp.sum(jnp.where(is_label(logits, labels), logits, 0), axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def reduce(
+    losses: jax.Array, mask: jax.Array, how: str = "sequence_sum"
+) -> tuple[jax.Array, jax.Array]:
+    """Sum and count of per-sequence losses; the mean is their quotient, taken once at the very end.
+
+        sequence_sum   (sum_b loss_b,             sequences with labels)
+        sequence_mean  (sum_b loss_b / labels_b,  sequences with labels)
+        token_mean     (sum_b loss_b,             labels)
+
+    Sequences without labels count nowhere. `sequence_mean` and `token_mean` mean something only for
+    losses that are sums over tokens: see `Objective.check_reduction`.
+
+    Args:
+      losses: [B].
+      mask: [B, S] bool, True at labels.
+      how: one of the three.
+
+    Returns:
+      (sum, count), scalars of one dtype.
+
+    Raises:
+      ValueError: an unknown reduction, or shapes that do not belong together.
+
+    >>> mask = jnp.array([[True, True], [True, False], [False, False]])
+    >>> [float(x) for x in reduce(jnp.array([4.0, 1.0, 0.0]), mask, "token_mean")]
+    [5.0, 3.0]
+    """
+    check_known("reduction", how, REDUCTIONS)
+    check_mask(mask)
+    if losses.shape != mask.shape[:-1]:
+        raise ValueError(f"losses {losses.shape}: mask {mask.shape} wants {mask.shape[:-1]}")
+    losses = jnp.where(has_labels(mask), wide(losses), 0)
+    labels = label_counts(mask, losses.dtype)
+    if how == "sequence_mean":
+        losses = losses / jnp.maximum(labels, 1)
+    counts = labels if how == "token_mean" else has_labels(mask).astype(losses.dtype)
+    return jnp.sum(losses), jnp.sum(counts)
+
+
+def label_values(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays in float32 or wider, 0 where there is no label.
+
+    What stands at other positions (-inf, NaN) then reaches neither values nor gradients.
+
+    Args:
+      mask: [B, S] bool, True at labels.
+      **arrays: [B, S] each, by the name that errors call them.
+
+    Raises:
+      ValueError: a mask that is not bool, or an array of another shape.
+    """
+    check_mask(mask)
+    for name, x in arrays.items():
+        if x.shape != mask.shape:
+            raise ValueError(f"{name} {x.shape} and its mask {mask.shape} must have one shape")
+    return tuple(jnp.where(mask, wide(x), 0) for x in arrays.values())
+
+
+def log_ratio(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+    """log p/q by token, [B, S]; q is a constant, and q = 0 gives a large finite value."""
+    return logp - jnp.maximum(jax.lax.stop_gradient(ref_logp), LOG_ZERO)
+
+
+def weighted_sum(weight: jax.Array, logp: jax.Array) -> jax.Array:
+    """sum_i sg(w_i) log p_i, [B], from two arrays [B, S] that are 0 where there is no label."""
+    return jnp.sum(jax.lax.stop_gradient(weight) * logp, axis=-1)
+
+
+def has_labels(mask: jax.Array) -> jax.Array:
+    """Which sequences have labels, [B] bool."""
+    return jnp.any(mask, axis=-1)
+
+
+def label_counts(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Labels of each sequence, [B]."""
+    return jnp.sum(mask, axis=-1, dtype=dtype)
+
+
+def is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """[..., V] bool, True at the label; nowhere for a label outside the vocabulary."""
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return vocabulary == labels[..., None].astype(jnp.int32)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32, or as it is where it is wider."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def check_mask(mask: jax.Array) -> None:
+    """Raises ValueError unless the mask is boolean."""
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"a mask is bool (True at labels), got {mask.dtype}")
+
+
+def check_labels(name: str, logits: jax.Array, labels_name: str, labels: jax.Array) -> None:
+    """Raises ValueError unless logits [..., V] have one integer label [...] each."""
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"{labels_name} {labels.shape}: {name} {logits.shape} want one label each")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"{labels_name} are integers, got {labels.dtype}")
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest name, unless `name` is a known one."""
+    known = tuple(known)
+    if name in known:
+        return
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" (perhaps you meant {close[0]!r}?)" if close else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(known) or 'none'}")
