@@ -1,0 +1,16 @@
+"""Gradient effects: the derivative of a scalar along a direction in parameter space.
+
+Everything here takes functions and pytrees and knows no model, tokenizer or optimiser.
+"""
+
+from jaxunlearn.effects.directions import Gradient as Gradient
+from jaxunlearn.effects.directions import dataset_gradient as dataset_gradient
+from jaxunlearn.effects.directions import dataset_gradients as dataset_gradients
+from jaxunlearn.effects.g_effect import GEffect as GEffect
+from jaxunlearn.effects.g_effect import between as between
+from jaxunlearn.effects.g_effect import g_effect as g_effect
+from jaxunlearn.effects.g_effect import objective_effects as objective_effects
+from jaxunlearn.effects.layers import groups as groups
+from jaxunlearn.effects.layers import layer_names as layer_names
+from jaxunlearn.effects.pg_effect import pg_effect as pg_effect
+from jaxunlearn.effects.trees import layer_dots as layer_dots

@@ -1,0 +1,62 @@
+"""Gates: scalars `a` that move each layer along a direction, inside the model.
+
+A model that takes `probe=` evaluates every linear map as `x @ (W + sum_k a_k V_k)` at a = 0, with
+one `a` per layer, direction k and sample. The derivative of a sample's log-likelihood with respect
+to `a[layer, k, sample]` is <grad_layer log p(s), V_k>: a table by sample and layer in one reverse
+pass that never forms a gradient.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxunlearn.effects import layers
+
+Tree = Any
+Probe = dict[str, Any]
+
+
+def make(
+    params: Mapping[str, Any],
+    directions: Sequence[Tree],
+    *,
+    samples: int = 1,
+    stacked: tuple[str, ...] = layers.STACKED,
+) -> Probe:
+    """A probe at rest.
+
+    Args:
+      params: mapping of layers.
+      directions: K trees like `params`.
+      samples: gates per layer and direction; 1 = one gate shared by all samples.
+
+    Returns:
+      {"directions": tuple of K trees, "gates": {key: [K, samples] or [L, K, samples]}}, gates zero.
+    """
+    shape = (len(directions), samples)
+    gates = {
+        key: jnp.zeros((layers.depth(params[key]), *shape) if key in stacked else shape)
+        for key in params
+    }
+    return {"directions": tuple(directions), "gates": gates}
+
+
+def accepts(function: Callable[..., Any]) -> bool:
+    """Whether a function has an argument named `probe`."""
+    return "probe" in inspect.signature(function).parameters
+
+
+def require(function: Callable[..., Any], caller: str, others: str) -> None:
+    """Raises TypeError where `function` cannot be gated.
+
+    Raises:
+      TypeError: names the function, the missing argument and the methods that work without it.
+    """
+    if not accepts(function):
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(
+            f"{caller}(method='gates') needs a function with an argument `probe`, and {name} has"
+            f" none; add `probe=None` and pass it to the model, or use {others}"
+        )
