@@ -1,0 +1,1 @@
+"""Llama on JAX: `llama` the model, `sharding` its mesh, `hf` its files, `adapters` for others."""

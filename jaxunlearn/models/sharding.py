@@ -1,0 +1,148 @@
+"""The device mesh, and where each array lives on it.
+
+One mesh of three axes: `data` replicates parameters, `fsdp` splits them and the rows of a batch,
+`tensor` splits heads, the MLP's width and the vocabulary. The axes are Auto: the compiler
+propagates shardings from the parameters, the batch and the few points pinned by `constrain`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from jaxunlearn.models.architecture import LlamaConfig
+
+Tree = Any
+Axis = str | tuple[str, ...] | None
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# Logical dimension of a parameter -> mesh axis. The embedding is split by rows alone: split by
+# columns over the batch's own axis, its gather would be rematerialised whole on every device.
+RULES: dict[str, Axis] = {
+    "layers": None,
+    "norm": None,
+    "table": ("fsdp", "tensor"),
+    "table_width": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of `data` x `fsdp` x `tensor` devices with Auto axes.
+
+    Args:
+      data: replicas of the parameters.
+      fsdp: shards of the parameters that also split the rows of a batch.
+      tensor: shards of heads, MLP and vocabulary.
+      devices: None takes all devices.
+
+    Returns:
+      The mesh; make it current with `jax.set_mesh`.
+
+    Raises:
+      ValueError: the product is not the number of devices.
+
+    >>> make_mesh(data=jax.device_count()).axis_names
+    ('data', 'fsdp', 'tensor')
+    """
+    sizes = (data, fsdp, tensor)
+    devices = jax.devices() if devices is None else list(devices)
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(sizes)} devices, "
+            f"but {len(devices)} are given"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def param_shardings(config: "LlamaConfig", mesh: Mesh) -> Tree:
+    """Where each parameter lives, from the leaf table and `RULES`.
+
+    Args:
+      config: the model.
+      mesh: from `make_mesh`.
+
+    Returns:
+      A tree of `NamedSharding`, shaped like the parameters.
+
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide, named with its leaf.
+    """
+    tree: dict[str, Any] = {}
+    for leaf in config.leaves():
+        axes = [RULES[dim] for dim in leaf.dims]
+        for dim, axis, size in zip(leaf.dims, axes, leaf.shape, strict=True):
+            _check_divides("/".join(leaf.path), dim, axis, size, mesh)
+        leaf.put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+    return tree
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over `data` and `fsdp`: the sharding of every leaf of a packed batch."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def place(tree: Tree, shardings: Tree) -> Tree:
+    """Puts a tree on the devices.
+
+    Args:
+      tree: arrays.
+      shardings: one sharding for all of them, or a tree of shardings.
+
+    Returns:
+      The tree of placed arrays.
+    """
+    return jax.device_put(tree, shardings)
+
+
+def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
+    """Pins an array of a traced function to the current mesh; without a mesh, returns it as it is.
+
+    Args:
+      x: array of len(axes) dimensions.
+      *axes: the mesh axis or axes of each dimension; one that does not divide its dimension is
+        dropped and left to the compiler, as `jax.vmap` leaves batches of one row.
+
+    Returns:
+      x
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return x
+    fits = lambda axis, size: size % _extent(axis, mesh) == 0
+    spec = [
+        axis if fits(axis, size) else PartitionSpec.UNCONSTRAINED
+        for axis, size in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def row_shards() -> int:
+    """How many devices share the rows of a batch on the current mesh; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+
+
+def _extent(axis: Axis, mesh: Any) -> int:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _check_divides(leaf: str, dim: str, axis: Axis, size: int, mesh: Mesh) -> None:
+    extent = _extent(axis, mesh)
+    if size % extent:
+        raise ValueError(
+            f"{leaf}: dimension {dim!r} of size {size} is not divisible by mesh axis {axis!r} of "
+            f"{extent} devices; choose a mesh whose {axis!r} divides it"
+        )

@@ -1,0 +1,312 @@
+"""Model folders that are understood, and those that are refused with a clear message."""
+
+import json
+import types
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from huggingface_hub import errors
+from safetensors.numpy import load_file, save_file
+from small_models import TIED, UNTIED, random_params
+
+from jaxunlearn.models import hf, llama
+
+# Llama-2-7b's config.json as transformers 4 wrote it, and Llama-3.2's scaling.
+LLAMA2 = {
+    "_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+SCALING = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+def write_config(folder, **changes):
+    raw = {k: v for k, v in (LLAMA2 | changes).items() if v != "absent"}
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+def test_llama2(tmp_path):
+    config = hf.load_config(write_config(tmp_path), dtype="bfloat16", remat="full")
+    assert config == llama.LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        context=4096,
+        norm_eps=1e-5,
+        dtype="bfloat16",
+        remat="full",
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": SCALING, "rope_theta": 5e5},
+        {"rope_parameters": SCALING | {"rope_theta": 5e5}},
+        {
+            "rope_parameters": SCALING | {"rope_theta": 5e5},
+            "rope_scaling": SCALING,
+            "rope_theta": 5e5,
+        },
+    ],
+    ids=["transformers 4", "transformers 5", "both"],
+)
+def test_rope_scaling(tmp_path, changes):
+    config = hf.load_config(write_config(tmp_path, **changes))
+    assert config.rope_scaling == llama.Llama3RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config.rope_theta == 5e5
+
+
+def test_defaults(tmp_path):
+    """What is left out has the value that transformers gives it."""
+    keys = ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
+    config = hf.load_config(write_config(tmp_path, **dict.fromkeys(keys, "absent")))
+    assert (config.num_kv_heads, config.norm_eps, config.tied, config.context) == (
+        32,
+        1e-6,
+        False,
+        2048,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type='mistral' is not supported, only 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
+        ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
+        ({"quantization_config": {"bits": 4}}, "unknown key 'quantization_config'"),
+        ({"rms_norm_epsilon": 1e-3}, "unknown key 'rms_norm_epsilon'.*perhaps 'rms_norm_eps'"),
+        ({"hidden_size": "absent"}, "hidden_size should be of type int, and is missing"),
+        ({"vocab_size": "32k"}, "vocab_size should be of type int, found '32k'"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings should be of type bool, found 1"),
+        ({"hidden_size": 4100}, "hidden_size=4100 is not a multiple of 32 heads"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_type='linear' is not supported",
+        ),
+        ({"rope_scaling": SCALING | {"beta": 1}}, "'llama3' takes .*found .*'beta'"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "takes no further keys"),
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_theta=10000.0 contradicts rope_parameters's 500000.0",
+        ),
+        (
+            {"rope_parameters": SCALING, "rope_scaling": SCALING | {"factor": 8.0}},
+            "rope_parameters and rope_scaling contradict each other",
+        ),
+    ],
+)
+def test_refused_configs(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"config.json: .*{message}"):
+        hf.load_config(write_config(tmp_path, **changes))
+
+
+def test_unreadable_configs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
+        hf.load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{\n"vocab_size": }')
+    with pytest.raises(ValueError, match=r"config\.json: line 2: not JSON"):
+        hf.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected an object, found list"):
+        hf.load_config(tmp_path)
+    with pytest.raises(ValueError, match=r"takes dtype, .*not 'precision'"):
+        hf.load_config(write_config(tmp_path), precision="bfloat16")
+
+
+@pytest.fixture
+def model(tmp_path):
+    hf.save_params(tmp_path / "model", random_params(UNTIED), UNTIED)
+    return tmp_path / "model"
+
+
+def edit(folder, change):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_tensors_that_do_not_fit(model):
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(model, lambda t: t.update({name: np.zeros((24, 17), np.float32)}))
+    message = rf"model\.safetensors: tensor {name} should have shape \(24, 16\), found \(24, 17\)"
+    with pytest.raises(ValueError, match=message):
+        hf.load_params(model, UNTIED)
+    edit(model, lambda t: t.pop(name))
+    with pytest.raises(ValueError, match=rf"tensor {name} of shape \(24, 16\) is missing"):
+        hf.load_params(model, UNTIED)
+
+
+def test_tensors_too_many(model):
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    edit(model, lambda t: t.update({bias: np.zeros(16, np.float32)}))
+    with pytest.raises(ValueError, match=rf"safetensors: tensor {bias} belongs to no Llama"):
+        hf.load_params(model, UNTIED)
+
+
+def test_tensors_that_do_no_harm(model):
+    """Old files carry rotary frequencies, and some tied ones the unembedding again."""
+    rotary = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit(model, lambda t: t.update({rotary: np.zeros(2, np.float32)}))
+    assert "lm_head" in hf.load_params(model, UNTIED)
+    assert "lm_head" not in hf.load_params(model, TIED)
+
+
+def test_no_safetensors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights; convert it once with transformers"):
+        hf.load_params(tmp_path, UNTIED)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin; convert it once"):
+        hf.load_params(tmp_path, UNTIED)
+
+
+def test_damaged_file(model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read .*download it again"):
+        hf.load_params(model, UNTIED)
+
+
+def test_missing_shard(tmp_path):
+    folder = tmp_path / "model"
+    hf.save_params(folder, random_params(UNTIED), UNTIED, max_shard_bytes=8000)
+    next(folder.glob("model-00002-*")).unlink()
+    with pytest.raises(ValueError, match=r"model-00002-of-\d+\.safetensors: cannot be read"):
+        hf.load_params(folder, UNTIED)
+
+
+def test_save_and_load(tmp_path):
+    params = random_params(TIED)
+    hf.save_params(tmp_path / "model", params, TIED)
+    assert hf.load_config(tmp_path / "model") == TIED
+    jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", TIED), params)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    hf.save_params(tmp_path / "half", half, TIED)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = hf.load_params(tmp_path / "half", TIED, dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, loaded, half)
+
+
+def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
+    params = random_params(UNTIED)
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "save_file", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            hf.save_params(tmp_path / "model", params, UNTIED)
+    assert list(tmp_path.iterdir()) == []
+    hf.save_params(tmp_path / "model", params, UNTIED)
+    with pytest.raises(FileExistsError, match="model is not empty: choose a new folder"):
+        hf.save_params(tmp_path / "model", params, UNTIED)
+
+
+def test_companions(tmp_path):
+    source = tmp_path / "source"
+    hf.save_params(source, random_params(UNTIED), UNTIED)
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    (source / "tokenizer.json").write_text("{}")
+    raw = json.loads((source / "config.json").read_text()) | {
+        "eos_token_id": [1, 2],
+        "bos_token_id": 1,
+    }
+    (source / "config.json").write_text(json.dumps(raw))
+    hf.save_params(tmp_path / "copy", random_params(UNTIED), UNTIED, source=source)
+    written = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert written["eos_token_id"] == [1, 2] and "pad_token_id" not in written
+    for name in ("generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "copy" / name).read_text() == (source / name).read_text()
+
+
+def test_tokenizer_is_written(tmp_path, shared_data):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    hf.save_params(tmp_path / "model", random_params(TIED), TIED, tokenizer=tokenizer)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert again("Once upon a time")["input_ids"] == tokenizer("Once upon a time")["input_ids"]
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["eos_token_id"] == 2
+
+
+def test_resolve_folder(tmp_path):
+    assert hf.resolve(tmp_path) == tmp_path
+    for name in ("./nowhere", str(tmp_path / "nowhere"), "nowhere", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no such folder"):
+            hf.resolve(name)
+
+
+def hub_error(kind):
+    def download(*args, **kwargs):
+        if kind is errors.LocalEntryNotFoundError:
+            raise kind("offline")
+        raise kind("no", response=types.SimpleNamespace(headers={}, request=None))
+
+    return download
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised", "message"),
+    [
+        (
+            errors.GatedRepoError,
+            PermissionError,
+            "owner/name is gated: accept its licence .*HF_TOKEN",
+        ),
+        (errors.RepositoryNotFoundError, FileNotFoundError, "no such model on the hub"),
+        (errors.LocalEntryNotFoundError, FileNotFoundError, "the hub is out of reach"),
+    ],
+)
+def test_resolve_hub_errors(monkeypatch, kind, raised, message):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_error(kind))
+    with pytest.raises(raised, match=message):
+        hf.resolve("owner/name")
+
+
+def test_resolve_downloads(monkeypatch, tmp_path):
+    """Weights as safetensors, settings and tokenizer; nothing pickled."""
+
+    def download(name, allow_patterns):
+        assert name == "owner/name"
+        assert "*.safetensors" in allow_patterns and not any("bin" in p for p in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hf.resolve("owner/name") == tmp_path
