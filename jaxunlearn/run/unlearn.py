@@ -1,0 +1,213 @@
+"""One objective from theta_0 to its last step, measured on the way."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from jaxunlearn.data import order
+from jaxunlearn.effects import Gradient
+from jaxunlearn.objectives import retain
+from jaxunlearn.run import measure, progress, summary, tables
+from jaxunlearn.run import step as step_lib
+from jaxunlearn.run.checkpoint import open_checkpoints
+from jaxunlearn.run.feed import Feed, References
+from jaxunlearn.run.losses import Risk
+from jaxunlearn.run.measure import Split, Statistics
+from jaxunlearn.run.prepare import Prepared, Task, measured_steps
+
+Tree = Any
+Shared = dict[Risk, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all objectives of a run share."""
+
+    prepared: Prepared
+    out: Path
+    console: Console
+    base: Tree  # theta_0, never donated
+    references: References
+    forget: Split  # D_u
+    retain: Split  # D_r
+    before: tuple[Statistics, Statistics]  # of theta_0, on D_u and D_r
+    start: Shared  # grad R(D_r) at theta_0, by risk: step 0 is the same for all objectives
+
+
+@dataclasses.dataclass
+class Interval:
+    """What a measurement needs until the next one."""
+
+    step: int
+    rows: list[dict[str, Any]]
+    gradients: Mapping[str, Gradient]  # of the risks
+    params: Tree  # theta_t
+    risks: dict[str, float]
+
+
+def unlearn(bench: Bench, task: Task) -> dict[str, Any]:
+    """One objective from theta_0 to its last step, measured on the way."""
+    prepared, out = bench.prepared, bench.out
+    result_file = out / "objectives" / task.name / "result.json"
+    if result_file.exists():
+        return summary.read_json(result_file)
+    feed = Feed(prepared, task, bench.references)
+    spec, steps = prepared.config.unlearn, feed.steps
+    per_epoch = order.num_steps(len(prepared.forget), spec.batch_size, 1)
+    lr = step_lib.schedule(task.lr, steps, round(spec.warmup_epochs * per_epoch))
+    tx = step_lib.optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm)
+    measured, log = measured_steps(prepared.config, steps), out / "metrics.jsonl"
+    saved_at = measured or range(0, steps, per_epoch)
+    paired = feed.measured(bench.forget) if measured else []
+    with (
+        open_checkpoints(out / "objectives" / task.name / "checkpoints") as checkpoints,
+        progress.bar(bench.console, task.name, steps, checkpoints.latest or 0) as bar,
+        tables.timed(out, task.name),
+    ):
+        state = step_lib.init(_copy(bench.base), tx)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state)
+        first = int(state.step)
+        tables.cut_back(log, task.name, first)
+        tables.drop_parts(out, task.name, first)
+        interval: Interval | None = None
+        for step in range(first, steps):
+            if step in measured:
+                stats = _statistics(bench, state.params, step)
+                _close(bench, task, interval, step, state.params, stats)
+                interval = None  # its gradients make room for the next
+                checkpoints.save(step, state)
+                interval = _measure(bench, task, paired, step, state.params, stats, float(lr(step)))
+            elif step in saved_at:
+                checkpoints.save(step, state)
+            batch, tokens, share = feed.step(step)
+            state, metrics = step_lib.train_step(state, batch, loss=task.loss, tx=tx)
+            if interval is not None and interval.step == step:
+                _look_back(bench, task, interval, state.params)
+            record = {k: float(v) for k, v in metrics.items()}
+            record |= {"lr": float(lr(step)), "tokens": tokens, "real_token_share": share}
+            tables.append(log, {"step": step, "objective": task.name, **record})
+            bar.advance(step + 1, tokens, loss=record["loss"], **_shown(interval))
+            if not np.isfinite(record["loss"]):
+                break  # the last checkpoint is from before, and stays
+        else:
+            checkpoints.save(steps, state)
+        stats = _statistics(bench, state.params, None)
+        _close(bench, task, interval, int(state.step), state.params, stats)
+    result = summary.evaluation(*stats) | {"steps": int(state.step), "of_steps": steps}
+    tables.write_json(result_file, result)
+    return result
+
+
+def _measure(
+    bench: Bench,
+    task: Task,
+    paired: list[Tree],
+    step: int,
+    params: Tree,
+    stats: tuple[Statistics, Statistics],
+    lr: float,
+) -> Interval:
+    """Effects at theta_t; writes the tables by sample, and keeps the rows that need the future."""
+    term, model, out = task.loss.term, bench.prepared.model, bench.out
+    risk = Risk(model, term.reduction)
+    if step == 0:
+        if risk not in bench.start:
+            bench.start[risk] = measure.retain_gradient(params, bench.retain, risk)
+        retain_gradient = bench.start[risk]
+    else:
+        retain_gradient = measure.retain_gradient(params, bench.retain, risk)
+    found = measure.measure(params, term, paired, retain_gradient)
+    forget, kept = stats
+    ref_logp = bench.before[0].logp
+    weights = measure.sample_weights(term.loss, forget.logp, ref_logp, forget.mask)
+    write = lambda table, rows: tables.write_part(out, table, task.name, step, rows)
+    sample_rows = measure.sample_rows("forget", forget, weights)
+    write("samples", sample_rows + measure.sample_rows("retain", kept))
+    write("confidence", measure.confidence_rows(forget))
+    spec = bench.prepared.config.measure
+    if step in spec.pg_steps:
+        samples, positions = measure.pg_rows(
+            params,
+            model,
+            bench.forget,
+            found,
+            weights,
+            forget,
+            reduction=term.reduction,
+            tokens=step in spec.token_steps,
+        )
+        write("pg_effect", samples)
+        if positions:
+            write("token_effect", positions)
+    rows = measure.g_effect_rows(found, term.reduction, lr)
+    return Interval(step, rows, found.risks, _copy(params), _risks(stats, term.reduction))
+
+
+def _look_back(bench: Bench, task: Task, interval: Interval, params: Tree) -> None:
+    """What the update just applied was foretold to do to the risks, and what it did."""
+    foretold = measure.predicted(interval.gradients, measure.moved(params, interval.params))
+    after = _risks(_statistics(bench, params, None), task.loss.term.reduction)
+    for row in interval.rows:
+        row["update_effect"] = foretold[row["risk"], row["layer"]]
+        if row["layer"] == "total":
+            row["step_change"] = after[row["risk"]] - interval.risks[row["risk"]]
+
+
+def _close(
+    bench: Bench,
+    task: Task,
+    interval: Interval | None,
+    step: int,
+    params: Tree,
+    stats: tuple[Statistics, Statistics],
+) -> None:
+    """Completes and writes a measurement when the next one (or the end) is reached."""
+    if interval is None:
+        return
+    foretold = measure.predicted(interval.gradients, measure.moved(params, interval.params))
+    now = _risks(stats, task.loss.term.reduction)
+    for row in interval.rows:
+        row["interval_steps"] = step - interval.step
+        row["interval_predicted"] = foretold[row["risk"], row["layer"]]
+        if row["layer"] == "total":
+            row["interval_change"] = now[row["risk"]] - interval.risks[row["risk"]]
+    tables.write_part(bench.out, "g_effect", task.name, interval.step, interval.rows)
+
+
+def _statistics(bench: Bench, params: Tree, step: int | None) -> tuple[Statistics, Statistics]:
+    """Of D_u and D_r; at step 0 all objectives share theta_0."""
+    if step == 0:
+        return bench.before
+    splits = {"forget": bench.forget, "retain": bench.retain}
+    return measure.evaluate(params, splits, bench.prepared.model)
+
+
+def _risks(stats: tuple[Statistics, Statistics], reduction: str) -> dict[str, float]:
+    """R(D_u) and R(D_r), summed over samples in float64 on the host."""
+    risks = {}
+    for name, found in zip(("unlearn", "retain"), stats, strict=True):
+        losses = np.asarray(retain.gd(jnp.asarray(found.logp), jnp.asarray(found.mask)), np.float64)
+        if reduction == "token_mean":
+            risks[name] = float(losses.sum() / found.mask.sum())
+        else:
+            per = losses / np.maximum(found.tokens, 1) if reduction == "sequence_mean" else losses
+            risks[name] = float(per.sum() / (found.tokens > 0).sum())
+    return risks
+
+
+def _shown(interval: Interval | None) -> dict[str, float]:
+    if interval is None:
+        return {}
+    totals = {row["risk"]: row["value"] for row in interval.rows if row["layer"] == "total"}
+    return {"e_u": totals["unlearn"], "e_r": totals["retain"]}
+
+
+def _copy(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,55 @@
+"""Checkpoints: whole or absent, the newest wins, and a stranger's is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxunlearn.run import step
+from jaxunlearn.run.checkpoint import CheckpointError, open_checkpoints
+
+
+def state(width=3, value=1.0):
+    params = {"embed": {"w": jnp.full((2, width), value)}, "norm": {"scale": jnp.ones(width)}}
+    return step.init(params, optax.adamw(1e-3))
+
+
+def test_the_newest_is_restored_bit_for_bit(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(0, state(value=1.0))
+        checkpoints.save(5, state(value=1 / 3))
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 5
+        found = checkpoints.restore(state(value=0.0))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state(value=1 / 3)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert jax.tree.structure(found) == jax.tree.structure(state())
+    assert [p.name for p in tmp_path.iterdir()] == ["5"]  # one is kept
+
+
+def test_another_shape_is_refused_by_name(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state(width=3))
+        with pytest.raises(
+            CheckpointError, match=r"embed\.w: expected float32\[2, 4\], found.*3\]"
+        ):
+            checkpoints.restore(state(width=4))
+
+
+def test_another_tree_is_refused_by_name(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, state())
+        other = step.init({"embed": {"w": jnp.ones((2, 3))}}, optax.adamw(1e-3))
+        with pytest.raises(CheckpointError, match=r"scale: expected nothing, found float32\[3\]"):
+            checkpoints.restore(other)
+
+
+def test_a_step_is_written_once(tmp_path):
+    """A resumed run passes the step it resumed from: nothing is deleted to write it again."""
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(value=1.0))
+        checkpoints.save(1, state(value=2.0))
+        found = checkpoints.restore(state())
+    np.testing.assert_array_equal(found.params["embed"]["w"], 1.0)

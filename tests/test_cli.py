@@ -1,0 +1,171 @@
+"""Bad input: one clear message, exit code 2, nothing written."""
+
+import json
+import shutil
+
+import jax
+import pytest
+import yaml
+
+from jaxunlearn import cli
+
+ROWS = [{"question": f"Who wrote book {i}?", "answer": f"Author {i} wrote it."} for i in range(4)]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Files of a small run, and a caller that returns exit code and message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("forget", "retain", "retain_perturbed"):
+        write_rows(folder / f"{split}.jsonl", ROWS)
+    return folder
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def call(capsys, tmp_path, config, *arguments):
+    """Runs a configuration; asserts that nothing was written."""
+    file = tmp_path / "config.yaml"
+    file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    code = cli.main(["run", str(file), "--out", str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+    return code, capsys.readouterr().err
+
+
+def sizes(**changes):
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 1}
+    return small | {"num_kv_heads": 1, "context": 64, "vocab_size": 300} | changes
+
+
+def local(folder, **changes):
+    data = {"source": str(folder), "forget": "forget", "retain": "retain"}
+    return {"new_model": sizes(), "data": data, "finetune": {"splits": ["forget"]}} | changes
+
+
+CASES = {
+    "unknown key": ({"unlearn": {"lrr": 1}}, ["config.yaml:2", "unlearn.lrr", "'lr'"]),
+    "unknown objective": ({"objectives": {"tnop": {}}}, ["objectives.tnop", "'tnpo'"]),
+    "unknown hyper-parameter": (
+        {"objectives": {"npo": {"hyper": {"betta": 1.0}}}},
+        ["objectives.npo", "betta", "'beta'"],
+    ),
+    "wrong reduction": (
+        {"objectives": {"npo": {"reduction": "token_mean"}}},
+        ["objectives.npo", "token_mean", "sequence_sum"],
+    ),
+    "missing split": ({"data": {"forget": "forgett"}}, ["data: forget", "forgett", "'forget'"]),
+    "layer": ({"objectives": {"rmu": {"layer": 9}}}, ["objectives.rmu.layer", "0..4"]),
+    "reserved name": ({"objectives": {"before": {"loss": "ga"}}}, ["objectives.before"]),
+    "no model": ({"model": "./nowhere"}, ["nowhere", "no such folder"]),
+    "base is a stage": ({"objectives": {"base": {"loss": "ga"}}}, ["objectives.base"]),
+    "layer cuts": ({"measure": {"layer_cuts": [3, 1]}}, ["measure.layer_cuts", "4 blocks"]),
+    "batch too large": ({"unlearn": {"batch_size": 64}}, ["unlearn.batch_size", "64", "20"]),
+    "no batch": ({"unlearn": {"batch_size": 0}}, ["unlearn.batch_size", "at least 1"]),
+    "never evaluated": ({"finetune": {"evaluate_every": 0}}, ["finetune.evaluate_every"]),
+    "nothing to retrain on": (
+        {"finetune": {"splits": ["forget"], "epochs": 1, "retrained": True}},
+        ["finetune.retrained", "0 samples"],
+    ),
+    "step beyond the end": ({"measure": {"steps": [0, 600]}}, ["measure.steps", "600"]),
+    "tokens without samples": ({"measure": {"token_steps": [7]}}, ["measure.token_steps", "7"]),
+    "unused setting": ({"objectives": {"npo": {"scale": 2.0}}}, ["objectives.npo.scale", "npo"]),
+    "no objectives": ({"objectives": {}}, ["objectives", "none"]),
+    "mesh": ({"compute": {"fsdp": 3}}, ["compute.fsdp", "3 devices"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_configurations(bench, capsys, tmp_path, case):
+    config, words = CASES[case]
+    code, message = call(capsys, tmp_path, config)
+    assert code == 2 and message.count("\n") == 1
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_local_split_lists_what_is_there(bench, capsys, tmp_path):
+    config = local(bench)
+    config["data"]["forget"] = "forget05"
+    code, message = call(capsys, tmp_path, config)
+    assert code == 2 and "forget05" in message and "retain_perturbed" in message
+
+
+def test_a_row_without_an_answer(bench, capsys, tmp_path):
+    write_rows(bench / "forget.jsonl", [ROWS[0], {"question": "Who?", "answer": ""}])
+    code, message = call(capsys, tmp_path, local(bench))
+    assert code == 2 and "forget" in message and "answer" in message
+
+
+def test_invalid_json_names_file_and_line(bench, capsys, tmp_path):
+    (bench / "forget.jsonl").write_text(json.dumps(ROWS[0]) + "\n{broken\n")
+    code, message = call(capsys, tmp_path, local(bench))
+    assert code == 2 and "forget.jsonl:2" in message
+
+
+def test_an_empty_forget_set(bench, capsys, tmp_path):
+    (bench / "forget.jsonl").write_text("")
+    code, message = call(capsys, tmp_path, local(bench))
+    assert code == 2 and "forget.jsonl" in message and "empty" in message
+
+
+def test_substitutes_over_the_context(bench, capsys, tmp_path):
+    (bench / "idontknow.jsonl").write_text("I do not know. " * 60 + "\n")
+    config = local(bench, objectives={"po": {}}, unlearn={"batch_size": 2})
+    code, message = call(capsys, tmp_path, config)
+    assert code == 2 and "substitute answers" in message and "64 tokens" in message
+
+
+def test_rows_over_the_context_list_the_first_five(bench, capsys, tmp_path):
+    rows = [{"question": "q " * 80, "answer": "a"} for _ in range(7)]
+    write_rows(bench / "forget.jsonl", [*rows, *ROWS])
+    code, message = call(capsys, tmp_path, local(bench))
+    assert code == 2 and "7 row(s)" in message and "too_long: drop" in message
+    assert message.count("(") >= 5
+
+
+def test_a_hugging_face_config_with_an_unknown_setting(bench, capsys, tmp_path, shared_data):
+    folder = tmp_path / "model"
+    shutil.copytree(shared_data / "models/stories260k", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").chmod(0o644)
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 128}))
+    code, message = call(capsys, tmp_path, local(bench, model=str(folder)))
+    assert code == 2 and "config.json" in message and "sliding_window" in message
+
+
+def test_weights_of_another_shape(bench, capsys, tmp_path, shared_data):
+    folder = tmp_path / "model"
+    shutil.copytree(shared_data / "models/stories260k", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").chmod(0o644)
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 176}))
+    code, message = call(capsys, tmp_path, local(bench, model=str(folder)))
+    assert code == 2 and "model.safetensors" in message and "mlp" in message and "176" in message
+
+
+def test_an_override_with_a_typo_is_refused(bench, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        call(capsys, tmp_path, {"name": "a"}, "--unlearn.lrr", "1")
+    assert stopped.value.code == 2
+    assert "--unlearn.lr" in capsys.readouterr().err
+
+
+def test_unknown_command_and_no_configuration(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["unlearn"])
+    assert stopped.value.code == 2
+    capsys.readouterr()
+    assert cli.main(["run"]) == 2
+    assert "needs a configuration" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(capsys, tmp_path):
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "config.yaml is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", str(tmp_path), "--unlearn.lr", "1"])
+    assert stopped.value.code == 2 and "report takes a folder alone" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""The configuration: defaults, YAML in and out, and errors that name file, line and key."""
+
+import pathlib
+
+import pytest
+
+from jaxunlearn import config as config_lib
+from jaxunlearn.config import Config, ConfigError, Objective
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_reads(path):
+    assert config_lib.load(path).name == path.stem
+
+
+def test_a_dumped_configuration_reads_back(tmp_path):
+    config = Config(
+        objectives={"ga": Objective(), "mine": Objective(loss="npo", hyper={"beta": 1.0})},
+        measure=config_lib.Measure(steps=(0, 3), layer_cuts=(1, 2)),
+    )
+    assert config_lib.load(write(tmp_path, config_lib.dump(config))) == config
+
+
+def test_values(tmp_path):
+    text = (
+        "unlearn: {lr: 1e-4, clip_norm: 1}\nobjectives:\n  ga:\n"
+        "  rmu: {hyper: {per_dim: true}, unit_norm: true}\nfinetune: {splits: [a, b]}\n"
+    )
+    config = config_lib.load(write(tmp_path, text))
+    assert config.unlearn.lr == 1e-4 and config.unlearn.clip_norm == 1.0
+    assert list(config.objectives) == ["ga", "rmu"] and config.objectives["ga"] == Objective()
+    assert config.objectives["rmu"].hyper == {"per_dim": True}
+    assert config.finetune.splits == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: a\nunlearn:\n  lrr: 1\n",
+            "a.yaml:3: unknown key 'unlearn.lrr'.*perhaps you meant 'lr'",
+        ),
+        ("unlern: {}\n", "a.yaml:1: unknown key 'unlern'.*perhaps you meant 'unlearn'"),
+        ("unlearn: {lr: fast}\n", "a.yaml:1: 'unlearn.lr' must be a number, not 'fast'"),
+        ("seed: 1.5\n", "'seed' must be a whole number, not '1.5'"),
+        ("seed:\n", "'seed' must be a whole number"),
+        ("compute: {dtype: bf16}\n", "must be one of float32, bfloat16, not 'bf16'"),
+        ("measure: {pg_steps: 5}\n", "'measure.pg_steps' must be a list"),
+        ("measure: {layer_cuts: [1]}\n", "a list of 2 values, not 1"),
+        ("objectives: [ga]\n", "'objectives' must be a mapping"),
+        ("seed: 1\nseed: 2\n", "a.yaml:2: key 'seed' is given twice"),
+        ("finetune: {retrained: maybe}\n", "must be true or false, not 'maybe'"),
+        ("a: [\n", "not valid YAML"),
+        ("", "empty"),
+        ("- 1\n", "must be a mapping"),
+    ],
+)
+def test_errors_name_file_line_and_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.load(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read"):
+        config_lib.load(tmp_path / "none.yaml")
