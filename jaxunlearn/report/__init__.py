@@ -1,0 +1,1 @@
+"""What a run directory shows: figures and one self-contained page."""
