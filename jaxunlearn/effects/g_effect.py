@@ -17,16 +17,18 @@ from jaxunlearn.effects import directions as directions_lib
 from jaxunlearn.effects import layers, probes, trees
 
 Tree = Any
+By = Literal["layer", "tensor", "total"]
+Rows = Literal["layer", "tensor"]
 
 
 class GEffect(NamedTuple):
     """A G-effect; `cosine` and the norms only where the gradients concerned were formed."""
 
-    value: jax.Array  # [] or [layers]
+    value: jax.Array  # [] or [rows]
     cosine: jax.Array | None  # like value
     risk_norm: jax.Array | None  # like value
     direction_norm: jax.Array  # like value
-    layers: tuple[str, ...] | None  # the names of the rows, where by="layer"
+    rows: tuple[str, ...] | None  # their names, None for the total
 
 
 def g_effect(
@@ -35,7 +37,7 @@ def g_effect(
     batches: Iterable[Any],
     direction: Tree,
     *,
-    by: Literal["layer", "total"] = "layer",
+    by: By = "layer",
     method: Literal["gates", "full"] = "full",
     stacked: tuple[str, ...] = layers.STACKED,
 ) -> GEffect:
@@ -46,12 +48,12 @@ def g_effect(
       params: mapping of layers (see `layers`).
       batches: the whole dataset in pytrees of one static shape.
       direction: tree like `params`: the gradient of the objective (or an optimiser's update).
-      by: one value per layer (rows named by `.layers`), or the total alone.
+      by: one value per layer or per tensor (named by `.rows`), or the total alone.
       method: "full" forms the risk's gradient and so knows cosine and norms; "gates" never forms it
-        (one scalar per layer in the reverse pass): the lean way for large models.
+        (one scalar per layer or tensor in the reverse pass): the lean way for large models.
 
     Returns:
-      GEffect; the layers' values sum to the total.
+      GEffect; the rows' values sum to the total.
 
     Raises:
       ValueError: another `by` or `method`, no batches, or a count of zero.
@@ -62,19 +64,19 @@ def g_effect(
         risk = directions_lib.dataset_gradient(risk_fn, params, batches)
         return between(risk.direction, direction, by=by, stacked=stacked)
     probes.require(risk_fn, "g_effect", "method='full'")
-    values = _by_gates(risk_fn, params, batches, direction, stacked)
-    names = tuple(layers.layer_names(params, stacked=stacked))
-    norms = layers.to_rows(_layer_norms(direction, stacked), stacked=stacked)
+    rows: Rows = "tensor" if by == "tensor" else "layer"
+    values = _by_gates(risk_fn, params, batches, direction, rows, stacked)
+    norms = _norms(direction, rows, stacked)
     if by == "total":
         return GEffect(values.sum(), None, None, trees.norm(norms), None)
-    return GEffect(values, None, None, norms, names)
+    return GEffect(values, None, None, norms, _names(params, rows, stacked))
 
 
 def between(
     risk_gradient: Tree,
     direction: Tree,
     *,
-    by: Literal["layer", "total"] = "layer",
+    by: By = "layer",
     stacked: tuple[str, ...] = layers.STACKED,
 ) -> GEffect:
     """The G-effect of two gradients that are already formed.
@@ -86,11 +88,9 @@ def between(
     Returns:
       GEffect with cosine and both norms; the cosine of a zero gradient is 0.
     """
-    value = layers.to_rows(_layer_dots(risk_gradient, direction, stacked), stacked=stacked)
-    risk_norm, direction_norm = (
-        layers.to_rows(_layer_norms(tree, stacked), stacked=stacked)
-        for tree in (risk_gradient, direction)
-    )
+    rows: Rows = "tensor" if by == "tensor" else "layer"
+    value = _dots(risk_gradient, direction, rows, stacked)
+    risk_norm, direction_norm = (_norms(t, rows, stacked) for t in (risk_gradient, direction))
     if by == "total":
         value, risk_norm, direction_norm = (
             value.sum(),
@@ -101,7 +101,7 @@ def between(
     cosine = jnp.where(still, 0, value / jnp.where(still, 1, risk_norm)) / jnp.where(
         still, 1, direction_norm
     )
-    names = tuple(layers.layer_names(direction, stacked=stacked)) if by == "layer" else None
+    names = None if by == "total" else _names(direction, rows, stacked)
     return GEffect(value, cosine, risk_norm, direction_norm, names)
 
 
@@ -134,9 +134,9 @@ def objective_effects(
     return {name: total / count for name, (total, count) in totals.items()}
 
 
-def _by_gates(risk_fn, params, batches, direction, stacked):
+def _by_gates(risk_fn, params, batches, direction, by, stacked):
     pairs = [
-        _gate_gradient(params, batch, direction, risk_fn=risk_fn, stacked=stacked)
+        _gate_gradient(params, batch, direction, risk_fn=risk_fn, by=by, stacked=stacked)
         for batch in batches
     ]
     if not pairs:
@@ -147,9 +147,9 @@ def _by_gates(risk_fn, params, batches, direction, stacked):
     return sums / counts
 
 
-@partial(jax.jit, static_argnames=("risk_fn", "stacked"))
-def _gate_gradient(params, batch, direction, *, risk_fn, stacked):
-    probe = probes.make(params, (direction,), stacked=stacked)
+@partial(jax.jit, static_argnames=("risk_fn", "by", "stacked"))
+def _gate_gradient(params, batch, direction, *, risk_fn, by, stacked):
+    probe = probes.make(params, (direction,), by=by, stacked=stacked)
 
     def risk(gates):
         return risk_fn(params, batch, probe={"directions": probe["directions"], "gates": gates})
@@ -158,21 +158,26 @@ def _gate_gradient(params, batch, direction, *, risk_fn, stacked):
     return layers.to_rows(gates, stacked=stacked)[:, 0, 0], count
 
 
-@partial(jax.jit, static_argnames="stacked")
-def _layer_dots(a, b, stacked):
-    return trees.layer_dots(a, b, stacked=stacked)
+@partial(jax.jit, static_argnames=("by", "stacked"))
+def _dots(a, b, by, stacked):
+    return layers.to_rows(trees.dots(a, b, by=by, stacked=stacked), stacked=stacked)
 
 
-@partial(jax.jit, static_argnames="stacked")
-def _layer_norms(a, stacked):
-    return trees.layer_norms(a, stacked=stacked)
+@partial(jax.jit, static_argnames=("by", "stacked"))
+def _norms(a, by, stacked):
+    return layers.to_rows(trees.norms(a, by=by, stacked=stacked), stacked=stacked)
+
+
+def _names(params: Tree, by: Rows, stacked: tuple[str, ...]) -> tuple[str, ...]:
+    named = layers.tensor_names if by == "tensor" else layers.layer_names
+    return tuple(named(params, stacked=stacked))
 
 
 def _check(by: str, method: str) -> None:
-    if by not in ("layer", "total") or method not in ("gates", "full"):
+    if by not in By.__args__ or method not in ("gates", "full"):
         raise ValueError(
-            f"g_effect: by={by!r}, method={method!r}; by is 'layer' or 'total', method 'gates' or"
-            " 'full'"
+            f"g_effect: by={by!r}, method={method!r}; by is 'layer', 'tensor' or 'total', method"
+            " 'gates' or 'full'"
         )
 
 

@@ -30,23 +30,46 @@ def layer_names(params: Mapping[str, Any], *, stacked: tuple[str, ...] = STACKED
     return names
 
 
+def tensor_names(params: Mapping[str, Any], *, stacked: tuple[str, ...] = STACKED) -> list[str]:
+    """The tensors of a parameter tree, layer by layer.
+
+    >>> tensor_names({"embed": {"w": jnp.ones((2, 3))}, "blocks": {"w": jnp.ones((2, 4))}})
+    ['block_0.w', 'block_1.w', 'embed.w']
+    """
+    names = []
+    for layer in layer_names(params, stacked=stacked):
+        key = layer if layer in params else layer.rpartition("_")[0] + "s"
+        paths = jax.tree_util.tree_flatten_with_path(params[key])[0]
+        names += [
+            f"{layer}.{jax.tree_util.keystr(path, simple=True, separator='.')}" for path, _ in paths
+        ]
+    return names
+
+
 def depth(stack: Any) -> int:
     """The number of layers in a stacked subtree."""
     return jax.tree.leaves(stack)[0].shape[0]
 
 
-def to_rows(values: Mapping[str, jax.Array], *, stacked: tuple[str, ...] = STACKED) -> jax.Array:
-    """Per-key values as one array with a row per layer, in the order of `layer_names`.
+def to_rows(values: Mapping[str, Any], *, stacked: tuple[str, ...] = STACKED) -> jax.Array:
+    """Per-layer or per-tensor values as one array.
 
     Args:
-      values: {key: [...], or [L, ...] for a stacked key}.
+      values: {key: [...], or [L, ...] for a stacked key}, or a tree of such arrays a key.
 
     Returns:
-      [layers, ...]
+      [rows, ...], a row a layer in the order of `layer_names`, or a tensor in that of
+      `tensor_names`.
     """
-    return jnp.concatenate(
-        [values[key] if key in stacked else values[key][None] for key in sorted(values)]
-    )
+
+    def rows(key: str) -> jax.Array:
+        leaves = jax.tree.leaves(values[key])
+        if key not in stacked:
+            return jnp.stack(leaves)
+        table = jnp.stack(leaves, axis=1)  # [L, tensors, ...]
+        return table.reshape(-1, *table.shape[2:])
+
+    return jnp.concatenate([rows(key) for key in sorted(values)])
 
 
 def groups(names: Sequence[str], cuts: tuple[int, int] | None = None) -> dict[str, tuple[str, ...]]:

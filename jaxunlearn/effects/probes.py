@@ -1,15 +1,16 @@
 """Gates: scalars `a` that move each layer along a direction, inside the model.
 
 A model that takes `probe=` evaluates every linear map as `x @ (W + sum_k a_k V_k)` at a = 0, with
-one `a` per layer, direction k and sample. The derivative of a sample's log-likelihood with respect
-to `a[layer, k, sample]` is <grad_layer log p(s), V_k>: a table by sample and layer in one reverse
-pass that never forms a gradient.
+one `a` per layer (or tensor), direction k and sample. The derivative of a sample's log-likelihood
+with respect to `a[layer, k, sample]` is <grad_layer log p(s), V_k>: a table by sample and layer in
+one reverse pass that never forms a gradient.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxunlearn.effects import layers
@@ -23,6 +24,7 @@ def make(
     directions: Sequence[Tree],
     *,
     samples: int = 1,
+    by: Literal["layer", "tensor"] = "layer",
     stacked: tuple[str, ...] = layers.STACKED,
 ) -> Probe:
     """A probe at rest.
@@ -31,16 +33,18 @@ def make(
       params: mapping of layers.
       directions: K trees like `params`.
       samples: gates per layer and direction; 1 = one gate shared by all samples.
+      by: a gate per "layer", or per "tensor": then a tree of gates in the place of a layer's.
 
     Returns:
       {"directions": tuple of K trees, "gates": {key: [K, samples] or [L, K, samples]}}, gates zero.
     """
     shape = (len(directions), samples)
-    gates = {
-        key: jnp.zeros((layers.depth(params[key]), *shape) if key in stacked else shape)
-        for key in params
-    }
-    return {"directions": tuple(directions), "gates": gates}
+
+    def gates(key: str) -> Any:
+        zeros = jnp.zeros((layers.depth(params[key]), *shape) if key in stacked else shape)
+        return jax.tree.map(lambda _: zeros, params[key]) if by == "tensor" else zeros
+
+    return {"directions": tuple(directions), "gates": {key: gates(key) for key in params}}
 
 
 def accepts(function: Callable[..., Any]) -> bool:

@@ -4,7 +4,7 @@ Dots are `jnp.sum(a * b)` per leaf: `jnp.vdot` flattens its arguments and thereb
 leaves on every device.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,34 +31,44 @@ def norm(a: Tree) -> jax.Array:
     return jnp.sqrt(dot(unit, unit)) * scale
 
 
-def layer_dots(a: Tree, b: Tree, *, stacked: tuple[str, ...] = ("blocks",)) -> dict[str, jax.Array]:
-    """Inner product of two parameter trees, layer by layer.
+def dots(
+    a: Tree,
+    b: Tree,
+    *,
+    by: Literal["layer", "tensor"] = "layer",
+    stacked: tuple[str, ...] = ("blocks",),
+) -> dict[str, Tree]:
+    """Inner product of two parameter trees, layer by layer or tensor by tensor.
 
     Args:
       a: mapping whose top-level keys are layers; under a key in `stacked`, every leaf has a leading
         axis over layers.
       b: tree of the same shape.
+      by: one value a "layer", or one a "tensor": then a tree of values in a layer's place.
       stacked: the keys whose leaves are stacked.
 
     Returns:
       {key: scalar, or [L] for a stacked key}; the sum over everything is `dot(a, b)`.
     """
 
-    def one(key: str) -> jax.Array:
+    def one(key: str) -> Tree:
         keep = 1 if key in stacked else 0
-        products = (
-            jnp.sum(wide(x) * wide(y), axis=tuple(range(keep, x.ndim)))
-            for x, y in zip(_leaves(a[key]), _leaves(b[key]), strict=True)
-        )
-        return sum(products, jnp.zeros((), jnp.float32))
+        product = lambda x, y: jnp.sum(wide(x) * wide(y), axis=tuple(range(keep, x.ndim)))
+        values = jax.tree.map(product, a[key], b[key])
+        return values if by == "tensor" else sum(_leaves(values), jnp.zeros((), jnp.float32))
 
     return {key: one(key) for key in a}
 
 
-def layer_norms(a: Tree, *, stacked: tuple[str, ...] = ("blocks",)) -> dict[str, jax.Array]:
-    """Euclidean norm of every layer, as `layer_dots`, and as safe as `norm`."""
+def norms(
+    a: Tree,
+    *,
+    by: Literal["layer", "tensor"] = "layer",
+    stacked: tuple[str, ...] = ("blocks",),
+) -> dict[str, Tree]:
+    """Euclidean norm of every layer or tensor, as `dots`, and as safe as `norm`."""
     unit, scale = _scaled(a)
-    return {key: jnp.sqrt(x) * scale for key, x in layer_dots(unit, unit, stacked=stacked).items()}
+    return jax.tree.map(lambda x: jnp.sqrt(x) * scale, dots(unit, unit, by=by, stacked=stacked))
 
 
 def _scaled(a: Tree) -> tuple[Tree, jax.Array]:

@@ -6,6 +6,7 @@ in one place, `_read`, where a probe adds its gated directions.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -31,26 +32,45 @@ def _wide_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=wide(a.dtype))
 
 
-def _read(module: nn.Module, name: str, use: Callable, x: jax.Array, gates: jax.Array | None):
-    """use(x, W) + sum_k a_k use(x, V_k), with d/dx of the second term left out as a = 0.
-
-    The gated sum is in float32, and so is the gradient with respect to the gates.
+def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Array:
+    """use(x, W), and under a probe the gated directions: use(x, W + sum_k a_k V_k) at a = 0.
 
     Args:
-      module: holds W in "params" and (V_1, .., V_K) in "direction".
+      module: holds W in "params"; under a probe (V_1, .., V_K) in "direction" and a, [R, T, K], in
+        "gates".
       name: of the parameter.
-      use: the map, linear in the parameter.
+      use: the map (x, W) -> [R, T, ..], linear in the parameter.
       x: [R, T, ...].
-      gates: a, [R, T, K], or None.
     """
     y = use(x, module.get_variable("params", name))
-    if gates is None:
+    if not module.has_variable("gates", name):
         return y
-    dtype, fixed = wide(y.dtype), jax.lax.stop_gradient(x)
-    total = y.astype(dtype)
-    for k, direction in enumerate(module.get_variable("direction", name)):
-        total += gates[..., k, None].astype(dtype) * use(fixed, direction).astype(dtype)
-    return total.astype(y.dtype)
+    gates, directions = (module.get_variable(kind, name) for kind in ("gates", "direction"))
+    return _gated(use, y, gates, jax.lax.stop_gradient(x), directions)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gated(use, y, gates, x, directions):
+    """y + sum_k a_k use(x, V_k) at a = 0, which is y. Reverse mode only.
+
+    By its own rule the forward pass keeps x instead of all use(x, V_k), and a rematerialised one
+    does not compute them twice.
+    """
+    return y
+
+
+def _gated_forward(use, y, gates, x, directions):
+    return y, (gates, x, directions)
+
+
+def _gated_reverse(use, saved, dy):
+    gates, x, directions = saved
+    wide_dy = dy.astype(wide(dy.dtype))
+    slopes = [jnp.sum(wide_dy * use(x, v).astype(wide_dy.dtype), -1) for v in directions]
+    return dy, jnp.stack(slopes, -1).astype(gates.dtype), None, None
+
+
+_gated.defvjp(_gated_forward, _gated_reverse)
 
 
 class Linear(nn.Module):
@@ -58,9 +78,9 @@ class Linear(nn.Module):
 
     dtype: str
 
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         use = lambda x, kernel: x @ kernel.astype(self.dtype)
-        return _read(self, "kernel", use, x.astype(self.dtype), gates)
+        return _read(self, "kernel", use, x.astype(self.dtype))
 
 
 class Unembed(nn.Module):
@@ -68,9 +88,9 @@ class Unembed(nn.Module):
 
     dtype: str
 
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         use = lambda x, kernel: _wide_einsum("rtd,dv->rtv", x, kernel.astype(self.dtype))
-        return _read(self, "kernel", use, x.astype(self.dtype), gates)
+        return _read(self, "kernel", use, x.astype(self.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -78,11 +98,11 @@ class RMSNorm(nn.Module):
 
     eps: float
 
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         full = x.astype(wide(x.dtype))
         normalised = full * jax.lax.rsqrt(jnp.mean(full**2, -1, keepdims=True) + self.eps)
         use = lambda x, scale: x * scale.astype(x.dtype)
-        return _read(self, "scale", use, normalised, gates).astype(x.dtype)
+        return _read(self, "scale", use, normalised).astype(x.dtype)
 
 
 class Embed(nn.Module):
@@ -90,13 +110,13 @@ class Embed(nn.Module):
 
     dtype: str
 
-    def __call__(self, tokens: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(self.dtype)
-        return _read(self, "embedding", use, tokens, gates)
+        return _read(self, "embedding", use, tokens)
 
-    def attend(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def attend(self, x: jax.Array) -> jax.Array:
         use = lambda x, table: _wide_einsum("rtd,vd->rtv", x, table.astype(self.dtype))
-        return _read(self, "embedding", use, x.astype(self.dtype), gates)
+        return _read(self, "embedding", use, x.astype(self.dtype))
 
 
 class Attention(nn.Module):
@@ -105,10 +125,10 @@ class Attention(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array, gates: jax.Array | None):
+    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array):
         config = self.config
         linear = lambda name: Linear(config.dtype, name=name)
-        heads = lambda name: linear(name)(x, gates).reshape(*x.shape[:2], -1, config.head_dim)
+        heads = lambda name: linear(name)(x).reshape(*x.shape[:2], -1, config.head_dim)
         query, key, value = _rotate(heads("q"), rope), _rotate(heads("k"), rope), heads("v")
         if config.attention == "cudnn":
             mixed = jax.nn.dot_product_attention(
@@ -116,7 +136,7 @@ class Attention(nn.Module):
             )
         else:
             mixed = _attend_causally(query, key, value, mask)
-        return linear("o")(mixed.reshape(*x.shape[:2], -1), gates)
+        return linear("o")(mixed.reshape(*x.shape[:2], -1))
 
 
 class MLP(nn.Module):
@@ -125,9 +145,9 @@ class MLP(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, gates: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         linear = lambda name: Linear(self.config.dtype, name=name)
-        return linear("down")(nn.silu(linear("gate")(x, gates)) * linear("up")(x, gates), gates)
+        return linear("down")(nn.silu(linear("gate")(x)) * linear("up")(x))
 
 
 class Block(nn.Module):
@@ -136,13 +156,13 @@ class Block(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array, gates: jax.Array | None):
+    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array):
         norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
         attention, mlp = Attention(self.config), MLP(self.config)
         nn.share_scope(self, attention)
         nn.share_scope(self, mlp)
-        x = x + attention(norm("attn_norm")(x, gates), rope, mask, gates)
-        return x + mlp(norm("mlp_norm")(x, gates), gates)
+        x = x + attention(norm("attn_norm")(x), rope, mask)
+        return x + mlp(norm("mlp_norm")(x))
 
 
 def _attend_causally(

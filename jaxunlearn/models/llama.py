@@ -68,7 +68,7 @@ def head_logits(
     config: LlamaConfig,
     *,
     directions: tuple[Tree, ...] = (),
-    gates: jax.Array | None = None,
+    gates: Tree = None,
 ) -> jax.Array:
     """Logits of final hidden states: the one place where the unembedding is applied.
 
@@ -77,7 +77,7 @@ def head_logits(
       final_hidden: [R, N, D] after the final norm.
       config: the model.
       directions: K trees like `params`, read where `gates` are given.
-      gates: [R, N, K].
+      gates: [R, N, K], or a tree of them, one a parameter.
 
     Returns:
       [R, N, V] float32 or wider.
@@ -87,7 +87,7 @@ def head_logits(
     else:
         module, key, method = layers.Unembed(config.dtype), "lm_head", None
     own = [tree[key] for tree in directions]
-    logits = _apply(module, params[key], own, final_hidden, gates, method=method)
+    logits = _apply(module, params[key], own, gates, final_hidden, method=method)
     return constrain(logits, ROWS, None, "tensor")
 
 
@@ -117,9 +117,10 @@ def forward(
       tap: also return the hidden states after this many blocks, 0 (the embedding's output) to
         num_layers (after the final norm too, as Hugging Face's last hidden state). Without a head,
         blocks after the tap cost nothing unless `final_hidden` is used.
-      probe: {"directions": K trees like params, "gates": {layer: [K, B], blocks: [L, K, B]}}; one
-        gate for all samples where B is 1. At gates 0 the values are those without a probe, and
-        d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>.
+      probe: {"directions": K trees like params, "gates": {layer: [K, B], blocks: [L, K, B]}}, for
+        reverse mode alone; one gate for all samples where B is 1, and a tree of such arrays in the
+        place of a layer's one for gates by tensor. The values are those without a probe, gates are
+        0, and d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>.
 
     Returns:
       Outputs.
@@ -134,17 +135,17 @@ def forward(
     token_gates = lambda key: _token_gates(gates.get(key), batch)
     at_labels = partial(_at_labels, batch=batch)
 
-    x = _apply(layers.Embed(config.dtype), *of("embed"), batch.tokens, token_gates("embed"))
+    x = _apply(layers.Embed(config.dtype), *of("embed"), token_gates("embed"), batch.tokens)
     x = constrain(x, ROWS, None, None)
     stack = (params["blocks"], tuple(tree["blocks"] for tree in directions), gates.get("blocks"))
     x, hidden = _run_blocks(x, stack, batch, config, tap, head is None)
     # The norm acts on single positions: gather first, and normalise only what is read.
-    norm_gates = at_labels(token_gates("norm"))
-    final_hidden = _apply(layers.RMSNorm(config.norm_eps), *of("norm"), at_labels(x), norm_gates)
+    norm_gates = jax.tree.map(at_labels, token_gates("norm"))
+    final_hidden = _apply(layers.RMSNorm(config.norm_eps), *of("norm"), norm_gates, at_labels(x))
     hidden = final_hidden if tap == config.num_layers else hidden
     if head is None:
         return Outputs(None, hidden, final_hidden)
-    label_gates = at_labels(token_gates("embed" if config.tied else "lm_head"))
+    label_gates = jax.tree.map(at_labels, token_gates("embed" if config.tied else "lm_head"))
     logits = partial(
         head_logits,
         _head_layout(params, config),
@@ -189,7 +190,7 @@ def _block(batch: Any, config: LlamaConfig) -> Callable:
     def block(x, layer):
         params, directions, gates = layer
         gates = _token_gates(gates, batch)
-        x = _apply(layers.Block(config), params, directions, x, rope, mask, gates)
+        x = _apply(layers.Block(config), params, directions, gates, x, rope, mask)
         return constrain(x, ROWS, None, None)
 
     if config.remat == "none":
@@ -237,24 +238,30 @@ def _head_layout(params: Tree, config: LlamaConfig) -> Tree:
     return {"lm_head": {"kernel": constrain(params["lm_head"]["kernel"], None, "tensor")}}
 
 
-def _apply(module: nn.Module, params: Tree, directions: Any, *args: Any, method=None) -> Any:
-    """A part on its parameters and, leaf by leaf, the directions of a probe."""
+def _apply(
+    module: nn.Module, params: Tree, directions: Any, gates: Tree, *args: Any, method=None
+) -> Any:
+    """A part on its parameters and, leaf by leaf, the directions and gates of a probe."""
     variables = {"params": params}
-    if directions:
+    if gates is not None:
+        each = gates if isinstance(gates, Mapping) else jax.tree.map(lambda _: gates, params)
+        variables["gates"] = each
         variables["direction"] = jax.tree.map(lambda *leaves: leaves, *directions)
     return module.apply(variables, *args, method=method)
 
 
-def _token_gates(gates: jax.Array | None, batch: Any) -> jax.Array | None:
+def _token_gates(gates: Tree, batch: Any) -> Tree:
     """Each token's gates, [K, B] -> [R, W, K]; padding reads slot 0, which no label sees."""
-    if gates is None:
-        return None
     rows, slots = batch.mask.shape[:2]
-    table = jnp.broadcast_to(gates, (gates.shape[0], rows * slots)).reshape(-1, rows, slots)
     slot = jnp.maximum(batch.segments, 0)[..., None]
-    return jnp.take_along_axis(jnp.moveaxis(table, 0, -1), slot, axis=1)
+
+    def spread(gates):
+        table = jnp.broadcast_to(gates, (gates.shape[0], rows * slots)).reshape(-1, rows, slots)
+        return jnp.take_along_axis(jnp.moveaxis(table, 0, -1), slot, axis=1)
+
+    return jax.tree.map(spread, gates)
 
 
-def _at_labels(x: Any, batch: Any) -> Any:
-    """The columns that predict labels, [R, W, ..] -> [R, N, ..]; None stays None."""
-    return None if x is None else jnp.take_along_axis(x, batch.label_at[..., None], axis=1)
+def _at_labels(x: jax.Array, batch: Any) -> jax.Array:
+    """The columns that predict labels, [R, W, D] -> [R, N, D]."""
+    return jnp.take_along_axis(x, batch.label_at[..., None], axis=1)

@@ -107,7 +107,7 @@ def g_effect_rows(found: Measurement, reduction: str, lr: float) -> list[dict[st
         common = {"risk": risk, "reduction": reduction, "estimator": "exact", "lr": lr}
         by_layer = effects.between(gradient.direction, found.objective.direction)
         total = effects.between(gradient.direction, found.objective.direction, by="total")
-        names = [*(by_layer.layers or ()), "total"]
+        names = [*(by_layer.rows or ()), "total"]
         columns = [
             np.append(np.asarray(a), np.asarray(b))
             for a, b in zip(by_layer[:4], total[:4], strict=True)
@@ -251,7 +251,7 @@ def _label_statistics(params, packed, *, model):
 
 @jax.jit
 def _rows(a, b):
-    return layers.to_rows(trees.layer_dots(a, b))
+    return layers.to_rows(trees.dots(a, b))
 
 
 @jax.jit

@@ -1,17 +1,17 @@
 """What the effects cost, by the compiler: FLOPs of the programs and bytes of their temporaries."""
 
+import dataclasses
 import importlib
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.interpreters import partial_eval
 
 from jaxunlearn.data import packing
 from jaxunlearn.data.packing import unpack
-from jaxunlearn.models import llama
+from jaxunlearn.effects.forecast import flops, forecast
+from jaxunlearn.models import layers, llama
 
 pg_effect = importlib.import_module("jaxunlearn.effects.pg_effect")
 
@@ -27,6 +27,16 @@ MODEL = llama.LlamaConfig(
     head_dim=32,
     context=64,
 )
+MEDIUM = llama.LlamaConfig(
+    vocab_size=4096,
+    hidden_size=384,
+    intermediate_size=1024,
+    num_layers=8,
+    num_heads=6,
+    num_kv_heads=6,
+    head_dim=64,
+    context=256,
+)
 PARAMETERS = sum(x.size for x in jax.tree.leaves(llama.abstract_params(MODEL)))
 
 
@@ -38,26 +48,6 @@ def rows(samples, width=64):
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 512, (samples, width)).astype(np.int32)
     return packing.padded([packing.Sequence(t, width // 2) for t in tokens])
-
-
-def flops(fn, *args) -> int:
-    """2 x multiply-adds of every matrix product that the result needs, scans multiplied out."""
-    closed = jax.make_jaxpr(fn)(*args)
-    live, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return _count(live)
-
-
-def _count(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = np.prod([equation.invars[0].aval.shape[d] for d in contracted])
-            total += 2 * int(depth) * int(np.prod(equation.outvars[0].aval.shape))
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            total += times * _count(inner)
-    return total
 
 
 def of(method, samples, directions=1, by="sample"):
@@ -80,7 +70,7 @@ def batch_gradient(samples):
 
 
 def temporary_bytes(fn, args) -> int:
-    return jax.jit(fn).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return forecast(fn, *args).temp
 
 
 def test_a_forward_pass_has_the_textbook_flops():
@@ -126,3 +116,168 @@ def test_one_compilation_serves_all_batches():
     pg_effect.pg_effect(fn, params, batches, {"v": params}, method="jvp")
     pg_effect.pg_effect(fn, params, batches, {"w": params}, method="jvp")
     assert pg_effect.by_jvp._cache_size() == before + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleLogProbs:
+    model: llama.LlamaConfig
+
+    def __call__(self, params, packed, probe=None):
+        return unpack(llama.forward(params, packed, self.model, probe=probe).labels, packed).sum(-1)
+
+
+def abstract_rows(samples, width, vocab_size):
+    tokens = np.zeros((samples, width), np.int32)
+    packed = packing.padded([packing.Sequence(t, 1) for t in tokens])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packed)
+
+
+class TestClosedForms:
+    """FLOPs of the whole model in terms of its sizes, equal to the last unit."""
+
+    tall = llama.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=80,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        context=256,
+        remat="full",
+    )
+
+    def sizes(self, samples=2, width=96):
+        """Tokens, labels, FLOPs per token of a forward pass in the layers, head, attention."""
+        m = self.tall
+        kv = m.num_kv_heads * m.head_dim
+        layer = 2 * m.hidden_size**2 + 2 * m.hidden_size * kv
+        layer += 3 * m.hidden_size * m.intermediate_size
+        # Blocks of queries, each with the keys up to its own end: q k and the mix, 2 FLOPs each.
+        block = max(layers.QUERY_BLOCK, -(-width // layers.MAX_QUERY_BLOCKS))
+        ends = [min(first + block, width) for first in range(0, width, block)]
+        scores = sum(e * (e - f) for e, f in zip(ends, range(0, width, block), strict=True))
+        tokens, labels = samples * width, samples * (width - 1)
+        stack = 2 * tokens * m.num_layers * layer
+        attention = samples * m.num_layers * 4 * m.hidden_size * scores
+        return stack, 2 * labels * m.hidden_size * m.vocab_size, attention, tokens
+
+    def arguments(self):
+        return llama.abstract_params(self.tall), abstract_rows(2, 96, 96)
+
+    def test_forward(self):
+        stack, head, attention, _ = self.sizes()
+        assert flops(SampleLogProbs(self.tall), *self.arguments()) == stack + head + attention
+
+    @pytest.mark.parametrize("directions", [1, 2])
+    def test_pg_effects_by_jvp(self, directions):
+        params, packed = self.arguments()
+        found = flops(
+            pg_effect.by_jvp,
+            params,
+            packed,
+            (params,) * directions,
+            fn=SampleLogProbs(self.tall),
+            by="sample",
+            stacked=("blocks",),
+        )
+        stack, head, attention, _ = self.sizes()
+        assert found == (1 + 2 * directions) * (stack + head + attention)
+
+    def test_training_with_full_remat(self):
+        """6 N + 2 (N_layers - L D F) + 4 A: a block is computed again but for its last map."""
+        loss = lambda params, packed: SampleLogProbs(self.tall)(params, packed).mean()
+        stack, head, attention, tokens = self.sizes()
+        m = self.tall
+        last = 2 * tokens * m.num_layers * m.hidden_size * m.intermediate_size
+        expected = 3 * (stack + head) + stack - last + 4 * attention
+        assert flops(jax.grad(loss), *self.arguments()) == expected
+
+
+@pytest.fixture(scope="module")
+def costs():
+    """17 M parameters, 32 x 128 tokens: what each way to two directions' effects needs."""
+    params, packed = llama.abstract_params(MEDIUM), abstract_rows(32, 128, 4096)
+    plain = SampleLogProbs(MEDIUM)
+    lean = SampleLogProbs(dataclasses.replace(MEDIUM, remat="full"))
+    loss = lambda params, packed: plain(params, packed).mean()
+    two = (params, params)
+    of = lambda way, fn, along, **options: forecast(
+        way, params, packed, along, fn=fn, stacked=("blocks",), **options
+    )
+    jax.config.update("jax_disable_most_optimizations", False)
+    return {
+        "gradient": forecast(jax.grad(loss), params, packed),
+        "jvp": of(pg_effect.by_jvp, plain, two, by="sample"),
+        "jvp, one": of(pg_effect.by_jvp, plain, two[:1], by="sample"),
+        "gates": of(pg_effect.by_gates, plain, two, by="layer"),
+        "gates, one": of(pg_effect.by_gates, plain, two[:1], by="layer"),
+        "gates, remat": of(pg_effect.by_gates, lean, two, by="layer"),
+        "vmap": of(pg_effect.by_vmap, plain, two, by="sample", microbatch=32),
+    }
+
+
+@pytest.mark.slow
+class TestBars:
+    @pytest.mark.parametrize(
+        ("way", "most"),
+        [
+            ("jvp, one", 1.02),
+            ("gates, one", 1.02),
+            ("gates", 1.35),
+            ("gates, remat", 1.60),
+            ("jvp", 1.70),
+        ],
+    )
+    def test_flops_in_batch_gradients(self, costs, way, most):
+        assert costs[way].flops <= most * costs["gradient"].flops
+
+    @pytest.mark.parametrize("way", ["jvp", "gates, remat"])
+    def test_an_eighth_of_the_memory_of_a_gradient_a_sample(self, costs, way):
+        assert costs[way].temp <= 0.12 * costs["vmap"].temp
+
+    def test_gates_keep_no_more_than_a_gradient_does(self, costs):
+        assert costs["gates"].temp <= 1.15 * costs["gradient"].temp
+
+
+def test_jvp_keeps_nothing_per_layer():
+    """An extra sample costs the same temporaries in a model twice as deep."""
+
+    def growth(depth):
+        model = dataclasses.replace(MODEL, num_layers=depth)
+        params = llama.abstract_params(model)
+        temps = [
+            forecast(
+                pg_effect.by_jvp,
+                params,
+                abstract_rows(samples, 64, 512),
+                (params, params),
+                fn=SampleLogProbs(model),
+                by="sample",
+                stacked=("blocks",),
+            ).temp
+            for samples in (8, 24)
+        ]
+        return (temps[1] - temps[0]) / 16
+
+    assert abs(growth(12) / growth(6) - 1) < 0.05
+
+
+def test_a_chunked_head_never_holds_a_vocabulary_of_logits():
+    """32000 tokens, 4 x 128: temporaries of two tangents, in chunks and whole."""
+    model = dataclasses.replace(MODEL, vocab_size=32000, context=128, num_layers=2)
+
+    def temp(chunk):
+        chunked = dataclasses.replace(model, head_chunk=chunk)
+        params = llama.abstract_params(chunked)
+        return forecast(
+            pg_effect.by_jvp,
+            params,
+            abstract_rows(4, 128, 32000),
+            (params, params),
+            fn=SampleLogProbs(chunked),
+            by="sample",
+            stacked=("blocks",),
+        ).temp
+
+    assert temp(8) <= 0.2 * temp(127)

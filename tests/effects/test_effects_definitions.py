@@ -189,7 +189,7 @@ def test_g_effect_layers_sum_to_the_total(setting, method):
     gradient = effects.dataset_gradient(risk, params, batches).direction
     np.testing.assert_allclose(total.value, trees.dot(gradient, direction), rtol=2e-5)
     np.testing.assert_allclose(by_layer.value.sum(), total.value, rtol=2e-5)
-    assert by_layer.layers == ("block_0", "block_1", "block_2", "embed", "norm")
+    assert by_layer.rows == ("block_0", "block_1", "block_2", "embed", "norm")
     assert (total.cosine is None) == (method == "gates")
 
 
@@ -234,7 +234,7 @@ def test_what_is_not_a_number_stays_so(setting):
 @pytest.mark.parametrize("options", [{"method": "gate"}, {"by": "layers"}])
 def test_unknown_forms_are_refused(setting, options):
     params, batches, directions = setting
-    with pytest.raises(ValueError, match="by is 'layer' or 'total', method 'gates' or"):
+    with pytest.raises(ValueError, match="by is 'layer', 'tensor' or 'total', method"):
         effects.g_effect(risk, params, batches, directions["unlearn"], **options)
 
 
