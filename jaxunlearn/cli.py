@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
 EPILOG = "`jaxunlearn run --keys` lists every key that --KEY VALUE can override."
@@ -35,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, demo):
         command.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
         command.add_argument("--keys", action="store_true", help="list the keys and exit")
+    ahead = commands.add_parser("forecast", help="what a run will need, before it runs")
+    ahead.add_argument("config", type=Path, nargs="?", help="a YAML file, see configs/")
+    ahead.add_argument("--memory", type=float, help="GiB of one device: advise what fits it")
+    ahead.add_argument("--keys", action="store_true", help="list the keys and exit")
     report = commands.add_parser("report", help="draw figures and summary of a finished run anew")
     report.add_argument("run", type=Path, help="the run's folder")
     return parser
@@ -52,7 +57,10 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         elif arguments.config is None:
             base = config_lib.Config()
             if not arguments.keys:
-                raise ValueError("run needs a configuration: jaxunlearn run CONFIG.yaml")
+                command = arguments.command
+                raise ValueError(
+                    f"{command} needs a configuration: jaxunlearn {command} CONFIG.yaml"
+                )
         else:
             base = config_lib.load(arguments.config)
     except ValueError as error:
@@ -61,6 +69,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prog = f"jaxunlearn {arguments.command}"
     config = tyro.cli(config_lib.Config, prog=prog, args=asked, default=base)
 
+    if arguments.command == "forecast":
+        return _forecast(config, arguments.memory)
     from jaxunlearn.run import recipe
     from jaxunlearn.run.checkpoint import CheckpointError
 
@@ -73,6 +83,25 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         recipe.execute(prepared, out, console)
     except (CheckpointError, FloatingPointError) as error:
+        return _fail(error)
+    return 0
+
+
+def _forecast(config: Any, memory: float | None) -> int:
+    import jax
+    from rich.console import Console
+
+    # As many devices as the mesh has: nothing runs on them, the compiler alone must know them.
+    compute = config.compute
+    devices = compute.data * compute.fsdp * compute.tensor
+    if not any(name in os.environ for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")):
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(devices, 1))
+    from jaxunlearn.run import advice
+
+    try:
+        advice.show(config, Console(), memory)
+    except (ValueError, OSError) as error:
         return _fail(error)
     return 0
 

@@ -41,7 +41,7 @@ def dataset_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[Any]) -> G
     Raises:
       ValueError: no batches, or a count of zero over all of them.
     """
-    named = dataset_gradients(_Single(loss_fn), params, batches)
+    named = dataset_gradients(Single(loss_fn), params, batches)
     return named["loss"]
 
 
@@ -65,7 +65,7 @@ def dataset_gradients(
     shardings = trees.named_shardings(params)
     totals = None
     for batch in batches:
-        new = _gradient_sums(params, batch, losses_fn=losses_fn, shardings=shardings)
+        new = gradient_sums(params, batch, losses_fn=losses_fn, shardings=shardings)
         totals = new if totals is None else _add(totals, new)
     if totals is None:
         raise ValueError("a gradient over a dataset needs at least one batch, got none")
@@ -79,7 +79,7 @@ def dataset_gradients(
     }
 
 
-class _Single:
+class Single:
     """One loss as a set of one; equal for equal functions, so that compilations are shared."""
 
     def __init__(self, loss_fn: LossFn):
@@ -92,11 +92,11 @@ class _Single:
         return hash(self.loss_fn)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Single) and self.loss_fn == other.loss_fn
+        return isinstance(other, Single) and self.loss_fn == other.loss_fn
 
 
 @partial(jax.jit, static_argnames=("losses_fn", "shardings"))
-def _gradient_sums(params, batch, *, losses_fn, shardings):
+def gradient_sums(params, batch, *, losses_fn, shardings):
     def sums(p):
         pairs = losses_fn(p, batch)
         counts = {

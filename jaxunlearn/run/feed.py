@@ -53,8 +53,8 @@ def reference_pass(prepared: Prepared, params: Tree, folder: Path) -> References
     """Everything that any objective of the run needs of the model before unlearning."""
     terms = [t.loss.term for t in prepared.tasks]
     kept = [t.loss.retain for t in prepared.tasks if t.loss.retain]
-    forget = _cache(prepared, params, prepared.forget, _keys(terms), folder / "forget")
-    retain = _cache(prepared, params, prepared.retain, _keys(kept), folder / "retain")
+    forget = _cache(prepared, params, prepared.forget, reference_keys(terms), folder / "forget")
+    retain = _cache(prepared, params, prepared.retain, reference_keys(kept), folder / "retain")
     pairs, substitutes = drawn_pairs(prepared)
     cache = None
     if any("substitute_ref_logp" in term.loss.arrays for term in terms):
@@ -123,7 +123,7 @@ class Feed:
         return batches
 
     def _forget_rows(self, packed: Packed, ids: np.ndarray) -> dict[str, Any]:
-        wanted = _keys([self._term])
+        wanted = reference_keys([self._term])
         cached = self._references.forget
         return {"packed": packed} | {k: cached[k].lay_out(packed, ids) for k in wanted}
 
@@ -134,7 +134,7 @@ class Feed:
         )
         cached = self._references.retain
         return {"packed": packed} | {
-            key: cached[key].lay_out(packed, ids) for key in _keys([self._retain])
+            key: cached[key].lay_out(packed, ids) for key in reference_keys([self._retain])
         }
 
     def _substitute_rows(
@@ -191,7 +191,7 @@ class Feed:
         return batches_lib.place(batch, self._prepared.mesh) | {"constants": self._constants}
 
 
-def _keys(terms: Sequence[Term]) -> set[str]:
+def reference_keys(terms: Sequence[Term]) -> set[str]:
     """The cached references that terms read, as keys of their rows."""
     keys = set()
     for term in terms:
@@ -220,7 +220,7 @@ def _cache(
     for rows in split.placed:
         found = {}
         for tap in taps or [None]:
-            out = _reference(params, rows["packed"], model=prepared.model, tap=tap)
+            out = label_references(params, rows["packed"], model=prepared.model, tap=tap)
             found |= {"ref_logp": out.labels, "ref_hidden": out.final_hidden}
             found[f"ref_tap_{tap}"] = out.hidden
         for key, parts in values.items():
@@ -242,7 +242,7 @@ def _save(path: Path, caches: dict[str, LabelCache]) -> None:
 
 
 @partial(jax.jit, static_argnames=("model", "tap"))
-def _reference(params, packed, *, model, tap):
+def label_references(params, packed, *, model, tap):
     return llama.forward(params, packed, model, tap=tap)
 
 

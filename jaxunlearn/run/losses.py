@@ -32,6 +32,16 @@ class TokenLogProbs:
 
 
 @dataclasses.dataclass(frozen=True)
+class SampleLogProbs:
+    """log p of every sample, [B]."""
+
+    model: llama.LlamaConfig
+
+    def __call__(self, params: Tree, rows: Tree, probe: Tree | None = None) -> jax.Array:
+        return TokenLogProbs(self.model)(params, rows, probe).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Risk:
     """The risk R: negative log-likelihood of the answers, reduced as the objective is."""
 

@@ -67,7 +67,7 @@ class Measurement(NamedTuple):
 
 def statistics(params: Tree, split: Split, model: llama.LlamaConfig) -> Statistics:
     """Log-probability and argmax of every label of a set."""
-    found = [_label_statistics(params, rows["packed"], model=model) for rows in split.placed]
+    found = [label_statistics(params, rows["packed"], model=model) for rows in split.placed]
     masks = [packed.mask.reshape(-1, packed.mask.shape[-1]) for packed in split.packed]
     logp, correct = (split.by_sample([f[i] for f in found]) for i in (0, 1))
     return Statistics(logp, correct.astype(bool), split.by_sample(masks))
@@ -244,7 +244,7 @@ def _by_sample_weight(weights: np.ndarray | None, mask: np.ndarray) -> list[floa
 
 
 @partial(jax.jit, static_argnames="model")
-def _label_statistics(params, packed, *, model):
+def label_statistics(params, packed, *, model):
     labels = llama.forward(params, packed, model, head=llama.label_statistics).labels
     return unpack(labels["logp"], packed), unpack(labels["correct"], packed)
 

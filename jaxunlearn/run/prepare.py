@@ -87,11 +87,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     Raises:
       ValueError, FileNotFoundError: the first thing that is wrong, naming file and key.
     """
-    compute = config.compute
-    try:
-        mesh = sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
-    except ValueError as error:
-        raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
+    mesh = make_mesh(config, devices)
     splits = _Splits(config)
     folder = None if config.model is None else hf.resolve(config.model)
     tokenizer = _tokenizer(config, splits, folder)
@@ -120,9 +116,24 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         refusals=Refusals(
             [forget_rows[i] for i in kept], splits.refusals(), encoder.one, config.seed
         ),
-        tasks=tuple(_task(name, spec, model, config) for name, spec in config.objectives.items()),
+        tasks=tuple(
+            make_task(name, spec, model, config) for name, spec in config.objectives.items()
+        ),
         notes=tuple(encoder.notes),
     )
+
+
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh that a configuration asks for.
+
+    Raises:
+      ValueError: another number of devices than there are; names the keys.
+    """
+    compute = config.compute
+    try:
+        return sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
+    except ValueError as error:
+        raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
 
 
 class _Splits:
@@ -221,12 +232,17 @@ def _tokenizer(config: Config, splits: _Splits, folder: Path | None) -> Any:
     return fictional.train_tokenizer(rows, vocab_size=config.new_model.vocab_size)
 
 
-def _model(config: Config, tokenizer: Any, folder: Path | None) -> llama.LlamaConfig:
-    compute: dict[str, Any] = {
+def compute_options(config: Config) -> dict[str, Any]:
+    """How to compute a model, as fields of `LlamaConfig`."""
+    return {
         "dtype": config.compute.dtype,
         "attention": config.compute.attention,
         "remat": config.compute.remat,
     }
+
+
+def _model(config: Config, tokenizer: Any, folder: Path | None) -> llama.LlamaConfig:
+    compute = compute_options(config)
     if folder is not None:
         model = hf.load_config(folder, **compute)
         hf.check_params(folder, model)
@@ -245,7 +261,14 @@ def _parameters(config: Config, model: llama.LlamaConfig, mesh: Any, folder: Pat
     return jax.jit(lambda k: llama.init_params(k, model), out_shardings=shardings)(key)
 
 
-def _task(name: str, spec: config_lib.Objective, model: llama.LlamaConfig, config: Config) -> Task:
+def make_task(
+    name: str, spec: config_lib.Objective, model: llama.LlamaConfig, config: Config
+) -> Task:
+    """One objective of a configuration, its loss resolved and checked.
+
+    Raises:
+      ValueError: names the key that is wrong.
+    """
     where = f"objectives.{name}"
     if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ValueError(

@@ -36,17 +36,36 @@ def optimizer(
 
 def init(params: Tree, tx: optax.GradientTransformation) -> State:
     """A fresh state; the moments are sharded as the parameters are."""
+    like = abstract(params, tx)
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    return State(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params, opt_state)
+
+
+def abstract(params: Tree, tx: optax.GradientTransformation) -> Any:
+    """Shapes, dtypes and shardings of a state, nothing allocated.
+
+    Args:
+      params: arrays or `jax.ShapeDtypeStruct` with shardings.
+      tx: the optimiser.
+
+    Returns:
+      A State of `jax.ShapeDtypeStruct`.
+    """
     shardings = jax.tree.map(lambda p: p.sharding, params)
     replicated = _replicated(jax.tree.leaves(shardings)[0])
+    with_sharding = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    opt_shapes = jax.eval_shape(tx.init, shapes)
     opt_shardings = optax.tree.map_params(
-        tx,
-        lambda _, s: s,
-        jax.eval_shape(tx.init, params),
-        shardings,
-        transform_non_params=lambda _: replicated,
+        tx, lambda _, s: s, opt_shapes, shardings, transform_non_params=lambda _: replicated
     )
-    opt_state = jax.jit(tx.init, out_shardings=opt_shardings)(params)
-    return State(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return State(
+        step,
+        jax.tree.map(with_sharding, shapes, shardings),
+        jax.tree.map(with_sharding, opt_shapes, opt_shardings),
+    )
 
 
 @partial(jax.jit, static_argnames=("loss", "tx"), donate_argnames="state")
