@@ -14,6 +14,7 @@ from jaxunlearn.report import panels, scales, series
 from jaxunlearn.report.panels import RISK_NAMES, RISKS, STYLE, swatch
 
 PREDICTED = {"linestyle": "--", "linewidth": 1.1, "markerfacecolor": "white"}
+OPEN = {"linestyle": "", "markerfacecolor": "none", "markersize": 4, "markeredgewidth": 0.7}
 ONE_STEP = ("update_effect", "step_change")
 STATISTICS = ("mean", "q05", "q25", "q50", "q75", "q95")
 
@@ -61,6 +62,8 @@ def risk_change(tables: Mapping[str, Any]) -> Figure | None:
 def predicted_vs_realised(tables: Mapping[str, Any]) -> Figure | None:
     """One optimiser step: grad R . update against the change of R that followed.
 
+    Open marks: -lr e, the change that a plain gradient step of the same learning rate predicts.
+
     Args:
       tables: with `g_effect` (its `total` rows).
 
@@ -78,7 +81,9 @@ def predicted_vs_realised(tables: Mapping[str, Any]) -> Figure | None:
         names, panel=(2.5, 2.75), xlabel="predicted change of $R$ [nats]",
         ylabel="realised change of $R$ [nats]",
     )  # fmt: skip
-    values = np.concatenate([series.numbers(table, column)[0] for column in ONE_STEP])
+    table = series.with_sgd(table)
+    columns = (*ONE_STEP, series.SGD)
+    values = np.concatenate([series.numbers(table, column)[0] for column in columns])
     width = scales.linear_width(values)
     for name, ax in axes.items():
         _draw_identity(ax, values, width)
@@ -86,10 +91,13 @@ def predicted_vs_realised(tables: Mapping[str, Any]) -> Figure | None:
     caption = (
         r"One optimiser step. Predicted: $\nabla R(\theta_t)\cdot$ the update that was applied"
         r" (optimiser, clipping and decay included); realised: $R(\theta_{t+1})-R(\theta_t)$; NLL"
-        f" in nats ({series.provenance(table)}). On the dotted line first order explains all."
+        f" in nats ({series.provenance(table)}). On the dotted line first order explains all. Open:"
+        r" $-\eta e$, what a plain gradient step of the same rate η predicts instead; AdamW"
+        " rescales every parameter, so only the sign compares. Ratio: median realised / predicted."
         + (f" Symmetric log axes, linear within ±{scales.decade(width)}." if width else "")
     )
     handles = [swatch(RISK_NAMES[risk], **(RISKS[risk] | {"linestyle": ""})) for risk in RISKS]
+    handles.append(swatch(r"$-\eta e$", **(OPEN | {"color": "#555555", "marker": "o"})))
     handles.append(swatch("realised = predicted", color="#777777", linestyle=":"))
     meta = tables.get("meta") or {}
     return panels.finish(figure, meta, "Predicted and realised change", caption, handles)
@@ -174,13 +182,26 @@ def _draw_identity(ax: Axes, values: np.ndarray, width: float | None) -> None:
 def _draw_steps(ax: Axes, table: series.Table) -> None:
     dropped = drawn = 0
     for place, (risk, style) in enumerate(RISKS.items()):
-        pairs = series.pairs(series.select(table, risk=risk), *ONE_STEP)
+        mine = series.select(table, risk=risk)
+        plain = series.pairs(mine, series.SGD, "step_change")
+        if len(plain.x):
+            ax.plot(plain.x, plain.y, **(style | OPEN))
+        pairs = series.pairs(mine, *ONE_STEP)
         ax.plot(pairs.x, pairs.y, **(style | {"linestyle": "", "alpha": 0.8}))
         agree = int((np.sign(pairs.x) == np.sign(pairs.y)).sum())
-        text = f"$D_{risk[0]}$: {agree}/{len(pairs.x)} same sign"
+        text = f"$D_{risk[0]}$: {agree}/{len(pairs.x)} same sign{_ratio(pairs)}"
         panels.corner_text(ax, text, place, color=style["color"])
         dropped, drawn = dropped + pairs.dropped, drawn + len(pairs.x)
     panels.note(ax, dropped, drawn > 0)
+
+
+def _ratio(pairs: series.Pairs) -> str:
+    """The median of realised / predicted, where something was predicted."""
+    moved = pairs.x != 0
+    if not moved.any():
+        return ""
+    with np.errstate(over="ignore"):
+        return f", ratio {np.median(pairs.y[moved] / pairs.x[moved]):.2g}"
 
 
 def _draw_confidence(ax: Axes, table: series.Table, color: str) -> None:

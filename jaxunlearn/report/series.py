@@ -17,6 +17,7 @@ REQUIRED = {
     "pg_effect": ("step", "objective", "sample", "layer", "risk", "value", "weight"),
 }
 Table = dict[str, np.ndarray]
+SGD = "sgd_change"
 
 
 class Series(NamedTuple):
@@ -152,6 +153,15 @@ def realised_change(table: Table) -> Series:
         values = np.append(values, values[last] + moved) - first
     steps = np.append(steps, steps[last] + length)
     return _finite(steps, values, np.append(null, not np.isfinite(length)))
+
+
+def with_sgd(table: Table) -> Table:
+    """The table with a column -lr e: the change of R that a plain gradient step predicts."""
+    (lr, _), (value, _) = numbers(table, "lr"), numbers(table, "value")
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = -lr * value
+    known = np.isfinite(lr)
+    return table | {SGD: objects([x if k else None for x, k in zip(change, known, strict=True)])}
 
 
 def predicted_change(table: Table) -> Series:

@@ -299,7 +299,24 @@ class TestPredictedVsRealised:
             else row["update_effect"],
         )  # fmt: skip
         ax = panel(figures.predicted_vs_realised(flipped), "npo")
-        assert "$D_u$: 12/13 same sign" in [text.get_text() for text in ax.texts]
+        assert any(text.get_text().startswith("$D_u$: 12/13 same sign") for text in ax.texts)
+
+    def test_the_median_ratio_is_told(self, tables):
+        halved = with_values(
+            tables,
+            "g_effect",
+            "step_change",
+            lambda row: 0.5 * row["update_effect"] if row["layer"] == "total" else None,
+        )
+        ax = panel(figures.predicted_vs_realised(halved), "npo")
+        assert any("$D_r$: 13/13 same sign, ratio 0.5" in text.get_text() for text in ax.texts)
+
+    def test_open_marks_are_minus_lr_e(self, tables):
+        rated = with_values(tables, "g_effect", "lr", lambda row: 0.25)
+        ax = panel(figures.predicted_vs_realised(rated), "npo")
+        plain, _ = lines(ax, panels.VERMILLION)
+        expected = [-0.25 * effect("npo", "unlearn", step) for step in STEPS]
+        np.testing.assert_allclose(plain[:, 0], expected, rtol=1e-12)
 
     def test_objectives_without_both_values_have_no_panel(self, tables):
         some = with_values(
@@ -475,9 +492,7 @@ class TestOddValues:
             assert path.exists(), number
 
     # Shrinking draws thousands of figures, and the failing values are few enough to read.
-    @settings(
-        max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
-    )
+    @settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
     @given(st.data())
     def test_any_mixture_of_values_can_be_drawn(self, data):
         odd = st.one_of(
