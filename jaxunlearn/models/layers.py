@@ -16,6 +16,8 @@ import numpy as np
 
 from jaxunlearn.models.architecture import LlamaConfig
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # query, key, value
+
 QUERY_BLOCK = 64  # fewest queries of a block of attention
 MAX_QUERY_BLOCKS = 8  # bounds the size of the program
 
@@ -120,23 +122,19 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention within a sequence, grouped queries."""
+    """Attention with grouped queries; its keys and values are sown into "cache" for decoding."""
 
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array):
+    def __call__(self, x: jax.Array, rope: tuple, attend: Attend):
         config = self.config
         linear = lambda name: Linear(config.dtype, name=name)
         heads = lambda name: linear(name)(x).reshape(*x.shape[:2], -1, config.head_dim)
         query, key, value = _rotate(heads("q"), rope), _rotate(heads("k"), rope), heads("v")
-        if config.attention == "cudnn":
-            mixed = jax.nn.dot_product_attention(
-                query, key, value, mask=mask, implementation="cudnn"
-            )
-        else:
-            mixed = _attend_causally(query, key, value, mask)
-        return linear("o")(mixed.reshape(*x.shape[:2], -1))
+        self.sow("cache", "key", key)
+        self.sow("cache", "value", value)
+        return linear("o")(attend(query, key, value).reshape(*x.shape[:2], -1))
 
 
 class MLP(nn.Module):
@@ -156,31 +154,38 @@ class Block(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope: tuple, mask: jax.Array):
+    def __call__(self, x: jax.Array, rope: tuple, attend: Attend):
         norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
         attention, mlp = Attention(self.config), MLP(self.config)
         nn.share_scope(self, attention)
         nn.share_scope(self, mlp)
-        x = x + attention(norm("attn_norm")(x), rope, mask)
+        x = x + attention(norm("attn_norm")(x), rope, attend)
         return x + mlp(norm("mlp_norm")(x))
+
+
+def causal_attention(config: LlamaConfig, mask: jax.Array) -> Attend:
+    """Attention of a whole sequence to itself where the mask [R, 1, T, T] is True."""
+    if config.attention == "cudnn":
+        return partial(jax.nn.dot_product_attention, mask=mask, implementation="cudnn")
+    return partial(_attend_causally, mask=mask)
 
 
 def _attend_causally(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """`_attend` in blocks of queries, each with the keys up to its own end: nearly half the scores
+    """`attend` in blocks of queries, each with the keys up to its own end: nearly half the scores
     of packed rows lie in the future, and are not computed."""
     tokens = query.shape[1]
     size = max(QUERY_BLOCK, -(-tokens // MAX_QUERY_BLOCKS))
     blocks = [(first, min(first + size, tokens)) for first in range(0, tokens, size)]
     mixed = [
-        _attend(query[:, first:end], key[:, :end], value[:, :end], mask[:, :, first:end, :end])
+        attend(query[:, first:end], key[:, :end], value[:, :end], mask[:, :, first:end, :end])
         for first, end in blocks
     ]
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(H)) v, [R, T, heads, H]; a query head reads its group's key head.
 
     jax.nn.dot_product_attention is the same but for its softmax, float32 even in float64.

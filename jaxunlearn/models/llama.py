@@ -186,11 +186,12 @@ def _block(batch: Any, config: LlamaConfig) -> Callable:
     """(x, (parameters, directions, gates) of one block) -> x after it."""
     rope = layers.rope_tables(jnp.asarray(batch.positions), config)
     mask = layers.attention_mask(jnp.asarray(batch.segments))
+    attend = layers.causal_attention(config, mask)
 
     def block(x, layer):
         params, directions, gates = layer
         gates = _token_gates(gates, batch)
-        x = _apply(layers.Block(config), params, directions, gates, x, rope, mask)
+        x = _apply(layers.Block(config), params, directions, gates, x, rope, attend)
         return constrain(x, ROWS, None, None)
 
     if config.remat == "none":

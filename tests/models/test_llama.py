@@ -265,8 +265,8 @@ def test_taps(sequences):
     taps = [forward(params, every, UNTIED, tap=k, head=None) for k in range(4)]
     np.testing.assert_array_equal(taps[0].hidden, params["embed"]["embedding"][every.tokens])
     rope = layers.rope_tables(jnp.asarray(every.positions), UNTIED)
-    mask = layers.attention_mask(jnp.asarray(every.segments))
-    block = jax.jit(lambda p, x: layers.Block(UNTIED).apply({"params": p}, x, rope, mask))
+    attend = layers.causal_attention(UNTIED, layers.attention_mask(jnp.asarray(every.segments)))
+    block = jax.jit(lambda p, x: layers.Block(UNTIED).apply({"params": p}, x, rope, attend))
     for k in range(2):
         after = block(jax.tree.map(lambda x, k=k: x[k], params["blocks"]), taps[k].hidden)
         np.testing.assert_allclose(after, taps[k + 1].hidden, atol=1e-5)
