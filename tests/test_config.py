@@ -7,7 +7,8 @@ import pytest
 from jaxunlearn import config as config_lib
 from jaxunlearn.config import Config, ConfigError, Objective
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "jaxunlearn" / "demo.yaml"]
 
 
 def write(tmp_path, text):
