@@ -1,129 +1,184 @@
-"""What a PG-effect costs, each way, next to one ordinary gradient.
+"""What all PG-effects of a batch cost, each way, next to one ordinary gradient of that batch.
 
-    python -m benchmarks.pg_effect [--samples 32] [--tokens 128] [--json FILE]
+    python -m benchmarks.pg_effect [--model small] [--samples 32] [--json FILE]
+    python -m benchmarks.pg_effect --grow --rounds 3 --figure FILE.png
 
-Two directions, one model, the same samples. Each way's numbers are compared with the definition
-(one gradient a sample, then a dot) before anything is timed. Seconds are medians of interleaved
-rounds in one process; bytes are the compiler's, exact. Runs on whatever device is there.
+The same weights, samples and directions for every way. Values are compared with a float64
+reference before anything is timed: |difference| / (norm of the direction x norm of the sample's
+gradient), over 1e-4 (bfloat16: 1e-2) an error. Each way gets its rows as suits it best: packed
+where it can take them, else padded to the longest or in two batches by length (PyTorch: whichever
+is faster), loops one sample at a time. Seconds are medians of rounds in which all ways take turns;
+the first call of each is not counted. FLOPs are those of the matrix products of a program, "temp"
+the compiler's word, "peak" the growth of the resident memory in one call of a fresh process.
+
+PyTorch's ways need torch, and kronfluence's its package: without, they are left out and named.
 """
 
 import argparse
-import importlib
+import datetime
 import json
-import time
-from collections.abc import Callable
+import math
+import os
+import platform
+import sys
+from importlib import metadata
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxunlearn.data import packing
-from jaxunlearn.data.packing import unpack
-from jaxunlearn.effects import trees
-from jaxunlearn.models import llama
+from benchmarks import pg_jobs, pg_measure, pg_memory, pg_report
 
-evaluators = importlib.import_module("jaxunlearn.effects.pg_effect")
-
-ROUNDS = 5
-MODEL = llama.LlamaConfig(
-    vocab_size=4096,
-    hidden_size=256,
-    intermediate_size=704,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=64,
-    context=512,
-)
+GROW_SAMPLES = (1, 8, 32, 128)
+GROW_TOKENS = (64, 128, 256, 512)  # of 8 samples
+GROW_LIMIT = 10.0  # seconds a call
+K = 2
+PACKAGES = ("jax", "torch", "kronfluence")
 
 
-def sample_logp(params, packed, probe=None):
-    """log p of every sample, [B]."""
-    return unpack(llama.forward(params, packed, MODEL, probe=probe).labels, packed).sum(-1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    options = parser.parse_args()
-    rows = measure(options.samples, options.tokens)
-    device = jax.devices()[0].device_kind
-    print(f"{device}, jax {jax.__version__}, {options.samples} samples x {options.tokens} tokens")
-    print(f"{'way':<18}{'temp MB':>9}{'seconds':>9}{'x gradient':>12}{'error':>10}")
-    for row in rows:
-        ratio = row["seconds"] / rows[0]["seconds"]
-        error = "-" if row["error"] is None else f"{row['error']:.0e}"
-        numbers = f"{row['temp_mb']:>9.0f}{row['seconds']:>9.3f}{ratio:>12.2f}{error:>10}"
-        print(f"{row['way']:<18}{numbers}")
+def main(arguments: list[str] | None = None) -> None:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.figure and not options.grow:
+        parser.error("--figure draws cost against batch size: it needs --grow")
+    if options.figure and not options.rounds:
+        parser.error("--figure draws seconds: it needs --rounds 1 or more")
+    if options.memory and jax.default_backend() != "cpu":
+        parser.error("--memory measures resident memory, which is the CPU's; see temp MB instead")
+    samples = max(GROW_SAMPLES) if options.grow else options.samples
+    try:
+        counts, source = _counts(options, samples)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    _refuse_what_does_not_fit(parser, options.model)
+    result: dict[str, Any] = _circumstances(source, options, arguments)
+    print("\n".join(f"{key}: {value}" for key, value in result.items()), flush=True)
+    if options.grow:
+        result["samples"] = _grow_samples(options)
+        result["tokens"] = _grow_tokens(options)
+    else:
+        result["rows"] = _rows(options, counts, (1, K))
+        result["summary"] = pg_report.summary(result["rows"])
+        for name, value in result["summary"].items():
+            print(f"{value:5.2f}  {name}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.figure:
+        title = f"PG-effects, {K} directions: {options.model} Llama, {source}; {result['device']}"
+        pg_report.draw(result["samples"], K, title, options.figure)
 
 
-def measure(samples: int, tokens: int) -> list[dict[str, Any]]:
-    """One row a way: bytes, seconds, and the largest error.
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pg_effect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", choices=tuple(pg_jobs.MODELS), default="small")
+    add("--samples", type=int, default=32)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--tokens", type=int, help="samples of this one length")
+    length.add_argument("--lengths", type=Path, help=f"JSON: {pg_jobs.LENGTHS}")
+    add("--rounds", type=int, default=5, help="timed calls of each way; 0 = no seconds")
+    add("--ways", default="", help="parts of the names of ways, with semicolons between; all")
+    add("--memory", action="store_true", help=f"peak memory too, K={K}: a process a way")
+    add("--grow", action="store_true", help=f"K={K} over {GROW_SAMPLES} samples and lengths")
+    add("--json", type=Path, help="write everything here")
+    add("--figure", type=Path, help="with --grow: draw cost against batch size here, a PNG")
+    return parser
 
-    An error is relative to the product of the norms of the direction and of a sample's gradient.
-    """
-    arguments = _inputs(samples, tokens)
-    programs = {name: jax.jit(way).lower(*arguments).compile() for name, way in ways().items()}
-    exact = np.asarray(programs["vmap, by sample"](*arguments))
-    scale = _scale(*arguments)
-    seconds = _times(programs, arguments)
-    rows = []
-    for name, program in programs.items():
-        error = None
-        if name != "batch gradient":
-            found = np.asarray(program(*arguments)).reshape(*exact.shape, -1).sum(-1)
-            error = float(np.max(np.abs(found - exact) / scale))
-        temp = program.memory_analysis().temp_size_in_bytes / 1e6
-        rows.append({"way": name, "temp_mb": temp, "seconds": seconds[name], "error": error})
+
+def _counts(options: argparse.Namespace, samples: int) -> tuple[list[tuple[int, int]], str]:
+    """(tokens, labels) of every sample, and where they are from."""
+    if samples < 1:
+        raise ValueError(f"--samples {samples}: at least 1")
+    if options.tokens is not None:
+        if options.tokens < 2:
+            raise ValueError(f"--tokens {options.tokens}: at least 2, a label and what predicts it")
+        return pg_jobs.equal_lengths(samples, options.tokens), f"{options.tokens} tokens a sample"
+    if options.lengths:
+        return pg_jobs.read_lengths(options.lengths, samples), f"lengths of {options.lengths.name}"
+    return pg_jobs.synthetic_lengths(samples), "synthetic lengths (lognormal, mean 74)"
+
+
+def _refuse_what_does_not_fit(parser: argparse.ArgumentParser, model: str) -> None:
+    needed, free = pg_jobs.needed_bytes(model, K), pg_jobs.free_bytes()
+    if needed > free:
+        sizes = f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
+        parser.error(f"--model {model}: weights, {K} directions and a gradient need {sizes}")
+
+
+def _rows(options, counts, ks: tuple[int, ...], limit: float = math.inf) -> list[dict]:
+    """Measures one batch and prints its table."""
+    job = pg_jobs.random_job(options.model, counts, K)
+    wanted = [part.strip() for part in options.ways.split(";") if part.strip()]
+    rows, skipped = pg_measure.measure(job, ks, wanted, options.rounds, limit)
+    if options.memory:
+        for row in rows:
+            if row["k"] in (0, K):
+                row["peak"] = pg_memory.peak_growth(options.model, counts, row)
+    real = sum(tokens for tokens, _ in counts)
+    print(f"\n{len(counts)} samples, {real} tokens\n\n{pg_report.table(rows)}\n")
+    for name, reason in skipped.items():
+        print(f"left out: {name}: {reason}")
+    sys.stdout.flush()
     return rows
 
 
-def ways() -> dict[str, Callable[..., Any]]:
-    """(params, batch, directions) -> [K, B] or [K, B, layers]; the gradient first."""
-    common = {"fn": sample_logp, "stacked": ("blocks",)}
-    mean = lambda params, batch: -sample_logp(params, batch).mean()
+def _grow_samples(options: argparse.Namespace) -> list[dict[str, Any]]:
+    batches = {samples: _counts(options, samples)[0] for samples in GROW_SAMPLES}
+    return [
+        {"samples": samples, "rows": _rows(options, counts, (K,), GROW_LIMIT)}
+        for samples, counts in batches.items()
+    ]
+
+
+def _grow_tokens(options: argparse.Namespace) -> list[dict[str, Any]]:
+    batches = {tokens: pg_jobs.equal_lengths(8, tokens) for tokens in GROW_TOKENS}
+    return [
+        {"tokens": tokens, "rows": _rows(options, counts, (K,), GROW_LIMIT)}
+        for tokens, counts in batches.items()
+    ]
+
+
+def _circumstances(
+    source: str, options: argparse.Namespace, arguments: list[str] | None
+) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = sys.argv[1:] if arguments is None else arguments
     return {
-        "batch gradient": lambda p, b, _: jax.grad(mean)(p, b),
-        "jvp, by sample": lambda *a: evaluators.by_jvp(*a, by="sample", **common),
-        "gates, by sample": lambda *a: evaluators.by_gates(*a, by="sample", **common),
-        "gates, by layer": lambda *a: evaluators.by_gates(*a, by="layer", **common),
-        "vmap, by sample": lambda *a: evaluators.by_vmap(
-            *a, by="sample", microbatch=len(a[1].tokens), **common
-        ),
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m benchmarks.pg_effect", *words]),
+        "device": f"{jax.devices()[0].device_kind}, {cores} cores of {_cpu()}",
+        "load": " ".join(f"{x:.1f}" for x in os.getloadavg()) + " before the run",
+        "threads": f"JAX {cores} (its own choice), torch {_torch_threads()}",
+        "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "model": f"{options.model}, {pg_jobs.parameters(options.model) / 1e6:.1f} M parameters",
+        "lengths": source,
     }
 
 
-def _inputs(samples: int, tokens: int) -> tuple[Any, Any, tuple[Any, ...]]:
-    params, *directions = (
-        llama.init_params(key, MODEL) for key in jax.random.split(jax.random.key(0), 3)
-    )
-    texts = np.random.default_rng(0).integers(3, MODEL.vocab_size, (samples, tokens))
-    sequences = [packing.Sequence(text.astype(np.int32), tokens // 3) for text in texts]
-    return params, jax.tree.map(jnp.asarray, packing.padded(sequences)), tuple(directions)
+def _torch_threads() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "-"
+    return str(torch.get_num_threads())
 
 
-def _scale(params: Any, batch: Any, directions: tuple[Any, ...]) -> np.ndarray:
-    """[K, 1]: the norm of each direction x the mean norm of a sample's gradient."""
-    one = jax.tree.map(lambda x: x[:1], batch)
-    gradient = jax.grad(lambda p: sample_logp(p, one).sum())(params)
-    return np.array([[trees.norm(v) * trees.norm(gradient)] for v in directions])
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
-def _times(programs: dict[str, Any], arguments: tuple[Any, ...]) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(ROUNDS):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in seconds.items()}
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 if __name__ == "__main__":
