@@ -213,8 +213,7 @@ def by_vmap(params, batch, directions, *, fn, by, stacked, microbatch):
                 " pack one sequence a row, or use jvp or gates"
             )
         if by == "token":
-            gradient = jax.jacrev(lambda p: trees.wide(fn(p, example))[0])(params)
-            return jnp.stack([_token_dots(gradient, v) for v in directions])
+            return _token_dots(lambda p: trees.wide(fn(p, example))[0], params, directions)
         gradient = jax.grad(lambda p: trees.wide(fn(p, example)).sum())(params)
         if by == "sample":
             return jnp.stack([trees.dot(gradient, v) for v in directions])
@@ -224,8 +223,16 @@ def by_vmap(params, batch, directions, *, fn, by, stacked, microbatch):
     return jnp.moveaxis(jax.lax.map(one, batch, batch_size=microbatch), 0, 1)
 
 
-def _token_dots(jacobian, direction):
-    pairs = zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction), strict=True)
-    return sum(
-        jnp.sum(trees.wide(j) * trees.wide(v), axis=tuple(range(1, j.ndim))) for j, v in pairs
-    )
+def _token_dots(logp_fn, params, directions):
+    """[K, S]: a gradient a token, one after the other.
+
+    Not `jax.jacrev`, which maps one reverse pass over the tokens: jaxlib 0.10.2's CPU compiler gets
+    that wrong by per cents, and it would hold S gradients at once.
+    """
+    logp, pull = jax.vjp(logp_fn, params)
+
+    def of_token(weights):
+        (gradient,) = pull(weights)
+        return jnp.stack([trees.dot(gradient, v) for v in directions])
+
+    return jax.lax.map(of_token, jnp.eye(len(logp), dtype=logp.dtype)).T
