@@ -60,10 +60,13 @@ def reference_pass(prepared: Prepared, params: Tree, folder: Path) -> References
     if any("substitute_ref_logp" in term.loss.arrays for term in terms):
         found = _cache(prepared, params, substitutes, {"ref_logp"}, folder / "substitute")
         cache = found["ref_logp"]
-    head = {key: params[key] for key in ("embed", "lm_head") if key in params}
-    if "lm_head" in head:
-        del head["embed"]
-    return References(head, forget, retain, cache, pairs)
+    return References(reference_head(params), forget, retain, cache, pairs)
+
+
+def reference_head(params: Tree) -> Tree:
+    """The parameters that turn final hidden states into logits."""
+    key = "lm_head" if "lm_head" in params else "embed"
+    return {key: params[key]}
 
 
 class Feed:

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxunlearn import effects
 from jaxunlearn.config import Config
-from jaxunlearn.data import order, packing
+from jaxunlearn.data import packing
 from jaxunlearn.effects import directions, trees
 from jaxunlearn.effects.forecast import Forecast
 from jaxunlearn.effects.pg_effect import by_jvp
 from jaxunlearn.models import architecture, known, sharding
-from jaxunlearn.run import feed, measure, prepare
+from jaxunlearn.run import feed, learn, measure, prepare
 from jaxunlearn.run import step as step_lib
 from jaxunlearn.run.batches import LabelCache, place
 from jaxunlearn.run.losses import FineTuning, Risk, RiskAndObjective, TokenLogProbs
@@ -179,18 +179,8 @@ def pg_options(prepared: Prepared) -> dict[str, Any]:
 
 
 def _finetuning(prepared: Prepared, params: Tree) -> Program:
-    spec, sequences = prepared.config.finetune, prepared.finetune
-    steps = order.num_steps(len(sequences), spec.batch_size, spec.epochs)
-    draw = lambda step: order.batch_ids(prepared.config.seed, step, len(sequences), spec.batch_size)
-    plan = packing.plan_steps(
-        sequences,
-        [draw(step) for step in range(steps)],
-        max_width=prepared.model.context,
-        row_multiple=prepared.row_multiple,
-    )
-    batch = place(
-        {"retain": {"packed": packing.pack_step(sequences, draw(0), plan)}}, prepared.mesh
-    )
+    spec, lessons = prepared.config.finetune, learn.plan_lessons(prepared, prepared.finetune)
+    batch = place({"retain": {"packed": lessons.batch(0)}}, prepared.mesh)
     tx = _optimizer(spec.weight_decay)
     cost = effects.forecast(
         step_lib.train_step,
@@ -199,7 +189,8 @@ def _finetuning(prepared: Prepared, params: Tree) -> Program:
         loss=FineTuning(prepared.model),
         tx=tx,
     )
-    return Program("fine-tuning step", steps, _shape(plan.rows, plan.width), cost, 0)
+    shape = _shape(lessons.plan.rows, lessons.plan.width)
+    return Program("fine-tuning step", lessons.steps, shape, cost, 0)
 
 
 def _training(
@@ -266,7 +257,7 @@ def _references(prepared: Prepared) -> feed.References:
     pairs, substitutes = feed.drawn_pairs(prepared)
     params = abstract_params(prepared)
     return feed.References(
-        head={k: params[k] for k in (["lm_head"] if "lm_head" in params else ["embed"])},
+        head=feed.reference_head(params),
         forget=caches(prepared.forget, feed.reference_keys(terms)),
         retain=caches(prepared.retain, feed.reference_keys(kept)),
         substitute=caches(substitutes, {"ref_logp"})["ref_logp"],

@@ -1,8 +1,9 @@
 """Fine-tuning: what teaches the model the data before it is unlearned."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -16,6 +17,28 @@ from jaxunlearn.run.measure import Split
 from jaxunlearn.run.prepare import Prepared
 
 Tree = Any
+
+
+class Lessons(NamedTuple):
+    """What fine-tuning sees: pure functions of the step."""
+
+    steps: int  # at most
+    plan: packing.Plan
+    batch: Callable[[int], packing.Packed]
+
+
+def plan_lessons(prepared: Prepared, sequences: list[packing.Sequence]) -> Lessons:
+    """The steps of fine-tuning on `sequences`, in one static shape."""
+    spec, count = prepared.config.finetune, len(sequences)
+    steps = order.num_steps(count, spec.batch_size, spec.epochs)
+    draw = lambda step: order.batch_ids(prepared.config.seed, step, count, spec.batch_size)
+    plan = packing.plan_steps(
+        sequences,
+        [draw(step) for step in range(steps)],
+        max_width=prepared.model.context,
+        row_multiple=prepared.row_multiple,
+    )
+    return Lessons(steps, plan, lambda step: packing.pack_step(sequences, draw(step), plan))
 
 
 def learn(
@@ -34,16 +57,10 @@ def learn(
         shardings = sharding.param_shardings(model, prepared.mesh)
         return hf.load_params(out / name, model, shardings=shardings)
     per_epoch = order.num_steps(len(sequences), spec.batch_size, 1)
-    steps = order.num_steps(len(sequences), spec.batch_size, spec.epochs)
+    lessons = plan_lessons(prepared, sequences)
+    steps = lessons.steps
     lr = step_lib.schedule(spec.lr, steps, round(spec.warmup_epochs * per_epoch))
     tx = step_lib.optimizer(lr, weight_decay=spec.weight_decay)
-    draw = lambda step: order.batch_ids(prepared.config.seed, step, len(sequences), spec.batch_size)
-    plan = packing.plan_steps(
-        sequences,
-        [draw(step) for step in range(steps)],
-        max_width=model.context,
-        row_multiple=prepared.row_multiple,
-    )
     loss, log = FineTuning(model), out / "metrics.jsonl"
     with (
         open_checkpoints(out / "finetune" / name) as checkpoints,
@@ -68,7 +85,7 @@ def learn(
                     )
                 if step == steps or _learned(prepared, out, name, step, per_epoch):
                     break
-            packed = packing.pack_step(sequences, draw(step), plan)
+            packed = lessons.batch(step)
             batch = batches.place({"retain": {"packed": packed}}, prepared.mesh)
             state, _ = step_lib.train_step(state, batch, loss=loss, tx=tx)
             bar.advance(step + 1, int((packed.segments >= 0).sum()))
