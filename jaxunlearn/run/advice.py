@@ -15,7 +15,7 @@ from jaxunlearn.run.forecast import Program
 from jaxunlearn.run.losses import SampleLogProbs
 
 GIB = 2**30
-WIDTH = 112  # of the table, in characters
+WIDTH = 124  # of the table, in characters
 REMATS = ("none", "dots", "full")  # the fewest FLOPs first
 FEWEST_TOKENS = 1024
 
@@ -37,17 +37,18 @@ def show(config: Config, console: Console, memory: float | None = None) -> None:
     found = list(forecast.programs(prepared))
     devices = prepared.mesh.devices
     size = forecast.device_bytes(forecast.abstract_params(prepared))
-    console.print(_table(found, config.name), width=max(WIDTH, console.width), crop=False)
+    # Not squeezed into 80 columns, where its numbers would be cut.
+    Console(file=console.file, width=max(WIDTH, console.width)).print(_table(found, config.name))
     platform = devices.flat[0].platform
     console.print(
-        f"{devices.size} devices, compiled for {platform}; {size / GIB:.2f} GiB of parameters on"
+        f"{devices.size} devices, compiled for {platform}; {size / GIB:.3g} GiB of parameters on"
         " each",
         highlight=False,
     )
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an upper bound for an accelerator")
     worst = max(found, key=lambda program: program.moment)
-    console.print(f"worst moment: {worst.moment / GIB:.2f} GiB on each device, {worst.name}")
+    console.print(f"worst moment: {worst.moment / GIB:.3g} GiB on each device, {worst.name}")
     if memory is not None:
         for line in advise(config, memory, found):
             console.print(line, markup=False, highlight=False)
@@ -133,12 +134,12 @@ def _table(found: list[Program], title: str) -> Table:
     heads = ("program", "calls", "batch", "args", "output", "temp", "peak", "beside", "moment")
     for name in (*heads, "TFLOP"):
         justify = "left" if name in ("program", "batch") else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "batch")
+        table.add_column(name, justify=justify, no_wrap=True)
     for program in found:
         cost = program.cost
         sizes = (cost.arguments, cost.output - cost.alias, cost.temp, cost.peak)
         sizes += (program.beside, program.moment)
-        gib = (f"{size / GIB:.2f}" for size in sizes)
+        gib = (f"{size / GIB:.3g}" if size > GIB / 2000 else "0" for size in sizes)
         tera = f"{cost.flops / 1e12:.3g}"
         table.add_row(escape(program.name), str(program.calls), program.shape, *gib, tera)
     return table

@@ -109,7 +109,8 @@ def test_the_table_names_kinds_and_the_worst_moment(config, found, prepared, mon
     monkeypatch.setattr(forecast, "sketch", lambda *_: prepared)
     monkeypatch.setattr(forecast, "programs", lambda _: found)
     text = io.StringIO()
-    advice.show(config, Console(file=text, width=120))
+    advice.show(config, Console(file=text, width=80))
+    assert "…" not in text.getvalue()
     for word in ("args", "temp", "peak", "beside", "TFLOP", "worst moment", "upper bound"):
         assert word in text.getvalue()
 
