@@ -22,11 +22,13 @@ def exact(job):
     return pg_check.reference(job)
 
 
+@pytest.mark.slow
 def test_layers_sum_to_the_total_in_float64(exact):
     assert (exact.dtype, exact.layers.dtype) == ("float64", np.float64)
     assert np.all(np.abs(exact.layers.sum(-1)) <= exact.scale)  # Cauchy and Schwarz
 
 
+@pytest.mark.slow
 def test_jax_ways_agree_with_float64(job, exact):
     candidates, _ = pg_measure.build(job, (2,), ["jvp", "gates, remat", "lax.map"])
     ways = [way for ways in candidates for way in ways if not way.name.startswith("torch")]
@@ -98,6 +100,7 @@ def test_a_file_without_lengths_is_refused(tmp_path, content):
         pg_jobs.read_lengths(file, 1)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     file = tmp_path / "out.json"
     command = "--model tiny --samples 3 --tokens 10 --rounds 1 --ways gates --json"

@@ -240,6 +240,7 @@ class TestBars:
         assert costs["gates"].temp <= 1.15 * costs["gradient"].temp
 
 
+@pytest.mark.slow
 def test_jvp_keeps_nothing_per_layer():
     """An extra sample costs the same temporaries in a model twice as deep."""
 
@@ -263,6 +264,7 @@ def test_jvp_keeps_nothing_per_layer():
     assert abs(growth(12) / growth(6) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_a_chunked_head_never_holds_a_vocabulary_of_logits():
     """32000 tokens, 4 x 128: temporaries of two tangents, in chunks and whole."""
     model = dataclasses.replace(MODEL, vocab_size=32000, context=128, num_layers=2)

@@ -25,6 +25,7 @@ def token_logp(params, packed):
     return unpack(llama.forward(params, packed, MODEL).labels, packed)
 
 
+@pytest.mark.slow
 @pytest.mark.cost  # with the compiler's optimisations, which are what went wrong
 @pytest.mark.parametrize("microbatch", [1, 2])
 def test_vmap_by_token_is_jvp_by_token(microbatch):

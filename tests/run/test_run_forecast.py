@@ -65,6 +65,7 @@ def found(prepared):
     return list(forecast.programs(prepared))
 
 
+@pytest.mark.slow
 def test_every_program_of_the_run_is_there(found, prepared):
     names = [program.name for program in found]
     assert names == [
@@ -80,6 +81,7 @@ def test_every_program_of_the_run_is_there(found, prepared):
     assert all(program.cost.flops > 0 and program.calls > 0 for program in found)
 
 
+@pytest.mark.slow
 def test_a_train_step_takes_parameters_and_two_moments(found, prepared):
     size = 4 * parameters(prepared.model)
     (step,) = (program for program in found if program.name == "npo: step")
@@ -90,12 +92,14 @@ def test_a_train_step_takes_parameters_and_two_moments(found, prepared):
     assert step.beside == 4 * size and step.moment == step.cost.peak + step.beside
 
 
+@pytest.mark.slow
 def test_a_pg_pass_costs_five_forwards(found):
     by_name = {program.name: program for program in found}
     forward = next(p for name, p in by_name.items() if name == "reference pass")
     assert by_name["PG-effects (jvp)"].cost.flops == 5 * forward.cost.flops
 
 
+@pytest.mark.slow
 def test_advice_says_what_fits(config, found, monkeypatch, prepared):
     monkeypatch.setattr(forecast, "sketch", lambda *_: prepared)
     (fits, method) = advice.advise(config, 4.0, found)
@@ -105,6 +109,7 @@ def test_advice_says_what_fits(config, found, monkeypatch, prepared):
     assert lines[-1].startswith("no compute.remat makes a step fit")
 
 
+@pytest.mark.slow
 def test_the_table_names_kinds_and_the_worst_moment(config, found, prepared, monkeypatch):
     monkeypatch.setattr(forecast, "sketch", lambda *_: prepared)
     monkeypatch.setattr(forecast, "programs", lambda _: found)
