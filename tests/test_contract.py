@@ -193,21 +193,43 @@ def close(found, exact, scale):
     assert error.max() <= SCALE_TOLERANCE, worst
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize(
-    ("kind", "method"), [("padded", "vmap"), ("padded", "jvp"), ("packed", "jvp")]
-)
-def test_every_objective_by_jvp_and_by_definition(sequences, trees, oracle, devices, kind, method):
+def agrees(sequences, trees, oracle, devices, kind, method):
+    """Two directions: forward mode takes another way with several than with one."""
     exact, scale = oracle
     packed = layout(sequences, kind)
     rows, _ = make_rows(packed, trees)
     mesh, params, direction, rows, constants = place(devices, trees, rows)
     fn = with_constants(SampleLosses(MODEL), constants)
-    with (
-        jax.set_mesh(mesh) if mesh else jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1]))
-    ):
-        found = effects.pg_effect(fn, params, [rows], {"v": direction}, by="token", method=method)
-    close(in_order(found["v"][None], packed)[0], exact, scale)
+    double = {"v": direction, "w": jax.tree.map(lambda x: -2 * x, direction)}
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        both = effects.pg_effect(fn, params, [rows], double, by="token", method=method)
+        one = effects.pg_effect(fn, params, [rows], {"v": direction}, by="token", method=method)
+    for found in (both["v"], both["w"] / -2, one["v"]):
+        close(in_order(found[None], packed)[0], exact, scale)
+
+
+WAYS = [("padded", "vmap"), ("padded", "jvp"), ("packed", "jvp")]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("kind", "method"), WAYS)
+def test_every_objective_by_jvp_and_by_definition(sequences, trees, oracle, devices, kind, method):
+    agrees(sequences, trees, oracle, devices, kind, method)
+
+
+@pytest.mark.slow
+@pytest.mark.cost
+@pytest.mark.parametrize(
+    ("kind", "method", "devices"),
+    [("padded", "vmap", 1), ("packed", "jvp", 1), ("packed", "jvp", 8)],
+)
+def test_every_objective_by_the_optimising_compiler(
+    sequences, trees, oracle, devices, kind, method
+):
+    """Users have its code, not that of the quick compilation of the other tests."""
+    jax.clear_caches()
+    agrees(sequences, trees, oracle, devices, kind, method)
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("padded", 1), ("packed", 1), ("packed", 8)])

@@ -56,7 +56,12 @@ def forecast(step: Callable[..., Any], /, *args: Any, **static: Any) -> Forecast
     (524288, 16384, 16384)
     """
     jitted: Any = step if hasattr(step, "lower") else jax.jit(step)
-    memory = jitted.lower(*args, **static).compile().memory_analysis()
+    return of_compiled(jitted.lower(*args, **static).compile(), step, *args, **static)
+
+
+def of_compiled(compiled: Any, step: Callable[..., Any], /, *args: Any, **static: Any) -> Forecast:
+    """The forecast of a function that is compiled already."""
+    memory = compiled.memory_analysis()
     return Forecast(
         arguments=memory.argument_size_in_bytes,
         output=memory.output_size_in_bytes,

@@ -136,7 +136,7 @@ def objective_effects(
 
 def _by_gates(risk_fn, params, batches, direction, by, stacked):
     pairs = [
-        _gate_gradient(params, batch, direction, risk_fn=risk_fn, by=by, stacked=stacked)
+        gate_gradient(params, batch, direction, risk_fn=risk_fn, by=by, stacked=stacked)
         for batch in batches
     ]
     if not pairs:
@@ -148,7 +148,8 @@ def _by_gates(risk_fn, params, batches, direction, by, stacked):
 
 
 @partial(jax.jit, static_argnames=("risk_fn", "by", "stacked"))
-def _gate_gradient(params, batch, direction, *, risk_fn, by, stacked):
+def gate_gradient(params, batch, direction, *, risk_fn, by, stacked):
+    """[rows], count: grad (sum of a batch's risk) . direction by layer or tensor, never formed."""
     probe = probes.make(params, (direction,), by=by, stacked=stacked)
 
     def risk(gates):

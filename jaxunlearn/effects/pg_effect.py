@@ -90,7 +90,7 @@ def pg_effect(
     if method == "vmap":
         options["microbatch"] = microbatch
     try:
-        parts = [np.asarray(compute(params, batch, along, **options)) for batch in batches]
+        parts = [trees.on_host(compute(params, batch, along, **options)) for batch in batches]
     except TypeError as error:
         if method == "jvp" and _is_reverse_only(error):
             raise TypeError(_no_forward_mode(sample_logp_fn, by)) from error
@@ -176,11 +176,20 @@ def _evaluator(fn, by: By, method: Method):
 
 @partial(jax.jit, static_argnames=("fn", "by", "stacked"))
 def by_jvp(params, batch, directions, *, fn, by, stacked):
-    """Of one batch, [K, B] or [K, B, S]: tangents of the log-likelihoods that share one primal."""
-    push = lambda v: jax.jvp(lambda p: fn(p, batch), (params,), (v,))[1]
+    """Of one batch, [K, B] or [K, B, S]: tangents of the log-likelihoods that share one primal.
+
+    Several directions go along the gates of a probe where the function takes one: stacked as
+    tangents of the parameters, they would be a copy of all directions.
+    """
     if len(directions) == 1:
-        tangents = push(directions[0])[None]
+        tangents = jax.jvp(lambda p: fn(p, batch), (params,), directions)[1][None]
+    elif probes.accepts(fn):
+        probe = probes.make(params, directions, stacked=stacked)
+        gated = lambda gates: fn(params, batch, probe=probe | {"gates": gates})
+        push = lambda tangent: jax.jvp(gated, (probe["gates"],), (tangent,))[1]
+        tangents = jax.vmap(push)(probes.basis(probe["gates"]))
     else:
+        push = lambda v: jax.jvp(lambda p: fn(p, batch), (params,), (v,))[1]
         tangents = jax.vmap(push)(trees.stack(list(directions)))
     tangents = trees.wide(tangents)
     return tangents.sum(-1) if by == "sample" and tangents.ndim == 3 else tangents

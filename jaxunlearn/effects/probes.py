@@ -47,6 +47,17 @@ def make(
     return {"directions": tuple(directions), "gates": {key: gates(key) for key in params}}
 
 
+def basis(gates: Tree) -> Tree:
+    """K tangents of a probe's gates along a new leading axis; the k-th moves along V_k alone."""
+
+    def one(gate):
+        picks = jnp.eye(gate.shape[-2], dtype=gate.dtype)[..., None]
+        picks = jnp.expand_dims(picks, tuple(range(1, gate.ndim - 1)))
+        return jnp.broadcast_to(picks, (gate.shape[-2], *gate.shape))
+
+    return jax.tree.map(one, gates)
+
+
 def accepts(function: Callable[..., Any]) -> bool:
     """Whether a function has an argument named `probe`."""
     return "probe" in inspect.signature(function).parameters

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 Tree = Any
 
@@ -81,6 +83,12 @@ def _scaled(a: Tree) -> tuple[Tree, jax.Array]:
 def subtract(a: Tree, b: Tree) -> Tree:
     """`a - b`, leaf by leaf, in float32 or wider."""
     return jax.tree.map(lambda x, y: wide(x) - wide(y), a, b)
+
+
+def on_host(x: Any) -> np.ndarray:
+    """An array as numpy, also where several processes share it: then all of them must ask."""
+    whole = x.is_fully_addressable or x.is_fully_replicated
+    return np.asarray(x if whole else multihost_utils.process_allgather(x, tiled=True))
 
 
 def stack(trees: list[Tree]) -> Tree:

@@ -51,28 +51,28 @@ def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Arra
     return _gated(use, y, gates, jax.lax.stop_gradient(x), directions)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _gated(use, y, gates, x, directions):
-    """y + sum_k a_k use(x, V_k) at a = 0, which is y. Reverse mode only.
-
-    By its own rule the forward pass keeps x instead of all use(x, V_k), and a rematerialised one
-    does not compute them twice.
-    """
+    """y + sum_k a_k use(x, V_k) at a = 0, which is y."""
     return y
 
 
-def _gated_forward(use, y, gates, x, directions):
-    return y, (gates, x, directions)
+@_gated.defjvp
+def _gated_tangent(use, primals, tangents):
+    y, _, x, directions = primals
+    dy, d_gates, *_ = tangents
 
+    # Under remat the reverse pass keeps x and contracts it with V_k there: the forward pass neither
+    # computes nor keeps use(x, V_k), so there is nothing that could be shared with it.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def along(d_gates, x, directions):
+        parts = [
+            d_gates[..., k, None] * use(x, v).astype(d_gates.dtype)
+            for k, v in enumerate(directions)
+        ]
+        return sum(parts[1:], parts[0]).astype(y.dtype)
 
-def _gated_reverse(use, saved, dy):
-    gates, x, directions = saved
-    wide_dy = dy.astype(wide(dy.dtype))
-    slopes = [jnp.sum(wide_dy * use(x, v).astype(wide_dy.dtype), -1) for v in directions]
-    return dy, jnp.stack(slopes, -1).astype(gates.dtype), None, None
-
-
-_gated.defvjp(_gated_forward, _gated_reverse)
+    return y, dy + along(d_gates, x, directions)
 
 
 class Linear(nn.Module):

@@ -117,10 +117,10 @@ def forward(
       tap: also return the hidden states after this many blocks, 0 (the embedding's output) to
         num_layers (after the final norm too, as Hugging Face's last hidden state). Without a head,
         blocks after the tap cost nothing unless `final_hidden` is used.
-      probe: {"directions": K trees like params, "gates": {layer: [K, B], blocks: [L, K, B]}}, for
-        reverse mode alone; one gate for all samples where B is 1, and a tree of such arrays in the
-        place of a layer's one for gates by tensor. The values are those without a probe, gates are
-        0, and d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>.
+      probe: {"directions": K trees like params, "gates": {layer: [K, B], blocks: [L, K, B]}}; one
+        gate for all samples where B is 1, and a tree of such arrays in the place of a layer's one
+        for gates by tensor. The values are those without a probe, gates are 0, and
+        d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>.
 
     Returns:
       Outputs.
@@ -150,7 +150,7 @@ def forward(
         head_logits,
         _head_layout(params, config),
         config=config,
-        directions=tuple(_head_layout(tree, config) for tree in directions),
+        directions=tuple(_head_layout(_cast(tree, config), config) for tree in directions),
     )
     arrays = (final_hidden, label_gates, batch.label_tokens, tuple(head_inputs))
     labels = _apply_head(head, logits, arrays, _head_chunk(batch.label_tokens.shape, config))
@@ -237,6 +237,12 @@ def _head_layout(params: Tree, config: LlamaConfig) -> Tree:
     if config.tied:
         return {"embed": {"embedding": constrain(params["embed"]["embedding"], "tensor", None)}}
     return {"lm_head": {"kernel": constrain(params["lm_head"]["kernel"], None, "tensor")}}
+
+
+def _cast(params: Tree, config: LlamaConfig) -> Tree:
+    """The unembedding in the precision of its product: of a direction, which has no gradient."""
+    key = "embed" if config.tied else "lm_head"
+    return {key: jax.tree.map(lambda x: x.astype(config.dtype), params[key])}
 
 
 def _apply(
