@@ -15,25 +15,20 @@ PyTorch's ways need torch, and kronfluence's its package: without, they are left
 """
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import pg_jobs, pg_measure, pg_memory, pg_report
+from benchmarks import pg_jobs, pg_measure, pg_memory, pg_report, record
 
 GROW_SAMPLES = (1, 8, 32, 128)
 GROW_TOKENS = (64, 128, 256, 512)  # of 8 samples
 GROW_LIMIT = 10.0  # seconds a call
 K = 2
-PACKAGES = ("jax", "torch", "kronfluence")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,8 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     _refuse_what_does_not_fit(parser, options.model)
-    result: dict[str, Any] = _circumstances(source, options, arguments)
-    print("\n".join(f"{key}: {value}" for key, value in result.items()), flush=True)
+    size = f"{pg_jobs.parameters(options.model) / 1e6:.1f} M parameters"
+    result: dict[str, Any] = record.about("pg_effect", arguments) | {
+        "model": f"{options.model}, {size}",
+        "lengths": source,
+    }
+    record.show(result)
+    print(f"{result['model']}; {source}", flush=True)
     if options.grow:
         result["samples"] = _grow_samples(options)
         result["tokens"] = _grow_tokens(options)
@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.figure:
-        title = f"PG-effects, {K} directions: {options.model} Llama, {source}; {result['device']}"
+        title = (
+            f"PG-effects, {K} directions: {options.model} Llama, {source}; {result['processor']}"
+        )
         pg_report.draw(result["samples"], K, title, options.figure)
 
 
@@ -140,45 +142,6 @@ def _grow_tokens(options: argparse.Namespace) -> list[dict[str, Any]]:
         {"tokens": tokens, "rows": _rows(options, counts, (K,), GROW_LIMIT)}
         for tokens, counts in batches.items()
     ]
-
-
-def _circumstances(
-    source: str, options: argparse.Namespace, arguments: list[str] | None
-) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = sys.argv[1:] if arguments is None else arguments
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks.pg_effect", *words]),
-        "device": f"{jax.devices()[0].device_kind}, {cores} cores of {_cpu()}",
-        "load": " ".join(f"{x:.1f}" for x in os.getloadavg()) + " before the run",
-        "threads": f"JAX {cores} (its own choice), torch {_torch_threads()}",
-        "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
-        "model": f"{options.model}, {pg_jobs.parameters(options.model) / 1e6:.1f} M parameters",
-        "lengths": source,
-    }
-
-
-def _torch_threads() -> str:
-    try:
-        import torch
-    except ImportError:
-        return "-"
-    return str(torch.get_num_threads())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 if __name__ == "__main__":

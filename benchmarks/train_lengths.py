@@ -10,7 +10,7 @@ else of the text, so benchmarks draw random tokens.
 import argparse
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def measured(folder: Path, tokenizer: Path) -> Lengths:
     loaded = prompts.load_tokenizer(str(tokenizer))
     splits = {}
     for split in SPLITS:
-        rows = tofu.load_split(str(folder), split)
+        rows: Any = tofu.load_split(str(folder), split)
         encoded = prompts.encode_rows(loaded, rows, context=CONTEXT, source=split)
         splits[split] = [(len(s.tokens), len(s.tokens) - s.first_label) for s in encoded.sequences]
     return Lengths(f"TOFU, {len(loaded)} tokens of vocabulary", splits)

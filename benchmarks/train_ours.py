@@ -1,0 +1,123 @@
+"""An unlearning step of this library, ready to be timed: `run.step.train_step` on packed rows."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.data import order, packing
+from jaxunlearn.models import llama, sharding
+from jaxunlearn.objectives import catalogue
+from jaxunlearn.run import batches, feed, losses
+from jaxunlearn.run import step as step_lib
+from jaxunlearn.run.batches import LabelCache
+
+Tree = Any
+BETA = 0.1
+EPOCHS = 5  # of a run on TOFU
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What both frameworks do: NPO by AdamW on the same batches of samples."""
+
+    model: llama.LlamaConfig
+    sequences: list[packing.Sequence]
+    steps: list[np.ndarray]  # [batch] sample ids of each step that is timed
+    planned: list[np.ndarray]  # those of the whole run, which share one static shape
+    lr: float
+    weight_decay: float = 0.01
+
+    def real_tokens(self, step: int) -> int:
+        return sum(len(self.sequences[i].tokens) for i in self.steps[step])
+
+    def needed_flops(self, step: int) -> int:
+        """FLOPs of forward and backward with no padding, no masked score and no unread logit."""
+        c = self.model
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        block = c.hidden_size * (2 * queries + 2 * keys + 3 * c.intermediate_size)
+        total = 0
+        for tokens, first_label in (self.sequences[i] for i in self.steps[step]):
+            count = len(tokens)
+            attention = count * (count + 1) * queries
+            head = (count - first_label) * c.hidden_size * c.vocab_size
+            total += 6 * (c.num_layers * (count * block + attention) + head)
+        return total
+
+
+class Stepper(NamedTuple):
+    """A framework at its work."""
+
+    step: Callable[[int], float]  # feeds and takes one step, waits, and returns its loss
+    computed_tokens: Callable[[int], int]  # of a step, padding included
+    params: Callable[[], Tree]  # the parameters now, in this library's layout
+
+
+def job(
+    model: llama.LlamaConfig,
+    sequences: list[packing.Sequence],
+    *,
+    steps: int,
+    batch_size: int = 16,
+    lr: float = 1e-5,
+) -> Job:
+    """The first steps of a run of EPOCHS over these samples."""
+    total = order.num_steps(len(sequences), batch_size, EPOCHS)
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps={steps} is not in 1..{total}, the steps of the run")
+    ids = [order.batch_ids(0, step, len(sequences), batch_size) for step in range(total)]
+    return Job(model, sequences, ids[:steps], ids, lr)
+
+
+def references(work: Job, params: Tree) -> LabelCache:
+    """log p of every label under another model: these parameters, shaken by a tenth of their size.
+
+    A reference equal to the model would make the first loss the same whatever the parameters.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    shaken = [
+        leaf + 0.1 * leaf.std() * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    plan = packing.plan_dataset(work.sequences, max_width=work.model.context)
+    packed = packing.dataset_batches(work.sequences, plan)
+    other = jax.tree.unflatten(structure, shaken)
+    log_probs = lambda rows: feed.label_references(other, rows, model=work.model, tap=None).labels
+    values = [np.asarray(log_probs(rows)) for rows in packed]
+    return LabelCache.gather(packed, values, len(work.sequences))
+
+
+def matmul_flops(size: int, half: bool, seconds: Callable[[Callable[[], Any]], float]) -> float:
+    """FLOPs per second of the product of two square matrices."""
+    key, dtype = jax.random.key(0), jnp.bfloat16 if half else jnp.float32
+    a, product = jax.random.normal(key, (size, size), dtype), jax.jit(jnp.matmul)
+    return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a, a)))
+
+
+def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
+    """This library's step. The parameters are copied; run it inside `jax.set_mesh`."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    plan = packing.plan_steps(work.sequences, work.planned, max_width=work.model.context)
+    term = losses.Term(catalogue.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
+    tx = step_lib.optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
+    copy = jax.device_put(params, sharding.param_shardings(work.model, mesh), may_alias=False)
+    state = step_lib.init(copy, tx)
+
+    def step(i: int) -> float:
+        nonlocal state
+        batch = batches.place({"forget": _rows(work, plan, reference, i)}, mesh)
+        state, metrics = step_lib.train_step(state, batch, loss=losses.Unlearning(term), tx=tx)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return Stepper(step, lambda _: plan.rows * plan.width, lambda: state.params)
+
+
+def _rows(work: Job, plan: packing.Plan, reference: LabelCache, step: int) -> dict[str, Any]:
+    ids = work.steps[step]
+    packed = packing.pack_step(work.sequences, ids, plan, sample_ids=range(len(ids)))
+    return {"packed": packed, "ref_logp": reference.lay_out(packed, ids)}
