@@ -1,15 +1,17 @@
 """Hugging Face's files in and out: safetensors to stacked, sharded parameters and back.
 
-Tensors are read by slices, each device's own, from the memory-mapped files: no second copy of the
-model is ever in host memory.
+Tensors are read by slices, each device's own, from the memory-mapped files, and converted slice by
+slice: no second copy of the model, nor of a shard of it, is ever in host memory.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,21 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  numpy must know bfloat16 before safetensors reads it
 import numpy as np
 import safetensors
+from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from jaxunlearn.models.architecture import Leaf, LlamaConfig
 from jaxunlearn.models.hf_config import TOKEN_IDS, config_json
 from jaxunlearn.models.hf_config import load_config as load_config
+from jaxunlearn.models.hub import resolve as resolve
+from jaxunlearn.models.pieces import read_array
 
 Tree = Any
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_WANTED = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+# At most this share of the parameters is on its way to the devices, or a few in any case.
+_SHARE, _FEW = 256, 2**20
+_ENTRY = 256  # bytes of a tensor in a file's header, at most
 # What a model folder holds beside tensors and config.json.
 _COMPANIONS = (
     "generation_config.json",
@@ -44,45 +51,6 @@ _CONVERT = (
     "convert it once with transformers: "
     "AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(FOLDER)"
 )
-
-
-def resolve(model: str | Path) -> Path:
-    """The local folder of a model, downloaded where `model` is a name of the Hugging Face hub.
-
-    Args:
-      model: a folder, or a name such as "meta-llama/Llama-2-7b-hf".
-
-    Returns:
-      The folder.
-
-    Raises:
-      FileNotFoundError: neither a folder nor a name that the hub knows.
-      PermissionError: a gated model whose licence is not accepted.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(model)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"{name}: no such folder (a hub model is called 'owner/name')")
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_WANTED))
-    except errors.GatedRepoError:
-        raise PermissionError(
-            f"{name} is gated: accept its licence on https://huggingface.co/{name} and set HF_TOKEN"
-        ) from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise FileNotFoundError(
-            f"{name}: no such folder, and no such model on the hub (for a private one set HF_TOKEN)"
-        ) from None
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name}: no such folder, and the hub is out of reach ({type(error).__name__}); "
-            "check the network and HF_HUB_OFFLINE"
-        ) from None
 
 
 def load_params(
@@ -106,13 +74,15 @@ def load_params(
     """
     folder, tree = Path(folder), {}
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    dtype = jnp.dtype(dtype)
+    most = max(sum(math.prod(leaf.shape) for leaf in config.leaves()) // _SHARE, _FEW)
     with contextlib.ExitStack() as stack:
         slices = _open_tensors(folder, stack)
         _check_tensors(slices, config, folder)
         for leaf in config.leaves():
             sharding = single if shardings is None else leaf.get(shardings)
-            read = _reader(leaf, slices, jnp.dtype(dtype))
-            leaf.put(tree, jax.make_array_from_callback(leaf.shape, sharding, read))
+            read = _reader(leaf, slices, dtype)
+            leaf.put(tree, read_array(leaf.shape, dtype, sharding, read, most))
     return tree
 
 
@@ -137,7 +107,8 @@ def save_params(
 ) -> None:
     """Writes a model folder that `transformers.AutoModelForCausalLM` loads.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. Of several processes all must call this: each gives its
+    shards, and the first writes.
 
     Args:
       folder: to be made; must not hold anything yet.
@@ -146,23 +117,37 @@ def save_params(
       tokenizer: of transformers, written beside the tensors.
       source: the folder of the model this one comes from: its tokenizer, generation settings and
         special tokens are copied.
-      max_shard_bytes: one file up to here, an index and several beyond.
+      max_shard_bytes: one file up to here, an index and several beyond; a larger tensor has a file
+        of its own.
 
     Raises:
       FileExistsError: the folder is not empty.
     """
     folder = Path(folder)
+    check_free(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{folder} is free")
+    files = _files(params, config, max_shard_bytes)
+    locations = _locations(config)
+    pull = lambda name: _pull(params, *locations[name])
+    if jax.process_index() == 0:
+        _write_folder(folder, files, pull, params, config, tokenizer, source)
+    else:
+        for name in itertools.chain.from_iterable(files.values()):
+            pull(name)  # every process gives its part of every tensor
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{folder} is written")
+
+
+def check_free(folder: str | Path) -> None:
+    """Checks that a folder can be made.
+
+    Raises:
+      FileExistsError: there is something already.
+    """
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: choose a new folder for the model")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        _write_tensors(temporary, params, config, max_shard_bytes)
-        _write_companions(temporary, params, config, tokenizer, source)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, Any]]:
@@ -234,20 +219,40 @@ def _reader(leaf: Leaf, slices: dict[str, tuple[Path, Any]], dtype: np.dtype):
     return read
 
 
-def _write_tensors(folder: Path, params: Tree, config: LlamaConfig, max_shard_bytes: int) -> None:
-    locations, sizes = _locations(config), {}
-    for name, (leaf, _, shape) in locations.items():
-        sizes[name] = math.prod(shape) * leaf.get(params).dtype.itemsize
-    shards = _shards(sizes, max_shard_bytes)
+def _write_folder(
+    folder: Path, files: dict[str, list[str]], pull: Callable[[str], np.ndarray], *model: Any
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards, 1):
-        file = _SINGLE if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: _pull(params, *locations[name]) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+    size = 0
+    try:
+        for file, names in files.items():
+            tensors = {name: pull(name) for name in names}  # the host holds one file at a time
+            save_file(tensors, temporary / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+            size += sum(tensor.nbytes for tensor in tensors.values())
+            del tensors
+        if len(files) > 1:
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (temporary / _INDEX).write_text(json.dumps(index, indent=2))
+        _write_companions(temporary, *model)
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files(params: Tree, config: LlamaConfig, max_shard_bytes: int) -> dict[str, list[str]]:
+    """{file: the tensors in it}, filled up in the order of the model."""
+    sizes = {}
+    for name, (leaf, _, shape) in _locations(config).items():
+        sizes[name] = math.prod(shape) * leaf.get(params).dtype.itemsize + _ENTRY
+    shards = _shards(sizes, max_shard_bytes)
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    name = lambda i: f"model-{i:05}-of-{len(shards):05}.safetensors"
+    return {name(i): names for i, names in enumerate(shards, 1)}
 
 
 def _shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
@@ -265,8 +270,14 @@ def _shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
 def _pull(params: Tree, leaf: Leaf, layer: int, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor on the host, as Hugging Face lays it out."""
     value = leaf.get(params)
-    value = np.asarray(value[layer] if leaf.stacked else value)
+    value = _on_host(value[layer] if leaf.stacked else value)
     return np.ascontiguousarray(value.T if leaf.transposed else value).reshape(shape)
+
+
+def _on_host(value: jax.Array) -> np.ndarray:
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
 def _write_companions(

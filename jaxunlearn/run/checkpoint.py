@@ -1,12 +1,14 @@
 """Checkpoints of a train state: the only file that knows orbax."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 
@@ -21,6 +23,7 @@ class Checkpoints:
     def __init__(self, checkpointer: Any, directory: Path):
         self._checkpointer = checkpointer
         self._directory = directory
+        self._started: int | None = None
 
     @property
     def latest(self) -> int | None:
@@ -29,9 +32,13 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step: int, state: Tree) -> None:
-        """Writes a checkpoint; it appears whole or not at all, and a step's is written once."""
-        if self.latest != step:
-            self._checkpointer.save(step, state, force=True)
+        """Copies a state and writes it in the background, one after the other.
+
+        A checkpoint appears whole or not at all; a step's is written once.
+        """
+        if step not in (self._started, self.latest):
+            self._checkpointer.save_async(step, state, force=True)
+            self._started = step
 
     def restore(self, like: Tree) -> Tree:
         """Reads the newest checkpoint into the shapes, dtypes and shardings of `like`.
@@ -46,22 +53,13 @@ class Checkpoints:
         return self._checkpointer.load(self.latest, abstract)
 
     def _check(self, like: Tree) -> None:
-        from orbax.checkpoint import v1 as ocp
-
         folder = self._directory / str(self.latest)
-        saved = _leaves(ocp.metadata(str(folder)).metadata)
-        wanted = _leaves(like)
-        for name in sorted(saved.keys() | wanted.keys()):
-            have, want = saved.get(name), wanted.get(name)
-            if have != want:
-                found = "nothing" if have is None else f"{have[1]}{list(have[0])}"
-                expected = "nothing" if want is None else f"{want[1]}{list(want[0])}"
-                raise CheckpointError(f"{folder}: {name}: expected {expected}, found {found}")
+        _check(folder, _saved(folder), _leaves(like))
 
 
 @contextmanager
 def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]:
-    """Opens (or makes) a folder of checkpoints.
+    """Opens (or makes) a folder of checkpoints; leaving waits until the last one is written.
 
     Args:
       directory: one folder a training.
@@ -77,6 +75,58 @@ def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]
         str(directory), cleanup_tmp_directories=True, **options
     ) as checkpointer:
         yield Checkpoints(checkpointer, directory)
+
+
+def newest(directory: Path) -> Path | None:
+    """The folder of the newest complete checkpoint, or None; changes nothing."""
+    from orbax.checkpoint import v1 as ocp
+
+    if not directory.is_dir():
+        return None
+    steps = ocp.path.step.standard_name_format().find_all(directory.absolute())
+    last = max(steps, key=lambda found: found.step, default=None)
+    return None if last is None else Path(last.path)
+
+
+def read_params(folder: Path, like: Tree) -> Tree:
+    """Reads the parameters of a checkpoint alone: the optimiser's moments are never in memory.
+
+    Args:
+      folder: from `newest`.
+      like: `jax.ShapeDtypeStruct` with shardings; what is read is converted to its dtypes.
+
+    Raises:
+      CheckpointError: the checkpoint holds other parameters or shapes; names the first.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    saved = {name: x for name, x in _saved(folder).items() if name.startswith("params.")}
+    wanted = _leaves({"params": like})
+    as_saved = {name: (x[0], saved.get(name, x)[1]) for name, x in wanted.items()}
+    _check(folder, saved, as_saved)  # the shapes: dtypes may differ
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    # A leaf is read whole before it is converted: no more than two of them at a time.
+    context.memory.read_concurrent_bytes = 2 * max(
+        math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in saved.values()
+    )
+    with context:
+        return ocp.load(str(folder), {"params": like})["params"]
+
+
+def _saved(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    from orbax.checkpoint import v1 as ocp
+
+    return _leaves(ocp.metadata(str(folder)).metadata)
+
+
+def _check(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name in sorted(saved.keys() | wanted.keys()):
+        have, want = saved.get(name), wanted.get(name)
+        if have != want:
+            found = "nothing" if have is None else f"{have[1]}{list(have[0])}"
+            expected = "nothing" if want is None else f"{want[1]}{list(want[0])}"
+            raise CheckpointError(f"{folder}: {name}: expected {expected}, found {found}")
 
 
 def _leaves(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,5 +1,6 @@
 """Random Llamas of transformers (PyTorch) against ours, through their files, both ways."""
 
+import copy
 import json
 
 import jax
@@ -125,6 +126,8 @@ def test_round_trip(pair, tmp_path):
     hf.save_params(out, hf.load_params(folder, config), config, source=folder)
     assert [file.name for file in out.glob("*.safetensors")] == ["model.safetensors"]
     same_bytes(tensors_of(folder), tensors_of(out))
+    generation = (folder / "generation_config.json").read_text()
+    assert (out / "generation_config.json").read_text() == generation
     assert hf.load_config(out) == config
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
     tokens = torch.arange(60)[None]
@@ -141,6 +144,7 @@ def test_several_files(pair, tmp_path):
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     files = {file.name: file.stat().st_size for file in (tmp_path / "export").glob("*.safetensors")}
     assert set(index["weight_map"].values()) == files.keys() and len(files) > 2
+    assert max(files.values()) <= 30_000  # headers and all
     tensors = tensors_of(tmp_path / "export")
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
     same_bytes(tensors, tensors_of(folder))
@@ -151,8 +155,7 @@ def test_bfloat16_on_a_mesh(pair, tmp_path):
     """Half-precision files, read slice by slice onto eight devices, and back."""
     model, _ = pair
     source = tmp_path / "bf16"
-    model.to(torch.bfloat16).save_pretrained(source, max_shard_size="20KB")
-    model.to(torch.float32)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(source, max_shard_size="20KB")
     config = hf.load_config(source)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     shardings = sharding.param_shardings(config, mesh)
@@ -164,3 +167,40 @@ def test_bfloat16_on_a_mesh(pair, tmp_path):
     for leaf in config.leaves():
         assert leaf.get(wide).dtype == jnp.float32
         np.testing.assert_array_equal(leaf.get(wide), np.asarray(leaf.get(params), np.float32))
+
+
+@pytest.mark.parametrize(
+    "mesh", [(2, 2, 2), *(pytest.param(m, marks=pytest.mark.slow) for m in [(1, 8, 1), (1, 2, 4)])]
+)
+def test_meshes(pair, tmp_path, monkeypatch, mesh):
+    """Several files, onto eight devices in pieces, and back: transformers computes the same."""
+    monkeypatch.setattr(hf, "_FEW", 0)
+    model, folder = pair
+    config, mesh = hf.load_config(folder), sharding.make_mesh(*mesh)
+    tokens = np.random.default_rng(2).integers(0, 64, (8, 50)).astype(np.int32)
+    batch = packing.padded([packing.Sequence(row, 1) for row in tokens])
+    with jax.set_mesh(mesh):
+        shardings = sharding.param_shardings(config, mesh)
+        params = hf.load_params(folder, config, shardings=shardings)
+        logp = jax.jit(lambda p: llama.forward(p, batch, config).labels)(params)
+        hf.save_params(tmp_path / "export", params, config, source=folder, max_shard_bytes=20_000)
+    ids = torch.from_numpy(tokens).long()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert torch.equal(loaded(ids).logits, expected)
+    expected = expected[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].numpy()
+    np.testing.assert_allclose(packing.unpack(logp, batch), expected, atol=1e-5)
+    same_bytes(tensors_of(folder), tensors_of(tmp_path / "export"))
+
+
+def test_float16(pair, tmp_path):
+    """What Llama-2 was published in."""
+    model, folder = pair
+    copy.deepcopy(model).half().save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    config = hf.load_config(tmp_path / "half")
+    params, whole = hf.load_params(tmp_path / "half", config), hf.load_params(folder, config)
+    for leaf in config.leaves():
+        assert leaf.get(params).dtype == jnp.float32
+        near = np.asarray(leaf.get(whole)).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(leaf.get(params), near)

@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, the newest wins, and a stranger's is refused by name."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from jaxunlearn.run import step
-from jaxunlearn.run.checkpoint import CheckpointError, open_checkpoints
+from jaxunlearn.run.checkpoint import CheckpointError, newest, open_checkpoints, read_params
 
 
 def state(width=3, value=1.0):
@@ -53,3 +55,36 @@ def test_a_step_is_written_once(tmp_path):
         checkpoints.save(1, state(value=2.0))
         found = checkpoints.restore(state())
     np.testing.assert_array_equal(found.params["embed"]["w"], 1.0)
+
+
+def test_parameters_alone(tmp_path):
+    """The moments stay on disk: of what is read, the parameters are all; dtypes are converted."""
+    wide = state(width=2**19, value=1 / 3)
+    size = sum(x.nbytes for x in jax.tree.leaves(wide.params))
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, wide)
+    folder = newest(tmp_path)
+    assert folder == tmp_path / "7"
+    like = lambda dtype: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), wide.params
+    )
+    read_params(folder, like(jnp.float32))
+    tracemalloc.start()
+    try:
+        found = read_params(folder, like(jnp.float32))
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size  # with both moments: 3
+    finally:
+        tracemalloc.stop()
+    jax.tree.map(np.testing.assert_array_equal, found, wide.params)
+    narrow = read_params(folder, like(jnp.bfloat16))
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide.params), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
+    other = state(width=4)
+    with pytest.raises(CheckpointError, match=r"params\.embed\.w: expected float32\[2, 4\], found"):
+        read_params(folder, other.params)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest(tmp_path) is None and newest(tmp_path / "absent") is None
+    assert not (tmp_path / "absent").exists()
