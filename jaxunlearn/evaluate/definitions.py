@@ -28,5 +28,17 @@ def row(metric: str, over: str, value: float, definition: Definition, **more: An
     >>> list(found.values())
     ['probability', 'forget', 0.5, 'probability', 1]
     """
-    named = {"definition": definition.name, "version": definition.version}
-    return {"metric": metric, "set": over, "value": float(value)} | named | more
+    return {"metric": metric, "set": over, "value": float(value)} | _named(definition) | more
+
+
+def absent(metric: str, over: str, reason: str, definition: Definition) -> dict:
+    """The row of a number that there is not, and why.
+
+    >>> absent("rouge", "forget", "no texts", Definition("rouge", 1, "mean recall"))["reason"]
+    'no texts'
+    """
+    return {"metric": metric, "set": over, "value": None} | _named(definition) | {"reason": reason}
+
+
+def _named(definition: Definition) -> dict[str, Any]:
+    return {"definition": definition.name, "version": definition.version}

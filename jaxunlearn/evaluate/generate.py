@@ -1,6 +1,6 @@
 """Answers in text: questions in, what the model says out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -54,18 +54,56 @@ def answers(
       ValueError: a prompt that leaves no room for its answer in the context, a tokenizer without
         EOS, or a bad option.
     """
+    encoded = [prompts.encode_prompt(tokenizer, question, style=style) for question in questions]
+    _check_room(encoded, lambda i: questions[i], max_new_tokens, config)
+    return continuations(
+        params,
+        config,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        key=key,
+    )
+
+
+def continuations(
+    params: Any,
+    config: LlamaConfig,
+    tokenizer: Any,
+    encoded: Sequence[np.ndarray],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: jax.Array | None = None,
+) -> list[str]:
+    """What the model writes after each prompt; `answers` of prompts that are tokens already.
+
+    Args:
+      encoded: [T] int32 each, BOS first where the tokenizer has one.
+
+    Returns:
+      The texts up to EOS, in the order of the prompts, special tokens left out.
+
+    Raises:
+      ValueError: as `answers`.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, which every answer ends with")
-    encoded = [prompts.encode_prompt(tokenizer, question, style=style) for question in questions]
-    room = config.context - max_new_tokens
-    _check_room(encoded, questions, max_new_tokens, config)
+    _check_room(encoded, lambda i: tokenizer.decode(encoded[i]), max_new_tokens, config)
     texts = [""] * len(encoded)
     for ids in _batches(encoded, batch_size):
         tokens, lengths = decode.generate(
             params,
-            *_padded([encoded[i] for i in ids], most=room),
+            *_padded([encoded[i] for i in ids], most=config.context - max_new_tokens),
             config,
             max_new_tokens=max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
@@ -79,7 +117,7 @@ def answers(
     return texts
 
 
-def _batches(encoded: list[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+def _batches(encoded: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
     """Indices [B] of prompts, the longest first; the last batch repeats its last prompt."""
     shards = row_shards()
     size = -(-min(batch_size, max(len(encoded), 1)) // shards) * shards
@@ -98,7 +136,10 @@ def _padded(batch: list[np.ndarray], most: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _check_room(
-    encoded: list[np.ndarray], questions: Sequence[str], max_new_tokens: int, config: LlamaConfig
+    encoded: Sequence[np.ndarray],
+    text: Callable[[int], str],
+    max_new_tokens: int,
+    config: LlamaConfig,
 ) -> None:
     over = [i for i, prompt in enumerate(encoded) if len(prompt) + max_new_tokens > config.context]
     if over:
@@ -106,5 +147,5 @@ def _check_room(
         raise ValueError(
             f"questions: {len(over)} prompt(s) leave no room for max_new_tokens={max_new_tokens} "
             f"in the model's context of {config.context} tokens; first: question {first} of "
-            f"{len(encoded[first])} tokens, {questions[first]!r}"
+            f"{len(encoded[first])} tokens, {text(first)!r}"
         )

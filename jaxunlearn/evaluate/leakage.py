@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.evaluate.definitions import Definition, row
+from jaxunlearn.evaluate.definitions import Definition, absent, row
 
 DEFINITIONS = {
     d.name: d
@@ -130,7 +130,8 @@ def table(
 
     Returns:
       Rows {"metric", "set", "value", "definition", "version"}; those of an AUC also have "low" and
-      "high", the ends of its 95 % interval.
+      "high", the ends of its 95 % interval. A PrivLeak without a yardstick (see `privleak`) is
+      None, with a "reason".
 
     Raises:
       ValueError: the mappings hold different attacks.
@@ -146,10 +147,17 @@ def table(
         rows.append(row(f"mia_{attack}", "forget, holdout", found.value, definition, **ends))
         if retain_model is not None:
             of_retain = auc(retain_model[0][attack], retain_model[1][attack])
-            value = privleak(found.value, of_retain)
-            name = f"privleak_{attack}"
-            rows.append(row(name, "forget, holdout", value, DEFINITIONS["privleak"]))
+            rows.append(_privleak_row(f"privleak_{attack}", found.value, of_retain))
     return rows
+
+
+def _privleak_row(name: str, model_auc: float, retain_auc: float) -> dict[str, Any]:
+    definition = DEFINITIONS["privleak"]
+    try:
+        value = privleak(model_auc, retain_auc)
+    except ValueError as error:
+        return absent(name, "forget, holdout", str(error), definition)
+    return row(name, "forget, holdout", value, definition)
 
 
 def _auc(members: np.ndarray, others: np.ndarray) -> float:

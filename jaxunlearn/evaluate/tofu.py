@@ -28,7 +28,8 @@ PARTS = tuple(f"{name}.{measure}" for name in UTILITY_SETS for measure in MEASUR
 _MEANINGS = {
     "truth_ratio.forget": "mean of min(tr, 1/tr)",
     "truth_ratio.utility": "mean of max(0, 1 - tr)",
-    "model_utility": "harmonic mean of the nine parts",
+    "model_utility": "harmonic mean of the nine parts, all on all items",
+    "partial_utility": "harmonic mean of those of the nine parts that are named, not TOFU's",
     "forget_quality": "exact two-sample KS p-value of tr against the retain model's",
     "ks_distance": "two-sample KS statistic of tr against the retain model's",
 }
@@ -165,8 +166,7 @@ def model_utility(parts: Mapping[str, float]) -> float:
         raise ValueError(f"model utility has no part {', '.join(sorted(unknown))}; parts: {PARTS}")
     if bad := {name: value for name, value in parts.items() if not value >= 0}:
         raise ValueError(f"parts of model utility must be 0 or more, but {bad}")
-    values = np.array([parts[name] for name in PARTS], np.float64)
-    return 0.0 if values.min() == 0 else float(len(values) / np.sum(1 / values))
+    return _harmonic_mean(parts)
 
 
 def forget_quality(log_ratio: np.ndarray, retain_log_ratio: np.ndarray) -> KsTest:
@@ -201,7 +201,8 @@ def set_metrics(name: str, log: SetLog, *, mean: Mean = "geometric") -> dict[str
       mean: see `log_truth_ratio`.
 
     Returns:
-      {"probability", "rouge", "truth_ratio"}.
+      {"probability", "rouge", "truth_ratio"}; no "rouge" where no text was generated, and the mean
+      over those that were.
     """
     if name in NORMALISED:
         likely = normalised_probability(log.answer_loss, log.perturbed_loss)
@@ -209,8 +210,11 @@ def set_metrics(name: str, log: SetLog, *, mean: Mean = "geometric") -> dict[str
         likely = probability(log.answer_loss)
     log_ratio = log_truth_ratio(log.paraphrase_loss, log.perturbed_loss, mean=mean)
     ratio = forget_truth_ratio if name == "forget" else utility_truth_ratio
-    values = (float(likely.mean()), float(log.rougeL.mean()), ratio(log_ratio))
-    return dict(zip(MEASURES, values, strict=True))
+    found = {"probability": float(likely.mean())}
+    if generated := _generated(log):
+        assert log.rougeL is not None
+        found["rouge"] = float(np.nansum(log.rougeL) / generated)
+    return found | {"truth_ratio": ratio(log_ratio)}
 
 
 def table(
@@ -227,29 +231,52 @@ def table(
       mean: see `log_truth_ratio`.
 
     Returns:
-      Rows {"metric", "set", "value", "definition", "version"}: three a set, then `model_utility`
-      where the log has the three sets it needs, then `forget_quality` and `ks_distance` where there
-      is a retain log. What cannot be computed has no row.
+      Rows {"metric", "set", "value", "definition", "version"}: those of each set with "items", the
+      number they are a mean over; then `model_utility`, or `partial_utility` where a set or some
+      of its texts are missing, with the "parts" it is the mean of; then `forget_quality` and
+      `ks_distance` where there is a retain log. What cannot be computed has no row.
 
     Raises:
       ValueError: a retain log, but one of the two logs lacks the forget set.
     """
     measured = {name: set_metrics(name, found, mean=mean) for name, found in log.items()}
     rows = [
-        row(measure, name, value, DEFINITIONS[_definition(measure, name, mean)])
+        row(measure, name, value, DEFINITIONS[_definition(measure, name, mean)], items=items)
         for name, values in measured.items()
         for measure, value in values.items()
+        for items in [_generated(log[name]) if measure == "rouge" else len(log[name].answer_loss)]
     ]
-    if measured.keys() >= set(UTILITY_SETS):
-        parts = {f"{n}.{m}": measured[n][m] for n in UTILITY_SETS for m in MEASURES}
-        definition = DEFINITIONS[f"model_utility.{mean}"]
-        over = "+".join(UTILITY_SETS)
-        rows.append(row("model_utility", over, model_utility(parts), definition))
+    rows += _utility_rows(measured, log, mean)
     if retain_log is not None:
         quality = _forget_quality(log, retain_log, mean)
         for metric, value in zip(("forget_quality", "ks_distance"), quality, strict=True):
             rows.append(row(metric, "forget", value, DEFINITIONS[f"{metric}.{mean}"]))
     return rows
+
+
+def _utility_rows(
+    measured: Mapping[str, Mapping[str, float]], log: Mapping[str, SetLog], mean: Mean
+) -> list[dict[str, Any]]:
+    sets = [name for name in UTILITY_SETS if name in measured]
+    parts = {f"{n}.{m}": value for n in sets for m, value in measured[n].items()}
+    if not parts:
+        return []
+    whole = all(_generated(log[name]) == len(log[name].answer_loss) for name in sets)
+    whole = whole and len(sets) == len(UTILITY_SETS)
+    name = "model_utility" if whole else "partial_utility"
+    value = (model_utility if whole else _harmonic_mean)(parts)
+    return [row(name, "+".join(sets), value, DEFINITIONS[f"{name}.{mean}"], parts=list(parts))]
+
+
+def _harmonic_mean(parts: Mapping[str, float]) -> float:
+    """0 if any of the parts is."""
+    values = np.array(list(parts.values()), np.float64)
+    return 0.0 if values.min() == 0 else float(len(values) / np.sum(1 / values))
+
+
+def _generated(log: SetLog) -> int:
+    """Items whose text was generated."""
+    return 0 if log.rougeL is None else int(np.isfinite(log.rougeL).sum())
 
 
 def _definition(measure: str, name: str, mean: Mean) -> str:

@@ -13,6 +13,8 @@ A log, `eval_log_aggregated.json`, is {file name of a set: {key: {index of an it
 | generated_text | [prompt, generated text, answer] |
 
 Losses are in nats per token, EOS included. Older logs hold lists in the place of {index: value}.
+Items whose text was not generated have no index in the keys that need one; a mean over the others
+is what the authors' scripts make of that.
 """
 
 import difflib
@@ -44,7 +46,8 @@ KEYS = {
     "perturbed_tokens": "num_token_perturb",
     "texts": "generated_text",
 }
-REQUIRED = ("answer_loss", "paraphrase_loss", "perturbed_loss", "rougeL")
+REQUIRED = ("answer_loss", "paraphrase_loss", "perturbed_loss")
+GENERATED = ("rougeL", "rouge1", "texts")  # of generated text, which some items may lack
 _LISTS = ("perturbed_loss", "perturbed_tokens")
 _SUMS = {
     "gt_loss": ("answer_loss", "answer_tokens"),
@@ -60,12 +63,12 @@ class SetLog:
     answer_loss: np.ndarray  # [n] mean NLL of the answer, nats per token
     paraphrase_loss: np.ndarray  # [n] of its paraphrase (the answer where the set has none)
     perturbed_loss: np.ndarray  # [n, k] of the wrong answers
-    rougeL: np.ndarray  # [n] recall of the generated text
-    rouge1: np.ndarray | None = None  # [n]
+    rougeL: np.ndarray | None = None  # [n] recall of the generated text, NaN where there is none
+    rouge1: np.ndarray | None = None  # [n] the same
     answer_tokens: np.ndarray | None = None  # [n] label tokens
     paraphrase_tokens: np.ndarray | None = None  # [n]
     perturbed_tokens: np.ndarray | None = None  # [n, k]
-    texts: list[tuple[str, str, str]] | None = None  # n times (prompt, generated text, answer)
+    texts: list[tuple[str, str, str] | None] | None = None  # n (prompt, generated text, answer)
 
 
 def read_log(path: str | Path) -> dict[str, SetLog]:
@@ -143,7 +146,11 @@ def _columns(name: str, log: SetLog) -> dict[str, dict[str, Any]]:
     if len(set(sizes.values())) != 1:
         raise ValueError(f"set {name!r}: arrays of different lengths: {sizes}")
     lists = {k: v.tolist() if isinstance(v, np.ndarray) else list(v) for k, v in values.items()}
-    return {key: {str(i): v for i, v in enumerate(column)} for key, column in lists.items()}
+    columns = {k: {str(i): v for i, v in enumerate(column)} for k, column in lists.items()}
+    for key in map(KEYS.__getitem__, GENERATED):
+        recorded = {i: v for i, v in columns.pop(key, {}).items() if v is not None and v == v}
+        columns |= {key: recorded} if recorded else {}
+    return columns
 
 
 def _read_set(columns: Any, where: str) -> SetLog:
@@ -160,13 +167,14 @@ def _read_set(columns: Any, where: str) -> SetLog:
     }
     indices = sorted(by_index["answer_loss"])
     for field, values in by_index.items():
-        if odd := by_index["answer_loss"].keys() ^ values.keys():
+        odd = by_index["answer_loss"].keys() ^ values.keys()
+        if odd if field not in GENERATED else odd & values.keys():
             raise ValueError(
                 f"{where}: {KEYS['answer_loss']} and {KEYS[field]} have different items: index "
                 f"{min(odd)} is in one of them alone"
             )
     found: dict[str, Any] = {
-        field: _values(field, [values[i] for i in indices], indices, f"{where}: {KEYS[field]}")
+        field: _values(field, values, indices, f"{where}: {KEYS[field]}")
         for field, values in by_index.items()
     }
     return SetLog(**found)
@@ -183,7 +191,9 @@ def _by_index(column: Any, where: str) -> dict[int, Any]:
         raise ValueError(f"{where}: an index is no whole number: {error}") from error
 
 
-def _values(field: str, values: list[Any], indices: list[int], where: str) -> Any:
+def _values(field: str, by_index: dict[int, Any], indices: list[int], where: str) -> Any:
+    recorded = [i for i in indices if i in by_index]
+    values = [by_index[i] for i in recorded]
     if field == "texts":
         is_good = lambda v: isinstance(v, list) and len(v) == 3 and all(map(_is_text, v))
         expected = "[prompt, generated text, answer]"
@@ -193,12 +203,13 @@ def _values(field: str, values: list[Any], indices: list[int], where: str) -> An
         expected = f"a list of {width or 'some'} numbers"
     else:
         is_good, expected = _is_number, "a number"
-    for index, value in zip(indices, values, strict=True):
+    for index, value in zip(recorded, values, strict=True):
         if not is_good(value):
             raise ValueError(f"{where}: index {index}: expected {expected}, got {value!r}")
     if field == "texts":
-        return [tuple(value) for value in values]
-    return np.array(values, np.int64 if field.endswith("_tokens") else np.float64)
+        return [tuple(by_index[i]) if i in by_index else None for i in indices]
+    filled = [by_index.get(i, np.nan) for i in indices]  # NaN: no generated text
+    return np.array(filled, np.int64 if field.endswith("_tokens") else np.float64)
 
 
 def _is_text(value: Any) -> bool:

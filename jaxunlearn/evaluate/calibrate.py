@@ -1,0 +1,114 @@
+"""Forgetting at equal retention: unlearning with control (UWC, Wang et al. 2024, arXiv 2406.09179).
+
+Of two models the one that forgot more is not the better one if it also lost more. UWC mixes each
+with the model before unlearning, theta_alpha = (1 - alpha) theta_0 + alpha theta_u, up to the
+largest alpha that still retains what is asked for, and compares what is forgotten there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.evaluate.definitions import Definition
+
+Tree = Any
+
+SHARE = 0.95  # tau: of the retention before unlearning that must be kept
+
+DEFINITIONS = {
+    d.name: d
+    for d in (
+        Definition("uwc.alpha", 1, "largest alpha (bisection) with ES_retain >= 0.95 before's"),
+        Definition("uwc.retention", 1, "retain ES (suffix) at uwc.alpha"),
+        Definition("uwc.extraction_strength", 1, "forget ES (suffix) at uwc.alpha"),
+    )
+}
+
+
+class Calibration(NamedTuple):
+    """A mixing weight, and how it was found."""
+
+    alpha: float
+    retention: float  # at alpha; at least the target
+    trace: tuple[tuple[float, float], ...]  # all (alpha, retention), in the order of asking
+
+
+def calibrate(
+    retention_fn: Callable[[float], float],
+    target: float,
+    *,
+    steps: int = 6,
+    tolerance: float = 0.0,
+) -> Calibration:
+    """The largest alpha in 0..1 with retention >= target, by bisection.
+
+    For a retention that falls with alpha, the largest such alpha is less than 2^-steps above the
+    one found. For any other it is an alpha that keeps the target, within 2^-steps below one that
+    does not: a crossing, but not always the last.
+
+    Args:
+      retention_fn: alpha -> retention of the mixed model. 0 is the model before unlearning, 1 the
+        unlearned one.
+      target: the least retention allowed.
+      steps: halvings; the function is called at most steps + 2 times.
+      tolerance: stop as soon as the retention is no more than this above the target.
+
+    Returns:
+      Calibration; alpha is 1 where the unlearned model keeps the target.
+
+    Raises:
+      ValueError: the model before unlearning misses the target, or a bad option.
+
+    >>> calibrate(lambda alpha: 1 - alpha, 0.75).alpha
+    0.25
+    """
+    if steps < 0 or tolerance < 0:
+        raise ValueError(f"steps={steps} and tolerance={tolerance} must be 0 or more")
+    trace: list[tuple[float, float]] = []
+
+    def keeps(alpha: float) -> bool:
+        trace.append((alpha, float(retention_fn(alpha))))
+        return trace[-1][1] >= target
+
+    if keeps(1.0):
+        return Calibration(*trace[0], tuple(trace))
+    if not keeps(0.0):
+        raise ValueError(
+            f"the model before unlearning has a retention of {trace[-1][1]}, below {target}: no"
+            " mixture has to reach it"
+        )
+    best, over = trace[-1], 1.0
+    for _ in range(steps):
+        if best[1] <= target + tolerance:
+            break
+        middle = (best[0] + over) / 2
+        if keeps(middle):
+            best = trace[-1]
+        else:
+            over = middle
+    return Calibration(*best, tuple(trace))
+
+
+def mix(before: Tree, unlearned: Tree, alpha: float) -> Tree:
+    """(1 - alpha) before + alpha unlearned: a third copy of the parameters, sharded as they are.
+
+    Args:
+      before: theta_0.
+      unlearned: theta_u, a tree of the same shape.
+      alpha: 0 gives `before`, 1 `unlearned`, both exactly.
+
+    Returns:
+      theta_alpha.
+
+    >>> mix({"w": jnp.ones(1)}, {"w": jnp.zeros(1)}, 0.25)["w"].tolist()
+    [0.75]
+    """
+    return _mix(before, unlearned, jnp.float32(alpha))
+
+
+@jax.jit
+def _mix(before, unlearned, alpha):
+    one = lambda a, b: ((1 - alpha) * a + alpha * b).astype(a.dtype)
+    return jax.tree.map(one, before, unlearned)
