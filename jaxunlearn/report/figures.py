@@ -1,9 +1,9 @@
 """The figures of a run: long tables in, matplotlib figures out.
 
 `tables` is a dict of tables, each a dict of columns (`g_effect`, `samples`, `confidence`,
-`pg_effect`; None is a null), with `tables["meta"]` = {"title": str, "warning": str or None,
-"groups": {group: [layer names]}}. Every figure is a pure function of it, and None when its table is
-missing or has nothing to show.
+`pg_effect`, `relearn`; None is a null), with `tables["meta"]` = {"title": str, "warning": str or
+None, "groups": {group: [layer names]}}. Every figure is a pure function of it, and None when its
+table is missing or has nothing to show.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from jaxunlearn.report import series
 from jaxunlearn.report.effect_figures import g_effect, plane
+from jaxunlearn.report.relearn_figures import relearn
 from jaxunlearn.report.risk_figures import confidence, predicted_vs_realised, risk_change
 from jaxunlearn.report.weight_figures import pg_density, weights
 
@@ -27,6 +28,7 @@ __all__ = [
     "pg_density",
     "plane",
     "predicted_vs_realised",
+    "relearn",
     "risk_change",
     "weights",
 ]
@@ -63,6 +65,7 @@ def _figures(tables: Mapping[str, Any]) -> Iterator[tuple[str, Figure | None]]:
     weighted = series.varying_weights(series.read(tables, "pg_effect"))
     for objective, stem in zip(weighted, _stems(weighted), strict=True):
         yield f"pg_density_{stem}", pg_density(tables, objective)
+    yield "relearn", relearn(tables)
 
 
 def _stems(names: list[str]) -> list[str]:
