@@ -6,7 +6,7 @@ OUT ?= runs/demo
 # Most of a test's time is compilation, on one core: two workers, a file to a worker.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-nightly lint format clean
+.PHONY: demo test test-slow test-nightly lint format clean compilers
 
 demo: $(BIN)/.installed
 	$(BIN)/jaxunlearn demo --out $(OUT)
@@ -14,10 +14,10 @@ demo: $(BIN)/.installed
 test: $(BIN)/.installed-dev
 	$(PYTEST) -m "not slow and not nightly"
 
-test-slow: $(BIN)/.installed-dev
+test-slow: $(BIN)/.installed-dev $(VENV)/compilers
 	$(PYTEST) -m slow
 
-test-nightly: $(BIN)/.installed-dev
+test-nightly: $(BIN)/.installed-dev $(VENV)/compilers
 	$(PYTEST) -m nightly
 
 lint: $(BIN)/.installed-dev
@@ -39,6 +39,14 @@ $(BIN)/.installed: pyproject.toml | $(BIN)/python
 $(BIN)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,oracle]"
 	touch $@ $(BIN)/.installed
+
+compilers: $(VENV)/compilers
+
+# The compiler of CUDA cards, which needs no card: for tests of what fits them. Not on Python's path.
+$(VENV)/compilers: | $(BIN)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+		$$($(BIN)/python -c "from jax import __version__ as v; \
+		print(f'jax-cuda12-plugin=={v} jax-cuda12-pjrt=={v}')")
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

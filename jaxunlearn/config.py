@@ -40,6 +40,11 @@ class Compute:
     """What the backward pass recomputes instead of storing."""
     batch_tokens: int = 16384
     """Tokens of a batch in passes over a dataset."""
+    width_step: int = 8
+    """Rows are a multiple of so many tokens wide; 128 suits the tiles of GPUs and TPUs."""
+    offload: bool = False
+    """Keep in host memory what a program of the run does not need: theta_0, theta_t and the risks'
+    gradients between measurements, the optimiser's moments during one."""
     data: int = 1
     """Devices along the mesh axis `data`: whole copies of the parameters."""
     fsdp: int = 1
@@ -108,6 +113,10 @@ class Unlearn:
     lr: float = 1e-5
     warmup_epochs: float = 1.0
     weight_decay: float = 0.0
+    accumulate: int = 1
+    """Parts of a batch whose gradients are added up one after the other; the update is the same."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints kept of each objective: parameters and both moments; the last stays."""
     clip_norm: float | None = None
     """Clips the global norm of the gradient; none by default."""
 
@@ -126,6 +135,9 @@ class Objective:
     retain: Literal["gd", "kl", "rr"] | None = None
     """Retain term L_r on fresh retain samples; none by default."""
     retain_weight: float = 1.0
+    spare: Literal["total", "layer"] | None = None
+    """Keep the retain term out of L, and bend each update (or each layer's) so that to first order
+    it does not raise the term: projection on A-GEM's half-space."""
     layer: int | None = None
     """rmu and rr: how many blocks the hidden state has passed; default: half of them."""
     scale: float = 5.0
@@ -204,6 +216,20 @@ def load(path: str | Path) -> Config:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def only(config: Config, names: typing.Sequence[str]) -> Config:
+    """The configuration with some of its objectives alone, in the order given.
+
+    Raises:
+      ConfigError: a name that it does not have.
+    """
+    known = config.objectives
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known)
+            raise ConfigError(f"objectives: no {name!r}; there are: {', '.join(known)}{hint}")
+    return dataclasses.replace(config, objectives={name: known[name] for name in names})
 
 
 def nearest(word: str, words: typing.Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from jaxunlearn import cli
+from jaxunlearn import config as config_lib
 
 ROWS = [{"question": f"Who wrote book {i}?", "answer": f"Author {i} wrote it."} for i in range(4)]
 
@@ -168,4 +169,21 @@ def test_a_report_of_nothing(capsys, tmp_path):
     assert "config.yaml is missing" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         cli.main(["report", str(tmp_path), "--unlearn.lr", "1"])
-    assert stopped.value.code == 2 and "report takes a folder alone" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "report knows no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "relearn"])
+def test_what_follows_a_run_needs_one(command, tmp_path, capsys):
+    assert cli.main([command, str(tmp_path / "none")]) == 2
+    assert "no run here (no such folder)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([command, str(tmp_path), "--colour", "red"])
+    assert f"{command} knows no --colour red" in capsys.readouterr().err
+
+
+def test_only_some_objectives(tmp_path, capsys):
+    config = config_lib.only(config_lib.Config(), ["tnpo", "ga"])
+    assert list(config.objectives) == ["tnpo", "ga"]
+    assert cli.main(["demo", "--out", str(tmp_path), "--only", "npoo"]) == 2
+    assert "no 'npoo'; there are: ga, wga" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import chex
 import numpy as np
 
 TARGET_SHARE = 0.95
-WIDTH_STEP = 8
 
 
 class Sequence(NamedTuple):
@@ -38,6 +37,7 @@ def plan_dataset(
     max_width: int,
     row_multiple: int = 1,
     target_tokens: int = 16384,
+    width_step: int = 8,
 ) -> Plan:
     """Choose the static shape of a pass over every sequence once.
 
@@ -51,6 +51,7 @@ def plan_dataset(
       max_width: the model's context, the widest row allowed, in tokens.
       row_multiple: rows are a multiple of this (the devices that share a batch).
       target_tokens: most tokens of a batch, unless ``row_multiple`` rows need more.
+      width_step: the width is a multiple of this, or ``max_width``.
 
     Returns:
       The plan for `dataset_batches`.
@@ -62,7 +63,7 @@ def plan_dataset(
     if rows is not None and (rows < 1 or rows % row_multiple):
         raise ValueError(f"rows={rows} must be a positive multiple of row_multiple={row_multiple}")
     total, best = sum(lengths), None
-    for candidate in [width] if width is not None else _widths(max(lengths), max_width):
+    for candidate in [width] if width is not None else _widths(max(lengths), max_width, width_step):
         size = partial(
             _pass_size,
             rows=rows,
@@ -89,6 +90,7 @@ def plan_steps(
     *,
     max_width: int,
     row_multiple: int = 1,
+    width_step: int = 8,
 ) -> Plan:
     """Choose the smallest static shape in which every listed training batch fits.
 
@@ -98,6 +100,7 @@ def plan_steps(
         data is a pure function of (seed, step).
       max_width: the model's context, the widest row allowed, in tokens.
       row_multiple: rows are a multiple of this.
+      width_step: the width is a multiple of this, or ``max_width``.
 
     Returns:
       The plan for `pack_step`.
@@ -110,7 +113,7 @@ def plan_steps(
         raise ValueError("no steps to plan: id_lists is empty")
     lengths = [checked_lengths(step, max_width) for step in steps]
     best: tuple[int, int, int] | None = None
-    for width in _widths(max(map(max, lengths)), max_width):
+    for width in _widths(max(map(max, lengths)), max_width, width_step):
         fewest = max(-(-sum(step) // width) for step in lengths)
         if best is not None and _round_up(fewest, row_multiple) * width >= best[0]:
             continue
@@ -151,10 +154,10 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _widths(longest: int, max_width: int) -> Iterator[int]:
-    """Multiples of 8 from the longest sequence up to the context, then the context itself."""
-    yield from range(_round_up(longest, WIDTH_STEP), max_width + 1, WIDTH_STEP)
-    if max_width % WIDTH_STEP:
+def _widths(longest: int, max_width: int, step: int) -> Iterator[int]:
+    """Multiples of a step from the longest sequence up to the context, then the context itself."""
+    yield from range(_round_up(longest, step), max_width + 1, step)
+    if max_width % step:
         yield max_width
 
 

@@ -19,4 +19,5 @@ from jaxunlearn.effects.layers import tensor_names as tensor_names
 from jaxunlearn.effects.pg_effect import Choice as Choice
 from jaxunlearn.effects.pg_effect import choose as choose
 from jaxunlearn.effects.pg_effect import pg_effect as pg_effect
+from jaxunlearn.effects.projection import spare as spare
 from jaxunlearn.effects.trees import dots as dots

@@ -60,6 +60,11 @@ class Objective:
     token_additive: bool = dataclasses.field(compare=False)
 
     @property
+    def ascends(self) -> bool:
+        """Whether it is plain ascent: minus the negative log-likelihood, its gradient - grad R."""
+        return self.name == "ga"
+
+    @property
     def needs(self) -> frozenset[str]:
         """What it takes to make the arrays: of "ref", "hidden", "substitute" and "logits"."""
         parts = {part for array in self.arrays for part in array.split("_")}

@@ -13,6 +13,7 @@ from jaxunlearn.effects.pg_effect import Choice
 from jaxunlearn.run import feed, forecast
 from jaxunlearn.run.forecast import Program
 from jaxunlearn.run.losses import SampleLogProbs
+from jaxunlearn.run.sketch import sketch
 
 GIB = 2**30
 WIDTH = 124  # of the table, in characters
@@ -29,9 +30,9 @@ def show(config: Config, console: Console, memory: float | None = None) -> None:
       memory: GiB of one device.
 
     Raises:
-      ValueError, FileNotFoundError: as `forecast.sketch`.
+      ValueError, FileNotFoundError: as `sketch`.
     """
-    prepared = forecast.sketch(config)
+    prepared = sketch(config)
     for note in prepared.notes:
         console.print(f"assumed: {note}", markup=False, highlight=False)
     found = list(forecast.programs(prepared))
@@ -49,6 +50,15 @@ def show(config: Config, console: Console, memory: float | None = None) -> None:
         console.print("temp is the CPU compiler's: an upper bound for an accelerator")
     worst = max(found, key=lambda program: program.moment)
     console.print(f"worst moment: {worst.moment / GIB:.3g} GiB on each device, {worst.name}")
+    if waiting := forecast.host_bytes(prepared):
+        console.print(
+            f"waiting in host memory: {waiting / GIB:.3g} GiB for each device", highlight=False
+        )
+    disk = forecast.disk_bytes(prepared)
+    kept = config.unlearn.keep_checkpoints
+    console.print(
+        f"disk: {disk / GIB:.3g} GiB at most (unlearn.keep_checkpoints: {kept})", highlight=False
+    )
     if memory is not None:
         for line in advise(config, memory, found):
             console.print(line, markup=False, highlight=False)
@@ -92,7 +102,7 @@ def advise(config: Config, memory: float, found: Iterable[Program]) -> list[str]
 def _first(config: Config, limit: float, key: str, values: Iterable) -> str | int | None:
     """The first value of a key of `compute` with which the programs that it bears on fit."""
     for value in values:
-        prepared = forecast.sketch(_with(config, **{key: value}))
+        prepared = sketch(_with(config, **{key: value}))
         steps = forecast.training(prepared, prepared.tasks[:1])
         programs = steps if key == "remat" else forecast.measuring(prepared)
         if all(program.moment <= limit for program in programs):
@@ -102,16 +112,16 @@ def _first(config: Config, limit: float, key: str, values: Iterable) -> str | in
 
 def _method(config: Config, limit: float) -> str:
     """What `effects.choose` says of PG-effects by sample, with the memory left beside the run."""
-    prepared = forecast.sketch(config)
+    prepared = sketch(config)
     params = forecast.abstract_params(prepared)
-    # theta_t, theta_0, both moments, the objective's gradient and two directions.
-    left = int(limit - 7 * forecast.device_bytes(params))
+    # Beside theta_t and two directions.
+    left = int(limit - 3 * forecast.device_bytes(params) - forecast.idle(prepared))
     with jax.set_mesh(prepared.mesh):
         split = feed.make_split(prepared, prepared.forget, {})
         choice: Choice = effects.choose(
             SampleLogProbs(prepared.model),
             params,
-            forecast.abstract(split.placed[0]),
+            split.placed[0],
             (params, params),
             memory=left,
         )

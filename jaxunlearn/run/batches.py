@@ -1,13 +1,15 @@
 """From encoded samples to batches on the devices: packing, references, substitutes."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxunlearn.data.packing import Packed
+from jaxunlearn.effects import trees
 from jaxunlearn.models import sharding
 
 Tree = Any
@@ -62,7 +64,9 @@ def by_sample(values: Sequence[np.ndarray], batches: Sequence[Packed], samples: 
       [samples, ...]; a sample that no batch holds stays 0.
     """
     ids = np.concatenate([np.asarray(batch.sample_ids).reshape(-1) for batch in batches])
-    flat = np.concatenate([np.asarray(value) for value in values])
+    flat = np.concatenate(
+        [trees.on_host(value) if isinstance(value, jax.Array) else value for value in values]
+    )
     out = np.zeros((samples, *flat.shape[1:]), flat.dtype)
     out[ids[ids >= 0]] = flat[ids >= 0]
     return out
@@ -79,11 +83,29 @@ def partners(packed: Packed, substitute: Packed) -> np.ndarray:
     return find(np.asarray(packed.sample_ids))
 
 
-def place(batch: Tree, mesh: jax.sharding.Mesh) -> Tree:
-    """Puts a batch on the devices: rows split over `data` and `fsdp`, constants everywhere."""
-    split = sharding.batch_sharding(mesh)
-    whole = jax.NamedSharding(mesh, jax.P())
-    return {
-        key: jax.device_put(value, whole if key == "constants" else split)
-        for key, value in batch.items()
-    }
+def place(batch: Tree, mesh: jax.sharding.Mesh, parts: int = 1) -> Tree:
+    """Puts a batch on the devices: rows split over `data` and `fsdp`, constants everywhere.
+
+    Each process gives its own devices' rows alone.
+
+    Args:
+      batch: {"constants": .., kind of rows: ..}.
+      mesh: from `make_mesh`.
+      parts: of the batch; where there are several, the rows are the second axis.
+    """
+    put = lambda x, where: jax.make_array_from_callback(np.shape(x), where, lambda i: x[i])
+    return _map(put, jax.tree.map(np.asarray, batch), mesh, parts)
+
+
+def shapes(batch: Tree, mesh: jax.sharding.Mesh, parts: int = 1) -> Tree:
+    """What `place` would give, as shapes with shardings."""
+    abstract = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return _map(abstract, batch, mesh, parts)
+
+
+def _map(one: Callable, batch: Tree, mesh: jax.sharding.Mesh, parts: int) -> Tree:
+    split, whole = sharding.batch_sharding(mesh), jax.NamedSharding(mesh, jax.P())
+    if parts > 1:
+        split = jax.NamedSharding(mesh, jax.P(None, *split.spec))
+    where = {key: whole if key == "constants" else split for key in batch}
+    return {key: jax.tree.map(partial(one, where=where[key]), batch[key]) for key in batch}

@@ -29,7 +29,10 @@ def _counts(config: config_lib.Config) -> None:
         "finetune.evaluate_every": config.finetune.evaluate_every,
         "unlearn.batch_size": config.unlearn.batch_size,
         "unlearn.epochs": config.unlearn.epochs,
+        "unlearn.accumulate": config.unlearn.accumulate,
+        "unlearn.keep_checkpoints": config.unlearn.keep_checkpoints,
         "compute.batch_tokens": config.compute.batch_tokens,
+        "compute.width_step": config.compute.width_step,
     }
     for key, value in sizes.items():
         if value < 1:
@@ -41,6 +44,9 @@ def _counts(config: config_lib.Config) -> None:
     }.items():
         if value < 0:
             raise ValueError(f"{key}: {value} must not be negative")
+    size, parts = config.unlearn.batch_size, config.unlearn.accumulate
+    if size % parts:
+        raise ValueError(f"unlearn.accumulate: {parts} does not divide the batch_size of {size}")
     if not config.objectives:
         raise ValueError("objectives: there are none; name at least one")
 
@@ -110,7 +116,7 @@ def _unused(name: str, spec: config_lib.Objective, prepared: Prepared) -> None:
         "scale": "target" in arrays,
         "unit_norm": "target" in arrays,
         "layer": bool(arrays & {"hidden", "ref_hidden"}),
-        "retain_weight": spec.retain is not None,
+        "retain_weight": spec.retain is not None and spec.spare is None,
     }
     for field, is_read in readers.items():
         if not is_read and getattr(spec, field) != getattr(plain, field):

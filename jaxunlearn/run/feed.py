@@ -12,9 +12,11 @@ import numpy as np
 
 from jaxunlearn.data import order, packing
 from jaxunlearn.data.packing import Packed
+from jaxunlearn.effects import trees
 from jaxunlearn.models import llama
 from jaxunlearn.objectives import representation
 from jaxunlearn.run import batches as batches_lib
+from jaxunlearn.run import hosts
 from jaxunlearn.run.batches import LabelCache
 from jaxunlearn.run.losses import Term
 from jaxunlearn.run.measure import Split
@@ -28,7 +30,7 @@ PAIRED_SAMPLES = 64  # forget samples of a batch that also carries their substit
 class References:
     """What the model before unlearning says, computed once: no second model stays in memory."""
 
-    head: Tree  # the parameters its logits need
+    head: Tree | None  # the parameters its logits need, where an objective reads them
     forget: dict[str, LabelCache]  # by key of the rows: "ref_logp", "ref_hidden"
     retain: dict[str, LabelCache]  # "ref_hidden", and "ref_tap_K" after K blocks
     substitute: LabelCache | None  # log p of every substitute answer that is ever drawn
@@ -41,11 +43,12 @@ def make_split(prepared: Prepared, sequences: list[packing.Sequence], cached: di
         sequences,
         max_width=prepared.model.context,
         row_multiple=prepared.row_multiple,
+        width_step=prepared.config.compute.width_step,
         target_tokens=prepared.config.compute.batch_tokens,
     )
     packed = packing.dataset_batches(sequences, plan)
     rows = [{"packed": p} | {k: c.lay_out(p) for k, c in cached.items()} for p in packed]
-    placed = [batches_lib.place({"rows": r}, prepared.mesh)["rows"] for r in rows]
+    placed = [prepared.place({"rows": r})["rows"] for r in rows]
     return Split(placed, packed, len(sequences))
 
 
@@ -60,11 +63,13 @@ def reference_pass(prepared: Prepared, params: Tree, folder: Path) -> References
     if any("substitute_ref_logp" in term.loss.arrays for term in terms):
         found = _cache(prepared, params, substitutes, {"ref_logp"}, folder / "substitute")
         cache = found["ref_logp"]
-    return References(reference_head(params), forget, retain, cache, pairs)
+    return References(reference_head(params, [*terms, *kept]), forget, retain, cache, pairs)
 
 
-def reference_head(params: Tree) -> Tree:
-    """The parameters that turn final hidden states into logits."""
+def reference_head(params: Tree, terms: Sequence[Term]) -> Tree | None:
+    """The parameters that turn final hidden states into logits, where a term reads those."""
+    if not any("ref_logits" in term.loss.arrays for term in terms):
+        return None
     key = "lm_head" if "lm_head" in params else "embed"
     return {key: params[key]}
 
@@ -78,32 +83,29 @@ class Feed:
         self.steps = steps_of(prepared.config, len(prepared.forget))
         self._term, self._retain = task.loss.term, task.loss.retain
         self._constants = self._make_constants()
+        # Parts of a batch, whose gradients are accumulated.
+        self._parts = np.split(np.arange(self._size), prepared.config.unlearn.accumulate)
         self._plan = self._step_plan(prepared.forget, self._forget_ids)
         if self._retain is not None:
             self._retain_plan = self._step_plan(prepared.retain, self._retain_ids)
         if "substitute" in task.needs:
-            drawn = [self._substitutes(step) for step in range(self.steps)]
+            drawn = [
+                [prepared.refusals.draw(*pair) for pair in self._pairs(step, part)]
+                for step in range(self.steps)
+                for part in self._parts
+            ]
             self._substitute_plan = _common_plan(prepared, drawn)
 
     def step(self, step: int) -> tuple[Tree, int, float]:
         """The batch of a step, on the devices, its real tokens and their share of all."""
-        ids = self._forget_ids(step)
-        packed = packing.pack_step(
-            self._prepared.forget, ids, self._plan, sample_ids=range(len(ids))
-        )
-        batch = {"forget": self._forget_rows(packed, ids)}
-        if "substitute" in self._task.needs:
-            epochs = [int(e) for e in _epochs(self._prepared, step)]
-            batch["substitute"] = self._substitute_rows(
-                packed,
-                [(int(i), e) for i, e in zip(ids, epochs, strict=True)],
-                self._substitute_plan,
-            )
-        if self._retain is not None:
-            batch["retain"] = self._retain_rows(self._retain_ids(step))
-        packs = [rows["packed"] for rows in batch.values()]
+        parts = [self._part(step, part) for part in self._parts]
+        packs = [rows["packed"] for part in parts for rows in part.values()]
         tokens = sum(int((p.segments >= 0).sum()) for p in packs)
-        return self._place(batch), tokens, packing.real_token_share(packs)
+        batch = parts[0]
+        if len(parts) > 1:
+            batch = jax.tree.map(lambda *xs: np.stack(xs), *parts)
+        placed = self._prepared.place(batch, parts=len(parts)) | {"constants": self._constants}
+        return placed, tokens, packing.real_token_share(packs)
 
     def measured(self, forget: Split) -> list[Tree]:
         """All of D_u as batches of the objective, substitutes included."""
@@ -122,8 +124,22 @@ class Feed:
             drawn: list[tuple[int, int | None]] = [(int(i), None) for i in ids]
             substitute = self._substitute_rows(packed, drawn, substitute_plan)
             rows = {"forget": self._forget_rows(packed, ids), "substitute": substitute}
-            batches.append(self._place(rows))
+            batches.append(self._prepared.place(rows) | {"constants": self._constants})
         return batches
+
+    def _part(self, step: int, part: np.ndarray) -> dict[str, Any]:
+        """The rows of a part of a step's batch."""
+        ids = self._forget_ids(step)[part]
+        packed = packing.pack_step(
+            self._prepared.forget, ids, self._plan, sample_ids=range(len(ids))
+        )
+        rows = {"forget": self._forget_rows(packed, ids)}
+        if "substitute" in self._task.needs:
+            pairs = self._pairs(step, part)
+            rows["substitute"] = self._substitute_rows(packed, pairs, self._substitute_plan)
+        if self._retain is not None:
+            rows["retain"] = self._retain_rows(self._retain_ids(step)[part])
+        return rows
 
     def _forget_rows(self, packed: Packed, ids: np.ndarray) -> dict[str, Any]:
         wanted = reference_keys([self._term])
@@ -141,7 +157,7 @@ class Feed:
         }
 
     def _substitute_rows(
-        self, packed: Packed, drawn: list[tuple[int, int | None]], plan: packing.Plan
+        self, packed: Packed, drawn: Sequence[tuple[int, int | None]], plan: packing.Plan
     ) -> dict[str, Any]:
         refusals = self._prepared.refusals
         answers = [refusals.draw(sample, epoch) for sample, epoch in drawn]
@@ -160,16 +176,18 @@ class Feed:
     def _retain_ids(self, step: int) -> np.ndarray:
         return order.retain_ids(self._seed, step, len(self._prepared.retain), self._size)
 
-    def _substitutes(self, step: int) -> list[packing.Sequence]:
-        pairs = zip(self._forget_ids(step), _epochs(self._prepared, step), strict=True)
-        return [self._prepared.refusals.draw(int(i), int(e)) for i, e in pairs]
+    def _pairs(self, step: int, part: np.ndarray) -> list[tuple[int, int]]:
+        """(sample, epoch) of a part of a step's batch."""
+        pairs = zip(self._forget_ids(step)[part], _epochs(self._prepared, step)[part], strict=True)
+        return [(int(i), int(e)) for i, e in pairs]
 
     def _step_plan(self, sequences: list[packing.Sequence], draw: Any) -> packing.Plan:
         return packing.plan_steps(
             sequences,
-            [draw(step) for step in range(self.steps)],
+            [draw(step)[part] for step in range(self.steps) for part in self._parts],
             max_width=self._prepared.model.context,
             row_multiple=self._prepared.row_multiple,
+            width_step=self._prepared.config.compute.width_step,
         )
 
     def _make_constants(self) -> Tree:
@@ -185,13 +203,10 @@ class Feed:
                 scale=self._task.scale,
                 unit_norm=self._task.unit_norm,
             )
-        constants = batches_lib.place({"constants": constants}, self._prepared.mesh)["constants"]
+        constants = self._prepared.place({"constants": constants})["constants"]
         if "ref_logits" in arrays:
             constants["reference_head"] = self._references.head
         return constants
-
-    def _place(self, batch: Tree) -> Tree:
-        return batches_lib.place(batch, self._prepared.mesh) | {"constants": self._constants}
 
 
 def reference_keys(terms: Sequence[Term]) -> set[str]:
@@ -214,7 +229,7 @@ def _cache(
     path = file.with_suffix(".npz")
     if not keys:
         return {}
-    if path.exists():
+    if hosts.agreed(path.exists()):
         with np.load(path, allow_pickle=False) as saved:
             return {key: LabelCache(saved[key], saved["offsets"]) for key in keys}
     split = make_split(prepared, sequences, {})
@@ -227,9 +242,10 @@ def _cache(
             found |= {"ref_logp": out.labels, "ref_hidden": out.final_hidden}
             found[f"ref_tap_{tap}"] = out.hidden
         for key, parts in values.items():
-            parts.append(np.asarray(found[key]))
+            parts.append(trees.on_host(found[key]))
     caches = {k: LabelCache.gather(split.packed, v, split.samples) for k, v in values.items()}
-    _save(path, caches)
+    if hosts.is_first():
+        _save(path, caches)
     return caches
 
 
@@ -276,5 +292,9 @@ def _common_plan(prepared: Prepared, groups: list[list[packing.Sequence]]) -> pa
     ends = np.cumsum([len(group) for group in groups])
     ids = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
     return packing.plan_steps(
-        flat, ids, max_width=prepared.model.context, row_multiple=prepared.row_multiple
+        flat,
+        ids,
+        max_width=prepared.model.context,
+        row_multiple=prepared.row_multiple,
+        width_step=prepared.config.compute.width_step,
     )

@@ -5,50 +5,53 @@ configuration asks for, real or not. Weights are neither read nor allocated.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxunlearn import effects
-from jaxunlearn.config import Config
 from jaxunlearn.data import packing
 from jaxunlearn.effects import directions, trees
-from jaxunlearn.effects.forecast import Forecast
+from jaxunlearn.effects.forecast import Forecast, of_compiled
 from jaxunlearn.effects.pg_effect import by_jvp
-from jaxunlearn.models import architecture, known, sharding
+from jaxunlearn.models import architecture, sharding
 from jaxunlearn.run import feed, learn, measure, prepare
 from jaxunlearn.run import step as step_lib
-from jaxunlearn.run.batches import LabelCache, place
+from jaxunlearn.run.batches import LabelCache
 from jaxunlearn.run.losses import FineTuning, Risk, RiskAndObjective, TokenLogProbs
 from jaxunlearn.run.prepare import Prepared, Task
 
 Tree = Any
 
-# TOFU with the Llama-2 tokenizer: rows of a split, and tokens and labels of a row.
-SPLITS = {
-    "full": 4000,
-    "forget01": 40,
-    "forget05": 200,
-    "forget10": 400,
-    "retain90": 3600,
-    "retain95": 3800,
-    "retain99": 3960,
-    "retain_perturbed": 400,
-}
-MEAN, SPREAD, SHORTEST, LONGEST, LABELS = 71, 16, 33, 121, 0.6
 
-
-class Program(NamedTuple):
-    """One compiled function of a run."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One function of a run, compiled when its cost is asked for."""
 
     name: str
     calls: int
     shape: str  # of its batch, or ""
-    cost: Forecast
     beside: int  # bytes per device that the run holds beside it
+    mesh: jax.sharding.Mesh  # its devices need not be there
+    step: Any  # jitted
+    args: tuple[Any, ...]  # abstract
+    static: dict[str, Any]
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The compiler's result for the devices of the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(*self.args, **self.static).compile()
+
+    @functools.cached_property
+    def cost(self) -> Forecast:
+        """Bytes and FLOPs of one call."""
+        compiled = self.compiled
+        with jax.set_mesh(self.mesh):
+            return of_compiled(compiled, self.step, *self.args, **self.static)
 
     @property
     def moment(self) -> int:
@@ -56,57 +59,8 @@ class Program(NamedTuple):
         return self.cost.peak + self.beside
 
 
-def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
-    """A run of which only shapes are known: from its files where they are here, else assumed.
-
-    Args:
-      config: the run.
-      devices: of the mesh; default: all.
-
-    Returns:
-      Prepared; `notes` say what is assumed.
-
-    Raises:
-      ValueError, FileNotFoundError: as `prepare`, or a model or split of unknown size.
-    """
-    has_model = config.model is None or Path(config.model).expanduser().is_dir()
-    has_data = config.data.source == "fictional" or Path(config.data.source).exists()
-    if has_model and has_data:
-        return prepare.prepare(config, devices)
-    if config.model is None:
-        raise ValueError("model: a new model is sized by its data; give a local data.source")
-    mesh = prepare.make_mesh(config, devices)
-    model = known.shape(config.model, prepare.compute_options(config))
-    data, spec = config.data, config.finetune
-    forget, finetune = _assumed(data.forget), [s for n in spec.splits for s in _assumed(n)]
-    kept = any(o.retain is not None for o in config.objectives.values())
-    stand_in = _sequence(MEAN)
-    return Prepared(
-        config=config,
-        mesh=mesh,
-        tokenizer=None,
-        model=model,
-        initial=lambda: None,
-        forget=forget,
-        retain=_assumed(data.retain) if kept else [],
-        measured=_assumed(data.measured_retain),
-        finetune=finetune,
-        retrain=finetune[len(forget) :] if spec.retrained else [],
-        refusals=prepare.Refusals(
-            [{"question": ""}] * len(forget), [""], lambda *_: stand_in, config.seed
-        ),
-        tasks=tuple(
-            prepare.make_task(name, spec, model, config) for name, spec in config.objectives.items()
-        ),
-        notes=(
-            f"{config.model}: shape from its name; lengths assumed as TOFU's with the Llama-2"
-            f" tokenizer (mean {MEAN} tokens, {LABELS:.0%} of them labels)",
-        ),
-    )
-
-
 def programs(prepared: Prepared) -> Iterator[Program]:
-    """Every program of a run, in the order it comes up; each is compiled when it is asked for."""
+    """Every program of a run, in the order it comes up."""
     yield from learning(prepared)
     yield from training(prepared, prepared.tasks)
     yield from measuring(prepared)
@@ -114,62 +68,135 @@ def programs(prepared: Prepared) -> Iterator[Program]:
 
 def learning(prepared: Prepared) -> Iterator[Program]:
     """Fine-tuning, and the pass that caches the reference."""
-    with jax.set_mesh(prepared.mesh):
-        params = abstract_params(prepared)
-        if prepared.config.finetune.epochs:
-            yield _finetuning(prepared, params)
-        split = feed.make_split(prepared, prepared.forget, {})
-        options = {"model": prepared.model, "tap": None}
-        packed = abstract(split.placed[0]["packed"])
-        cost = effects.forecast(feed.label_references, params, packed, **options)
-        yield Program("reference pass", len(split.placed), _split_shape(split), cost, 0)
+    params = abstract_params(prepared)
+    if prepared.config.finetune.epochs:
+        yield _finetuning(prepared, params)
+    split = feed.make_split(prepared, prepared.forget, {})
+    yield Program(
+        "reference pass",
+        len(split.placed),
+        _split_shape(split),
+        0,
+        prepared.mesh,
+        feed.label_references,
+        (params, split.placed[0]["packed"]),
+        {"model": prepared.model, "tap": None},
+    )
 
 
 def training(prepared: Prepared, tasks: tuple[Task, ...]) -> Iterator[Program]:
     """The train step of each objective.
 
     Beside it the run holds theta_0, and from one measurement to the next theta_t and the gradients
-    of both risks.
+    of both risks; with `compute.offload` they wait on the host.
     """
-    with jax.set_mesh(prepared.mesh):
-        params, references = abstract_params(prepared), _references(prepared)
-        steps = prepare.steps_of(prepared.config, len(prepared.forget))
-        measured = bool(prepare.measured_steps(prepared.config, steps))
-        beside = device_bytes(params) * (4 if measured else 1)
-        for task in tasks:
-            yield _training(prepared, task, references, params, beside)
+    params, references = abstract_params(prepared), _references(prepared)
+    for task in tasks:
+        yield _training(prepared, task, references, params)
 
 
 def measuring(prepared: Prepared) -> Iterator[Program]:
-    """What a measurement runs; beside it the run holds theta_0, the moments, and gradients."""
-    config, model = prepared.config, prepared.model
-    points = prepare.measured_steps(config, prepare.steps_of(config, len(prepared.forget)))
+    """What a measurement runs; beside it the run holds theta_0, the moments, and gradients.
+
+    Of the objectives, the first that takes a backward pass of its own stands for all.
+    """
+    config, points = prepared.config, _points(prepared)
     if not points:
         return
-    with jax.set_mesh(prepared.mesh):
-        params, references = abstract_params(prepared), _references(prepared)
-        size, task = device_bytes(params), prepared.tasks[0]
-        forget = feed.make_split(prepared, prepared.forget, references.forget)
-        retain = feed.make_split(prepared, prepared.measured, {})
-        paired = feed.Feed(prepared, task, references).measured(forget)
-        count = len(prepared.tasks) * len(points)
-        packed = abstract(retain.placed[0]["packed"])
-        cost = effects.forecast(measure.label_statistics, params, packed, model=model)
-        passes = count * (len(retain.placed) + len(forget.placed))
-        yield Program("statistics", passes, _split_shape(retain), cost, 3 * size)
-        risk = directions.Single(Risk(model, task.loss.term.reduction))
-        cost = _gradient(params, risk, retain.placed[0])
-        calls = count * len(retain.placed)
-        yield Program("grad R(D_r)", calls, _split_shape(retain), cost, 3 * size)
-        cost = _gradient(params, RiskAndObjective(task.loss.term), paired[0])
-        name = f"grad R(D_u), grad L of {task.name}"
-        yield Program(name, count * len(paired), _split_shape(forget), cost, 4 * size)
-        options = pg_options(prepared)
-        cost = effects.forecast(
-            by_jvp, params, abstract(forget.placed[0]), (params, params), **options
-        )
-        calls = len(prepared.tasks) * len(config.measure.pg_steps) * len(forget.placed)
-        yield Program("PG-effects (jvp)", calls, _split_shape(forget), cost, 4 * size)
+    params, references = abstract_params(prepared), _references(prepared)
+    size, rest = device_bytes(params), idle(prepared)
+    own = [task for task in prepared.tasks if not task.loss.term.loss.ascends]
+    task = (*own, *prepared.tasks)[0]
+    term = task.loss.term
+    forget = feed.make_split(prepared, prepared.forget, references.forget)
+    retain = feed.make_split(prepared, prepared.measured, {})
+    paired = feed.Feed(prepared, task, references).measured(forget)
+    count, splits = len(prepared.tasks) * points, (retain, forget)
+
+    def program(name: str, calls: int, split: measure.Split, beside: int, step: Any, *args: Any):
+        shape = _split_shape(split)
+        return partial(Program, name, calls, shape, beside, prepared.mesh, step, (params, *args))
+
+    calls, beside = count * sum(len(s.placed) for s in splits), 2 * size + remembered(prepared)
+    step, packed = measure.label_statistics, retain.placed[0]["packed"]
+    yield program("statistics", calls, retain, beside, step, packed)({"model": prepared.model})
+
+    step, shardings = directions.gradient_sums, trees.named_shardings(params)
+    sums = size if len(retain.placed) > 1 else 0  # of the batches before
+    calls, losses = (
+        count * len(retain.placed),
+        directions.Single(Risk(prepared.model, term.reduction)),
+    )
+    static: dict[str, Any] = {"losses_fn": losses, "shardings": shardings}
+    yield program("grad R(D_r)", calls, retain, rest + sums, step, retain.placed[0])(static)
+
+    gradients = 1 if term.loss.ascends else 2
+    sums = gradients * size if len(paired) > 1 else 0
+    kept = 0 if config.compute.offload else size  # grad R(D_r)
+    name, calls = f"grad R(D_u), grad L of {task.name}", count * len(paired)
+    static = {"losses_fn": RiskAndObjective(term), "shardings": shardings}
+    yield program(name, calls, forget, rest + sums + kept, step, paired[0])(static)
+
+    calls = len(prepared.tasks) * len(config.measure.pg_steps) * len(forget.placed)
+    along = forget.placed[0], (params, params)
+    yield program("PG-effects (jvp)", calls, forget, rest, by_jvp, *along)(pg_options(prepared))
+
+
+def remembered(prepared: Prepared) -> int:
+    """Bytes per device of what a run remembers between measurements beside its state.
+
+    That is theta_0 and, where it measures, theta_t, the gradients of both risks, and grad R(D_r) at
+    theta_0, which serves all objectives of one reduction.
+    """
+    if prepared.config.compute.offload:
+        return 0
+    return _remembered(prepared) * device_bytes(abstract_params(prepared))
+
+
+def idle(prepared: Prepared) -> int:
+    """Bytes per device that only wait while a measurement runs.
+
+    These are theta_0, the moments, and grad R(D_r) at theta_0.
+    """
+    if prepared.config.compute.offload:
+        return 0
+    return (3 + len(_reductions(prepared))) * device_bytes(abstract_params(prepared))
+
+
+def host_bytes(prepared: Prepared) -> int:
+    """Bytes of one device's share of what waits in host memory, at most."""
+    if not prepared.config.compute.offload:
+        return 0
+    # While a measurement runs: theta_0, both moments, one gradient and those at theta_0: as many.
+    return _remembered(prepared) * device_bytes(abstract_params(prepared))
+
+
+def disk_bytes(prepared: Prepared) -> int:
+    """Bytes on disk at most: a state is parameters and both moments in float32.
+
+    They are the checkpoints kept of each objective and the one being written, fine-tuned models and
+    the last state of each fine-tuning.
+    """
+    config, tasks = prepared.config, len(prepared.tasks)
+    sizes = jax.tree.leaves(architecture.abstract_params(prepared.model))
+    params = sum(x.size * x.dtype.itemsize for x in sizes)
+    tuned = bool(config.finetune.epochs) + config.finetune.retrained
+    states = tasks * config.unlearn.keep_checkpoints + tuned + 1
+    return params * (3 * states + tuned)
+
+
+def _remembered(prepared: Prepared) -> int:
+    return 4 + len(_reductions(prepared)) if _points(prepared) else 1
+
+
+def _reductions(prepared: Prepared) -> set[str]:
+    return {task.loss.term.reduction for task in prepared.tasks}
+
+
+def _points(prepared: Prepared) -> int:
+    """Measurements of one objective."""
+    steps = prepare.steps_of(prepared.config, len(prepared.forget))
+    return len(prepare.measured_steps(prepared.config, steps))
 
 
 def pg_options(prepared: Prepared) -> dict[str, Any]:
@@ -180,47 +207,38 @@ def pg_options(prepared: Prepared) -> dict[str, Any]:
 
 def _finetuning(prepared: Prepared, params: Tree) -> Program:
     spec, lessons = prepared.config.finetune, learn.plan_lessons(prepared, prepared.finetune)
-    batch = place({"retain": {"packed": lessons.batch(0)}}, prepared.mesh)
-    tx = _optimizer(spec.weight_decay)
-    cost = effects.forecast(
+    batch = prepared.place({"retain": {"packed": lessons.batch(0)}})
+    tx = step_lib.optimizer(_rate, weight_decay=spec.weight_decay)
+    return Program(
+        "fine-tuning step",
+        lessons.steps,
+        _shape(lessons.plan.rows, lessons.plan.width),
+        0,
+        prepared.mesh,
         step_lib.train_step,
-        step_lib.abstract(params, tx),
-        abstract(batch),
-        loss=FineTuning(prepared.model),
-        tx=tx,
+        (step_lib.abstract(params, tx), batch),
+        {"loss": FineTuning(prepared.model), "tx": tx},
     )
-    shape = _shape(lessons.plan.rows, lessons.plan.width)
-    return Program("fine-tuning step", lessons.steps, shape, cost, 0)
 
 
-def _training(
-    prepared: Prepared, task: Task, references: feed.References, params: Tree, beside: int
-) -> Program:
+def _training(prepared: Prepared, task: Task, references: feed.References, params: Tree) -> Program:
     fed = feed.Feed(prepared, task, references)
     batch, _, share = fed.step(0)
-    tx = _optimizer(prepared.config.unlearn.weight_decay, prepared.config.unlearn.clip_norm)
-    state = step_lib.abstract(params, tx)
-    cost = effects.forecast(step_lib.train_step, state, abstract(batch), loss=task.loss, tx=tx)
-    rows, width = batch["forget"]["packed"].tokens.shape
+    spec = prepared.config.unlearn
+    options: Any = {"weight_decay": spec.weight_decay, "clip_norm": spec.clip_norm}
+    tx = step_lib.optimizer(_rate, spare=task.spare, **options)
+    parts = spec.accumulate
+    rows, width = batch["forget"]["packed"].tokens.shape[-2:]
     shape = f"{_shape(rows, width)}, {share:.0%} real"
-    return Program(f"{task.name}: step", fed.steps, shape, cost, beside)
-
-
-def _gradient(params: Tree, losses: Any, batch: Tree) -> Forecast:
-    return effects.forecast(
-        directions.gradient_sums,
-        params,
-        abstract(batch),
-        losses_fn=losses,
-        shardings=trees.named_shardings(params),
-    )
-
-
-def abstract(tree: Tree) -> Tree:
-    """Shapes, dtypes and shardings of arrays."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)),
-        tree,
+    return Program(
+        f"{task.name}: step",
+        fed.steps,
+        f"{parts} parts of {shape}" if parts > 1 else shape,
+        remembered(prepared),
+        prepared.mesh,
+        step_lib.train_step,
+        (step_lib.abstract(params, tx), batch),
+        {"loss": task.loss, "tx": tx, "accumulate": parts},
     )
 
 
@@ -257,7 +275,7 @@ def _references(prepared: Prepared) -> feed.References:
     pairs, substitutes = feed.drawn_pairs(prepared)
     params = abstract_params(prepared)
     return feed.References(
-        head=feed.reference_head(params),
+        head=feed.reference_head(params, [*terms, *kept]),
         forget=caches(prepared.forget, feed.reference_keys(terms)),
         retain=caches(prepared.retain, feed.reference_keys(kept)),
         substitute=caches(substitutes, {"ref_logp"})["ref_logp"],
@@ -265,22 +283,8 @@ def _references(prepared: Prepared) -> feed.References:
     )
 
 
-def _optimizer(weight_decay: float, clip_norm: float | None = None) -> Any:
-    return step_lib.optimizer(lambda _: 1e-5, weight_decay=weight_decay, clip_norm=clip_norm)
-
-
-def _assumed(split: str) -> list[packing.Sequence]:
-    if split not in SPLITS:
-        raise ValueError(
-            f"{split}: how many rows it has is not known; give a local data.source, or one of"
-            f" TOFU's splits: {', '.join(SPLITS)}"
-        )
-    draw = np.random.default_rng(0).normal(MEAN, SPREAD, SPLITS[split])
-    return [_sequence(int(n)) for n in np.clip(draw, SHORTEST, LONGEST)]
-
-
-def _sequence(tokens: int) -> packing.Sequence:
-    return packing.Sequence(np.ones(tokens, np.int32), tokens - int(LABELS * tokens))
+def _rate(_: Any) -> float:
+    return 1e-5
 
 
 def _split_shape(split: measure.Split) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxunlearn.data import order, packing
 from jaxunlearn.models import hf, sharding
-from jaxunlearn.run import batches, measure, progress, summary, tables
+from jaxunlearn.run import hosts, measure, progress, summary, tables
 from jaxunlearn.run import step as step_lib
 from jaxunlearn.run.checkpoint import open_checkpoints
 from jaxunlearn.run.losses import FineTuning
@@ -37,6 +37,7 @@ def plan_lessons(prepared: Prepared, sequences: list[packing.Sequence]) -> Lesso
         [draw(step) for step in range(steps)],
         max_width=prepared.model.context,
         row_multiple=prepared.row_multiple,
+        width_step=prepared.config.compute.width_step,
     )
     return Lessons(steps, plan, lambda step: packing.pack_step(sequences, draw(step), plan))
 
@@ -53,7 +54,7 @@ def learn(
     spec, model = prepared.config.finetune, prepared.model
     if not spec.epochs:
         return prepared.initial()
-    if (out / name).is_dir():
+    if hosts.agreed((out / name).is_dir()):
         shardings = sharding.param_shardings(model, prepared.mesh)
         return hf.load_params(out / name, model, shardings=shardings)
     per_epoch = order.num_steps(len(sequences), spec.batch_size, 1)
@@ -83,10 +84,10 @@ def learn(
                         f"{name}: the loss is not finite after {step} steps; lower finetune.lr"
                         f" ({spec.lr}) and start in a new folder"
                     )
-                if step == steps or _learned(prepared, out, name, step, per_epoch):
+                if step == steps or hosts.agreed(_learned(prepared, out, name, step, per_epoch)):
                     break
             packed = lessons.batch(step)
-            batch = batches.place({"retain": {"packed": packed}}, prepared.mesh)
+            batch = prepared.place({"retain": {"packed": packed}})
             state, _ = step_lib.train_step(state, batch, loss=loss, tx=tx)
             bar.advance(step + 1, int((packed.segments >= 0).sum()))
         hf.save_params(out / name, state.params, model, tokenizer=prepared.tokenizer)
@@ -94,7 +95,12 @@ def learn(
 
 
 def _learned(prepared: Prepared, out: Path, name: str, step: int, per_epoch: int) -> bool:
-    """Whether fine-tuning stops at this evaluation; a function of the recorded evaluations."""
+    """Whether fine-tuning stops at this evaluation; a function of the recorded evaluations.
+
+    The first process knows: it writes them.
+    """
+    if not hosts.is_first():
+        return False
     spec = prepared.config.finetune
     log = tables.records(out / "metrics.jsonl")
     if name == "retrained":

@@ -18,6 +18,7 @@ from jaxunlearn.objectives import catalogue, likelihood, retain
 
 Tree = Any
 SumCount = tuple[jax.Array, jax.Array]
+Counts = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Term:
         arrays = self._arrays(params, batch, head=True)
         risk = Risk(self.model, self.reduction).of(arrays["logp"], arrays["mask"])
         return risk, self._reduced(arrays, batch)
+
+    def count(self, batch: Tree) -> jax.Array:
+        """What a sum over the batch is divided by."""
+        own = "mask" in self._wants or self._wide
+        mask = label_mask(batch[self.rows] if own else batch["substitute"])
+        return likelihood.reduce(jnp.zeros(len(mask)), mask, self.reduction)[1]
 
     def _reduced(self, arrays: dict[str, jax.Array], batch: Tree) -> SumCount:
         losses = self._losses(arrays, batch[self.rows]["packed"])
@@ -161,33 +168,65 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Unlearning:
-    """L = gamma L_u + retain_weight L_r, the function that a train step minimises."""
+    """L = gamma L_u + retain_weight L_r, the function that a train step minimises.
+
+    Where the retain term guards, it is no part of L: updates are bent so that they do not raise it.
+    """
 
     term: Term
     gamma: float = 1.0
     retain: Term | None = None
     retain_weight: float = 1.0
+    guards: bool = False
 
-    def __call__(self, params: Tree, batch: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-        total, count = self.term(params, batch)
-        unlearn = total / jnp.maximum(count, 1)
-        if self.retain is None:
+    def __call__(
+        self, params: Tree, batch: Tree, counts: Counts | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a batch, or the part of a larger batch with these counts."""
+        counts = self.counts(batch) if counts is None else counts
+        unlearn = self.term(params, batch)[0] / counts["unlearn"]
+        if self.retain is None or self.guards:
             return self.gamma * unlearn, {"unlearn_loss": unlearn}
-        total, count = self.retain(params, batch)
-        kept = total / jnp.maximum(count, 1)
+        kept = self.retain(params, batch)[0] / counts["retain"]
         loss = self.gamma * unlearn + self.retain_weight * kept
         return loss, {"unlearn_loss": unlearn, "retain_loss": kept}
+
+    def counts(self, batch: Tree) -> Counts:
+        """What the sums over a batch are divided by; of its parts they add up to its own."""
+        terms = {"unlearn": self.term, "retain": self.retain}
+        return {n: jnp.maximum(t.count(batch), 1) for n, t in terms.items() if t is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """The retain loss that updates must not raise."""
+
+    of: Unlearning
+
+    def __call__(
+        self, params: Tree, batch: Tree, counts: Counts | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        assert self.of.retain is not None
+        counts = self.of.counts(batch) if counts is None else counts
+        kept = self.of.retain(params, batch)[0] / counts["retain"]
+        return kept, {"retain_loss": kept}
+
+    def counts(self, batch: Tree) -> Counts:
+        return self.of.counts(batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class RiskAndObjective:
-    """R(D_u) and L_u(D_u) from one forward pass, for their gradients."""
+    """R(D_u) and L_u(D_u) from one forward pass, for their gradients.
+
+    Plain ascent is - R, whose gradient needs no backward pass of its own: it is left out.
+    """
 
     term: Term
 
     def __call__(self, params: Tree, batch: Tree) -> dict[str, SumCount]:
         risk, objective = self.term.with_risk(params, batch)
-        return {"risk": risk, "objective": objective}
+        return {"risk": risk} if self.term.loss.ascends else {"risk": risk, "objective": objective}
 
 
 @dataclasses.dataclass(frozen=True)

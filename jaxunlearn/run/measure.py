@@ -17,6 +17,7 @@ from jaxunlearn.models import llama
 from jaxunlearn.objectives import catalogue
 from jaxunlearn.run import batches as batches_lib
 from jaxunlearn.run.losses import Risk, RiskAndObjective, Term, TokenLogProbs
+from jaxunlearn.run.offload import Offload
 
 Tree = Any
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
@@ -59,10 +60,10 @@ class Statistics(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """The gradients of both risks and of the objective at one theta."""
+    """What the unlearning split says at one theta."""
 
-    risks: Mapping[str, effects.Gradient]  # "unlearn", "retain"
-    objective: effects.Gradient
+    risk: effects.Gradient  # R(D_u)
+    objective: effects.Gradient  # L_u
 
 
 def statistics(params: Tree, split: Split, model: llama.LlamaConfig) -> Statistics:
@@ -88,55 +89,75 @@ def retain_gradient(params: Tree, retain: Split, risk: Risk) -> effects.Gradient
     return effects.dataset_gradient(risk, params, retain.placed)
 
 
-def measure(params: Tree, term: Term, paired: list[Tree], retain: effects.Gradient) -> Measurement:
-    """grad R(D_u) and grad L_u(D_u) from one forward pass, beside grad R(D_r).
+def measure(params: Tree, term: Term, paired: list[Tree]) -> Measurement:
+    """grad R(D_u) and grad L_u(D_u) from one forward pass.
 
     Args:
       term: the objective.
       paired: batches of {"forget": rows, ..} over all of D_u.
-      retain: from `retain_gradient`, at the same parameters.
     """
-    both = effects.dataset_gradients(RiskAndObjective(term), params, paired)
-    return Measurement({"unlearn": both["risk"], "retain": retain}, both["objective"])
+    found = effects.dataset_gradients(RiskAndObjective(term), params, paired)
+    risk = found["risk"]
+    return Measurement(risk, found["objective"] if "objective" in found else _negative(risk))
 
 
-def g_effect_rows(found: Measurement, reduction: str, lr: float) -> list[dict[str, Any]]:
-    """Rows of the table `g_effect`: every layer and the total, for both risks."""
-    rows = []
-    for risk, gradient in found.risks.items():
-        common = {"risk": risk, "reduction": reduction, "estimator": "exact", "lr": lr}
-        by_layer = effects.between(gradient.direction, found.objective.direction)
-        total = effects.between(gradient.direction, found.objective.direction, by="total")
-        names = [*(by_layer.rows or ()), "total"]
-        columns = [
-            np.append(np.asarray(a), np.asarray(b))
-            for a, b in zip(by_layer[:4], total[:4], strict=True)
-        ]
-        for name, *numbers in zip(names, *columns, strict=True):
-            keys = ("value", "cosine", "risk_norm", "objective_norm")
-            rows.append(
-                common | {"layer": name} | dict(zip(keys, map(float, numbers), strict=True))
-            )
-        rows[-1]["risk_value"] = float(gradient.value)
+def g_effect_rows(
+    name: str,
+    risk: effects.Gradient,
+    objective: effects.Gradient,
+    reduction: str,
+    lr: float,
+) -> list[dict[str, Any]]:
+    """Rows of the table `g_effect` of one risk: every layer and the total.
+
+    Args:
+      name: "unlearn" or "retain".
+    """
+    common = {"risk": name, "reduction": reduction, "estimator": "exact", "lr": lr}
+    by_layer = effects.between(risk.direction, objective.direction)
+    total = effects.between(risk.direction, objective.direction, by="total")
+    columns = [
+        np.append(trees.on_host(a), trees.on_host(b))
+        for a, b in zip(by_layer[:4], total[:4], strict=True)
+    ]
+    keys = ("value", "cosine", "risk_norm", "objective_norm")
+    rows = [
+        common | {"layer": layer} | dict(zip(keys, map(float, numbers), strict=True))
+        for layer, *numbers in zip([*(by_layer.rows or ()), "total"], *columns, strict=True)
+    ]
+    rows[-1]["risk_value"] = float(risk.value)
     return rows
 
 
 def predicted(
-    gradients: Mapping[str, effects.Gradient], moved: Tree
+    gradients: Mapping[str, effects.Gradient], new: Tree, old: Tree, offload: Offload
 ) -> dict[tuple[str, str], float]:
-    """grad R(theta) . moved, by risk and layer: the first-order change of the risks."""
+    """grad R(theta) . (new - old), by risk and layer: the first-order change of the risks.
+
+    Args:
+      gradients: of the risks at `old`, as they wait.
+      new: parameters.
+      old: parameters, as they wait; one tensor at a time comes back.
+    """
     changes = {}
     for risk, gradient in gradients.items():
-        values = _rows(gradient.direction, moved)
-        names = effects.layer_names(moved)
+        values = trees.on_host(layers.to_rows(_moved_dots(gradient.direction, new, old, offload)))
+        names = effects.layer_names(new)
         changes |= {(risk, name): float(v) for name, v in zip(names, values, strict=True)}
         changes[risk, "total"] = float(values.sum())
     return changes
 
 
-def moved(new: Tree, old: Tree) -> Tree:
-    """new - old."""
-    return _subtract(new, old)
+def _moved_dots(gradient: Tree, new: Tree, old: Tree, offload: Offload) -> dict[str, jax.Array]:
+    """{layer: gradient . (new - old)}, as `trees.dots`."""
+
+    def one(key: str) -> jax.Array:
+        leaves = zip(*(jax.tree.leaves(tree[key]) for tree in (gradient, new, old)), strict=True)
+        keep = 1 if key in layers.STACKED else 0
+        dots = [_moved_dot(offload.back(g), n, offload.back(o), keep=keep) for g, n, o in leaves]
+        return jnp.sum(jnp.stack(dots), axis=0)
+
+    return {key: one(key) for key in new}
 
 
 def sample_weights(
@@ -185,7 +206,7 @@ def pg_rows(
     params: Tree,
     model: llama.LlamaConfig,
     forget: Split,
-    found: Measurement,
+    risks: Mapping[str, effects.Gradient],
     weights: np.ndarray | None,
     stats: Statistics,
     *,
@@ -193,7 +214,7 @@ def pg_rows(
     tokens: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the tables `pg_effect` and (where `tokens`) `token_effect`."""
-    directions = {risk: gradient.direction for risk, gradient in found.risks.items()}
+    directions = {risk: gradient.direction for risk, gradient in risks.items()}
     # Fused attention has no forward mode.
     logp = TokenLogProbs(dataclasses.replace(model, attention="xla"))
     values = effects.pg_effect(logp, params, forget.placed, directions, by="token", method="jvp")
@@ -249,11 +270,13 @@ def label_statistics(params, packed, *, model):
     return unpack(labels["logp"], packed), unpack(labels["correct"], packed)
 
 
-@jax.jit
-def _rows(a, b):
-    return layers.to_rows(trees.dots(a, b))
+@partial(jax.jit, static_argnames="keep")
+def _moved_dot(gradient, new, old, *, keep):
+    wide = trees.wide
+    product = wide(gradient) * (wide(new) - wide(old))
+    return jnp.sum(product, axis=tuple(range(keep, product.ndim)))
 
 
 @jax.jit
-def _subtract(new, old):
-    return trees.subtract(new, old)
+def _negative(tree):
+    return jax.tree.map(jnp.negative, tree)

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -13,6 +13,7 @@ from jaxunlearn.config import Config
 from jaxunlearn.data import order, packing, prompts, tofu
 from jaxunlearn.models import hf, llama, sharding
 from jaxunlearn.objectives import catalogue
+from jaxunlearn.run import batches
 from jaxunlearn.run.losses import Term, Unlearning
 
 Rows = list[dict[str, Any]]
@@ -28,6 +29,7 @@ class Task:
     lr: float
     scale: float  # rmu: the target's length c
     unit_norm: bool  # rmu
+    spare: Literal["total", "layer"] | None  # what updates are bent by, if at all
 
     @property
     def needs(self) -> frozenset[str]:
@@ -71,10 +73,15 @@ class Prepared:
     refusals: Refusals
     tasks: tuple[Task, ...]
     notes: tuple[str, ...]  # rows left out, and the like
+    sketched: bool = False  # for a forecast: batches are shapes, and nothing is placed
 
     @property
     def row_multiple(self) -> int:
         return self.config.compute.data * self.config.compute.fsdp
+
+    def place(self, batch: Any, parts: int = 1) -> Any:
+        """A batch on the devices, see `batches.place`."""
+        return (batches.shapes if self.sketched else batches.place)(batch, self.mesh, parts)
 
 
 def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
@@ -274,6 +281,8 @@ def make_task(
         raise ValueError(
             f"{where}: names are letters, digits, '_' and '.', and none of {', '.join(RESERVED)}"
         )
+    if spec.spare is not None and spec.retain is None:
+        raise ValueError(f"{where}.spare: needs a retain term to spare; set {where}.retain: gd")
     layer = model.num_layers // 2 if spec.layer is None else spec.layer
     if not 0 <= layer <= model.num_layers:
         raise ValueError(f"{where}.layer: {layer} is not in 0..{model.num_layers}")
@@ -285,10 +294,17 @@ def make_task(
     term = Term(loss, model, spec.reduction, layer, "forget")
     return Task(
         name=name,
-        loss=Unlearning(term, spec.gamma, _retain_term(spec, model, layer), spec.retain_weight),
+        loss=Unlearning(
+            term,
+            spec.gamma,
+            _retain_term(spec, model, layer),
+            spec.retain_weight,
+            spec.spare is not None,
+        ),
         lr=config.unlearn.lr if spec.lr is None else spec.lr,
         scale=spec.scale,
         unit_norm=spec.unit_norm,
+        spare=spec.spare,
     )
 
 

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from jaxunlearn import config as config_lib
 from jaxunlearn.data import packing
-from jaxunlearn.run import measure, summary, tables
+from jaxunlearn.run import hosts, measure, summary, tables
 from jaxunlearn.run.checks import check
 from jaxunlearn.run.feed import make_split, reference_pass
 from jaxunlearn.run.learn import learn
+from jaxunlearn.run.offload import Offload
 from jaxunlearn.run.prepare import Prepared, prepare
 from jaxunlearn.run.unlearn import Bench, unlearn
 
@@ -46,17 +47,20 @@ def begin(config: config_lib.Config, out: Path, devices: Sequence[Any] | None = 
     """
     prepared = prepare(config, devices)
     check(prepared)
-    _open(out, config)
+    if hosts.is_first():
+        _open(out, config)
+    hosts.wait("the folder is open")
     return prepared
 
 
-def execute(prepared: Prepared, out: Path, console: Console) -> None:
+def execute(prepared: Prepared, out: Path, console: Console, *, profile: int = 0) -> None:
     """Learns, unlearns, measures and reports.
 
     Args:
       prepared: from `begin`.
       out: the folder it opened.
       console: where progress and the summary go.
+      profile: steps of the first objective to trace into `out`/profile, after two that warm up.
 
     Raises:
       CheckpointError: the folder's checkpoints are of another model.
@@ -64,11 +68,13 @@ def execute(prepared: Prepared, out: Path, console: Console) -> None:
     for note in prepared.notes:
         console.print(note, markup=False, highlight=False)
     with jax.set_mesh(prepared.mesh):
-        _stages(prepared, out, console)
-    summary.finish(out, console)
+        _stages(prepared, out, console, profile)
+    if hosts.is_first():
+        summary.finish(out, console)
+    hosts.wait("the run is done")
 
 
-def _stages(prepared: Prepared, out: Path, console: Console) -> None:
+def _stages(prepared: Prepared, out: Path, console: Console, profile: int) -> None:
     plain = {
         "forget": make_split(prepared, prepared.forget, {}),
         "retain": make_split(prepared, prepared.measured, {}),
@@ -92,9 +98,15 @@ def _stages(prepared: Prepared, out: Path, console: Console) -> None:
         del twin
     references = reference_pass(prepared, base, out / "reference")
     forget = make_split(prepared, prepared.forget, references.forget)
-    bench = Bench(prepared, out, console, base, references, forget, plain["retain"], before, {})
+    offload = Offload(prepared.config.compute.offload)
+    waiting = offload.away(base)
+    del base
+    bench = Bench(
+        prepared, out, console, offload, waiting, references, forget, plain["retain"], before, {}
+    )
     for task in prepared.tasks:
-        results[task.name] = unlearn(bench, task)
+        traced = profile if task is prepared.tasks[0] else 0
+        results[task.name] = unlearn(bench, task, traced)
     tables.merge(out, [task.name for task in prepared.tasks])
     tables.write_json(out / "evaluation.json", summary.DEFINITIONS | {"models": results})
 

@@ -2,7 +2,7 @@
 
 Long tables are written as one file per (table, objective, step), each renamed into place when
 whole, and merged at the end. Wall clock lives in `timings.jsonl` alone, so that all else is
-repeatable.
+repeatable. Of several processes the first writes; the functions do nothing on the others.
 """
 
 import json
@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from jaxunlearn.run import hosts
 
 _COMMON = [("step", pa.int32()), ("objective", pa.string())]
 SCHEMAS = {
@@ -92,7 +94,6 @@ def write_part(
       rows: the columns other than step and objective; absent ones are null.
     """
     folder = directory / "parts" / table
-    folder.mkdir(parents=True, exist_ok=True)
     full = [{"step": step, "objective": objective, **row} for row in rows]
     _write_parquet(pa.Table.from_pylist(full, SCHEMAS[table]), folder / _part(objective, step))
 
@@ -101,13 +102,13 @@ def drop_parts(directory: Path, objective: str, from_step: int) -> None:
     """Removes an objective's parts from a step on, before they are computed again."""
     for folder in (directory / "parts").glob("*"):
         for part in _parts(folder, objective):
-            if int(part.stem.rpartition("-")[2]) >= from_step:
+            if hosts.is_first() and int(part.stem.rpartition("-")[2]) >= from_step:
                 part.unlink()
 
 
 def merge(directory: Path, objectives: Sequence[str]) -> None:
     """Merges the parts into one file per table, in the order of the objectives, then of steps."""
-    for folder in sorted((directory / "parts").glob("*")):
+    for folder in sorted((directory / "parts").glob("*") if hosts.is_first() else ()):
         names = [name for objective in objectives for name in _parts(folder, objective)]
         if names:
             merged = pa.concat_tables([pq.read_table(name) for name in names])
@@ -132,9 +133,42 @@ def read(directory: Path, table: str) -> dict[str, list[Any]]:
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds one flat object to a JSON-lines file."""
+    if not hosts.is_first():
+        return
     _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(_json(record) + "\n")
+
+
+class StepLog:
+    """Records of steps, each written when the next one comes.
+
+    Its numbers are arrays on the devices: read a step late, they make no step wait for another.
+    """
+
+    def __init__(self, path: Path, objective: str):
+        self._path, self._objective = path, objective
+        self._waiting: dict[str, Any] | None = None
+        self.last: dict[str, Any] = {}  # the newest record written
+
+    def add(self, step: int, record: Mapping[str, Any]) -> None:
+        """Writes the record before, and holds this one: numbers, or scalars on the devices."""
+        self.flush()
+        self._waiting = {"step": step, "objective": self._objective, **record}
+
+    def flush(self) -> None:
+        """Writes the record that is held."""
+        if self._waiting is None:
+            return
+        plain = lambda x: x.item() if hasattr(x, "item") else x
+        self.last = {key: plain(value) for key, value in self._waiting.items()}
+        self._waiting = None
+        append(self._path, self.last)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss of the newest record written is finite."""
+        return math.isfinite(self.last.get("loss", 0.0))
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -171,6 +205,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
+    if not hosts.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -222,6 +258,9 @@ def _part(objective: str, step: int) -> str:
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
+    if not hosts.is_first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, path)

@@ -13,16 +13,18 @@ from rich.console import Console
 from jaxunlearn.data import order
 from jaxunlearn.effects import Gradient
 from jaxunlearn.objectives import retain
-from jaxunlearn.run import measure, progress, summary, tables
+from jaxunlearn.run import hosts, measure, progress, summary, tables
 from jaxunlearn.run import step as step_lib
 from jaxunlearn.run.checkpoint import open_checkpoints
 from jaxunlearn.run.feed import Feed, References
 from jaxunlearn.run.losses import Risk
 from jaxunlearn.run.measure import Split, Statistics
+from jaxunlearn.run.offload import Offload
 from jaxunlearn.run.prepare import Prepared, Task, measured_steps
 
 Tree = Any
 Shared = dict[Risk, Any]
+WARM = 2  # steps before a trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Bench:
     prepared: Prepared
     out: Path
     console: Console
-    base: Tree  # theta_0, never donated
+    offload: Offload
+    base: Tree  # theta_0 as it waits, never donated
     references: References
     forget: Split  # D_u
     retain: Split  # D_r
     before: tuple[Statistics, Statistics]  # of theta_0, on D_u and D_r
-    start: Shared  # grad R(D_r) at theta_0, by risk: step 0 is the same for all objectives
+    start: Shared  # grad R(D_r) at theta_0, by risk, as it waits: it serves all objectives
 
 
 @dataclasses.dataclass
@@ -46,63 +49,110 @@ class Interval:
 
     step: int
     rows: list[dict[str, Any]]
-    gradients: Mapping[str, Gradient]  # of the risks
-    params: Tree  # theta_t
+    gradients: Mapping[str, Gradient]  # of the risks, as they wait
+    params: Tree  # theta_t, as it waits
     risks: dict[str, float]
 
 
-def unlearn(bench: Bench, task: Task) -> dict[str, Any]:
-    """One objective from theta_0 to its last step, measured on the way."""
+def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
+    """One objective from theta_0 to its last step, measured on the way.
+
+    Args:
+      bench: what all objectives share.
+      task: the objective.
+      profile: so many steps are traced into the run's `profile`, after WARM ones.
+
+    Returns:
+      Its evaluation after the last step.
+    """
     prepared, out = bench.prepared, bench.out
     result_file = out / "objectives" / task.name / "result.json"
-    if result_file.exists():
+    if hosts.agreed(result_file.exists()):
         return summary.read_json(result_file)
     feed = Feed(prepared, task, bench.references)
     spec, steps = prepared.config.unlearn, feed.steps
     per_epoch = order.num_steps(len(prepared.forget), spec.batch_size, 1)
     lr = step_lib.schedule(task.lr, steps, round(spec.warmup_epochs * per_epoch))
-    tx = step_lib.optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm)
-    measured, log = measured_steps(prepared.config, steps), out / "metrics.jsonl"
+    rates = np.asarray(lr(np.arange(steps))).tolist()
+    tx = step_lib.optimizer(
+        lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare
+    )
+    measured = measured_steps(prepared.config, steps)
+    log = tables.StepLog(out / "metrics.jsonl", task.name)
     saved_at = measured or range(0, steps, per_epoch)
     paired = feed.measured(bench.forget) if measured else []
     with (
-        open_checkpoints(out / "objectives" / task.name / "checkpoints") as checkpoints,
+        open_checkpoints(
+            out / "objectives" / task.name / "checkpoints", keep=spec.keep_checkpoints
+        ) as checkpoints,
         progress.bar(bench.console, task.name, steps, checkpoints.latest or 0) as bar,
         tables.timed(out, task.name),
     ):
-        state = step_lib.init(_copy(bench.base), tx)
+        state = step_lib.init(_copy(bench.offload.back(bench.base)), tx)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state)
         first = int(state.step)
-        tables.cut_back(log, task.name, first)
+        tables.cut_back(out / "metrics.jsonl", task.name, first)
         tables.drop_parts(out, task.name, first)
         interval: Interval | None = None
+        trace = _Trace(out / "profile", range(first + WARM, first + WARM + profile))
         for step in range(first, steps):
+            trace.at(step, state)
+            if step in saved_at:
+                log.flush()  # a checkpoint's step has all records before it
+                if not log.finite:
+                    break
             if step in measured:
                 stats = _statistics(bench, state.params, step)
                 _close(bench, task, interval, step, state.params, stats)
                 interval = None  # its gradients make room for the next
                 checkpoints.save(step, state)
-                interval = _measure(bench, task, paired, step, state.params, stats, float(lr(step)))
+                moments = bench.offload.away(state.opt_state)
+                state = state._replace(opt_state=None)
+                interval = _measure(bench, task, paired, step, state.params, stats, rates[step])
+                state = state._replace(opt_state=bench.offload.back(moments))
             elif step in saved_at:
                 checkpoints.save(step, state)
             batch, tokens, share = feed.step(step)
-            state, metrics = step_lib.train_step(state, batch, loss=task.loss, tx=tx)
+            state, metrics = step_lib.train_step(
+                state, batch, loss=task.loss, tx=tx, accumulate=spec.accumulate
+            )
             if interval is not None and interval.step == step:
                 _look_back(bench, task, interval, state.params)
-            record = {k: float(v) for k, v in metrics.items()}
-            record |= {"lr": float(lr(step)), "tokens": tokens, "real_token_share": share}
-            tables.append(log, {"step": step, "objective": task.name, **record})
-            bar.advance(step + 1, tokens, loss=record["loss"], **_shown(interval))
-            if not np.isfinite(record["loss"]):
+            fed = {"lr": rates[step], "tokens": tokens, "real_token_share": share}
+            log.add(step, metrics | fed)
+            bar.advance(step + 1, tokens, loss=log.last.get("loss"), **_shown(interval))
+            if not log.finite:
                 break  # the last checkpoint is from before, and stays
-        else:
+        trace.at(steps, state)
+        log.flush()
+        if log.finite and int(state.step) == steps:
             checkpoints.save(steps, state)
         stats = _statistics(bench, state.params, None)
         _close(bench, task, interval, int(state.step), state.params, stats)
     result = summary.evaluation(*stats) | {"steps": int(state.step), "of_steps": steps}
     tables.write_json(result_file, result)
+    hosts.wait(f"{task.name} is done")
     return result
+
+
+class _Trace:
+    """Traces some steps of the loop with jax.profiler."""
+
+    def __init__(self, folder: Path, steps: range):
+        self._folder, self._steps, self._on = folder, steps, False
+
+    def at(self, step: int, state: Tree) -> None:
+        """Starts or stops before a step."""
+        wanted = step in self._steps
+        if wanted == self._on:
+            return
+        jax.block_until_ready(state)
+        if wanted:
+            jax.profiler.start_trace(str(self._folder))
+        else:
+            jax.profiler.stop_trace()
+        self._on = wanted
 
 
 def _measure(
@@ -115,15 +165,13 @@ def _measure(
     lr: float,
 ) -> Interval:
     """Effects at theta_t; writes the tables by sample, and keeps the rows that need the future."""
-    term, model, out = task.loss.term, bench.prepared.model, bench.out
-    risk = Risk(model, term.reduction)
-    if step == 0:
-        if risk not in bench.start:
-            bench.start[risk] = measure.retain_gradient(params, bench.retain, risk)
-        retain_gradient = bench.start[risk]
-    else:
-        retain_gradient = measure.retain_gradient(params, bench.retain, risk)
-    found = measure.measure(params, term, paired, retain_gradient)
+    term, model, out, offload = task.loss.term, bench.prepared.model, bench.out, bench.offload
+    retain = _retain_gradient(bench, Risk(model, term.reduction), step, params)
+    found = measure.measure(params, term, paired)
+    rows = measure.g_effect_rows("unlearn", found.risk, found.objective, term.reduction, lr)
+    risks = {"unlearn": found.risk, "retain": _back(offload, retain)}
+    rows += measure.g_effect_rows("retain", risks["retain"], found.objective, term.reduction, lr)
+    del found  # the objective's gradient makes room for what follows
     forget, kept = stats
     ref_logp = bench.before[0].logp
     weights = measure.sample_weights(term.loss, forget.logp, ref_logp, forget.mask)
@@ -137,7 +185,7 @@ def _measure(
             params,
             model,
             bench.forget,
-            found,
+            risks,
             weights,
             forget,
             reduction=term.reduction,
@@ -146,13 +194,23 @@ def _measure(
         write("pg_effect", samples)
         if positions:
             write("token_effect", positions)
-    rows = measure.g_effect_rows(found, term.reduction, lr)
-    return Interval(step, rows, found.risks, _copy(params), _risks(stats, term.reduction))
+    waiting = {"unlearn": _away(offload, risks.pop("unlearn")), "retain": retain}
+    return Interval(step, rows, waiting, offload.copied(params), _risks(stats, term.reduction))
+
+
+def _retain_gradient(bench: Bench, risk: Risk, step: int, params: Tree) -> Gradient:
+    """grad R(D_r) as it waits; at step 0 all objectives share theta_0."""
+    if step == 0 and risk in bench.start:
+        return bench.start[risk]
+    found = _away(bench.offload, measure.retain_gradient(params, bench.retain, risk))
+    if step == 0:
+        bench.start[risk] = found
+    return found
 
 
 def _look_back(bench: Bench, task: Task, interval: Interval, params: Tree) -> None:
     """What the update just applied was foretold to do to the risks, and what it did."""
-    foretold = measure.predicted(interval.gradients, measure.moved(params, interval.params))
+    foretold = measure.predicted(interval.gradients, params, interval.params, bench.offload)
     after = _risks(_statistics(bench, params, None), task.loss.term.reduction)
     for row in interval.rows:
         row["update_effect"] = foretold[row["risk"], row["layer"]]
@@ -171,7 +229,7 @@ def _close(
     """Completes and writes a measurement when the next one (or the end) is reached."""
     if interval is None:
         return
-    foretold = measure.predicted(interval.gradients, measure.moved(params, interval.params))
+    foretold = measure.predicted(interval.gradients, params, interval.params, bench.offload)
     now = _risks(stats, task.loss.term.reduction)
     for row in interval.rows:
         row["interval_steps"] = step - interval.step
@@ -207,6 +265,14 @@ def _shown(interval: Interval | None) -> dict[str, float]:
         return {}
     totals = {row["risk"]: row["value"] for row in interval.rows if row["layer"] == "total"}
     return {"e_u": totals["unlearn"], "e_r": totals["retain"]}
+
+
+def _away(offload: Offload, gradient: Gradient) -> Gradient:
+    return gradient._replace(direction=offload.away(gradient.direction))
+
+
+def _back(offload: Offload, gradient: Gradient) -> Gradient:
+    return gradient._replace(direction=offload.back(gradient.direction))
 
 
 def _copy(tree: Tree) -> Tree:

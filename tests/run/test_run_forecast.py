@@ -12,6 +12,7 @@ from tiny import TINY
 from jaxunlearn import config as config_lib
 from jaxunlearn.models import architecture, known
 from jaxunlearn.run import advice, forecast
+from jaxunlearn.run.sketch import MEAN, sketch
 
 SEVEN = config_lib.Config(
     name="seven",
@@ -46,7 +47,7 @@ def test_unknown_names_are_errors():
         known.shape("EleutherAI/pythia-1b", {})
     lost = dataclasses.replace(SEVEN.data, forget="forget07")
     with pytest.raises(ValueError, match=r"forget07.*local data.source.*forget05"):
-        forecast.sketch(dataclasses.replace(SEVEN, data=lost))
+        sketch(dataclasses.replace(SEVEN, data=lost))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def prepared(config):
-    return forecast.sketch(config, jax.devices()[:1])
+    return sketch(config, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def test_a_train_step_takes_parameters_and_two_moments(found, prepared):
     assert 0 < batch < 0.1 * size
     # The new state takes the old one's place, but for the metrics.
     assert 0 <= step.cost.output - step.cost.alias < 1024
-    assert step.beside == 4 * size and step.moment == step.cost.peak + step.beside
+    # theta_0, theta_t, the gradients of both risks, and that of R(D_r) at theta_0.
+    assert step.beside == 5 * size and step.moment == step.cost.peak + step.beside
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_a_pg_pass_costs_five_forwards(found):
 
 @pytest.mark.slow
 def test_advice_says_what_fits(config, found, monkeypatch, prepared):
-    monkeypatch.setattr(forecast, "sketch", lambda *_: prepared)
+    monkeypatch.setattr(advice, "sketch", lambda *_: prepared)
     (fits, method) = advice.advise(config, 4.0, found)
     assert fits == "fits 4 GiB as it is" and method.startswith("PG-effects by sample: gates")
     lines = advice.advise(config, 1e-6, found)
@@ -111,7 +113,7 @@ def test_advice_says_what_fits(config, found, monkeypatch, prepared):
 
 @pytest.mark.slow
 def test_the_table_names_kinds_and_the_worst_moment(config, found, prepared, monkeypatch):
-    monkeypatch.setattr(forecast, "sketch", lambda *_: prepared)
+    monkeypatch.setattr(advice, "sketch", lambda *_: prepared)
     monkeypatch.setattr(forecast, "programs", lambda _: found)
     text = io.StringIO()
     advice.show(config, Console(file=text, width=80))
@@ -124,11 +126,11 @@ def test_the_table_names_kinds_and_the_worst_moment(config, found, prepared, mon
 @pytest.mark.cost
 def test_seven_billion_on_eight_devices():
     """Nothing is downloaded or allocated; parameters and moments are 12 bytes each, over eight."""
-    prepared = forecast.sketch(SEVEN)
+    prepared = sketch(SEVEN)
     assert "assumed" in prepared.notes[0]
     (step,) = forecast.training(prepared, prepared.tasks)
     count = parameters(prepared.model)
     np.testing.assert_allclose(step.cost.arguments, 12 * count / 8, rtol=1e-3)
     assert step.cost.temp < 8 * 2**30
-    real = 16 * forecast.MEAN
+    real = 16 * MEAN
     assert 1.0 < step.cost.flops / (6 * count * real) < 1.7

@@ -162,7 +162,9 @@ class Crash(RuntimeError):
     """A run's sudden end."""
 
 
-@pytest.mark.parametrize("at", [2, 9, 14])
+@pytest.mark.parametrize(
+    "at", [pytest.param(2, marks=pytest.mark.nightly), 9, pytest.param(14, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path, monkeypatch, at):
     """Crashes after `at` updates: in fine-tuning, in the first and in the second objective."""
     real, calls = step.train_step, []
@@ -181,6 +183,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path, 
     assert digests(tmp_path / "run") == digests(finished)
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_gives_the_same_numbers(finished, tmp_path):
     config = replace(compute={"data": 2, "fsdp": 2, "tensor": 2}, new_model={"vocab_size": 400})
     run(config, tmp_path / "run", jax.devices())
@@ -198,6 +201,14 @@ def test_another_run_does_not_overwrite(finished):
     other = replace(unlearn={"lr": 0.5})
     with pytest.raises(ValueError, match=r"unlearn\.lr = 0.001, this one has 0.5"):
         recipe.begin(other, finished, jax.devices()[:1])
+
+
+def test_what_waits_on_the_host_changes_nothing(finished, tmp_path):
+    run(replace(compute={"offload": True}), tmp_path / "run")
+    for name in ("g_effect", "pg_effect", "token_effect", "samples", "confidence"):
+        assert tables.read(tmp_path / "run", name) == tables.read(finished, name), name
+    log = tables.records(finished / "metrics.jsonl")
+    assert tables.records(tmp_path / "run" / "metrics.jsonl") == log
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

@@ -9,6 +9,7 @@ import optax
 import pytest
 from tiny import replace
 
+from jaxunlearn import config as config_lib
 from jaxunlearn import effects
 from jaxunlearn.config import Objective
 from jaxunlearn.data.packing import unpack
@@ -42,6 +43,28 @@ def test_clipping_bounds_the_gradient():
     new, _ = step.train_step(step.init(params, tx), jnp.array([3.0, 4.0]), loss=loss, tx=tx)
     (mu,) = [x for x in jax.tree.leaves(optax.tree.get(new.opt_state, "mu"))]
     np.testing.assert_allclose(mu, 0.1 * np.array([0.6, 0.8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["total", "layer"])
+def test_sparing_bends_updates_against_the_running_retain_gradient(by):
+    """Plain descent: the part of the step along grad R is gone where it would raise R."""
+    params = {"w": jnp.array([1.0, 1.0]), "v": jnp.array([2.0])}
+    tx = optax.chain(optax.sgd(1.0), step.sparing(by, decay=0.5))
+    state = tx.init(params)
+    descent = {"w": jnp.array([-1.0, 3.0]), "v": jnp.array([0.5])}
+    retain = {"w": jnp.array([2.0, 0.0]), "v": jnp.array([1.0])}
+    moved, state = tx.update(descent, state, params, retain_gradient=retain)
+    # u = (1, -3), (-0.5): R rises by 2 along w, falls by 0.5 along v, rises by 1.5 in all.
+    rises = [float(jnp.sum(moved[key] * retain[key])) for key in ("w", "v")]
+    if by == "layer":
+        np.testing.assert_allclose(rises, [0.0, -0.5], atol=1e-6)
+    else:
+        np.testing.assert_allclose(sum(rises), 0.0, atol=1e-6)
+    assert moved["w"][1] == -3.0
+    np.testing.assert_allclose(state[1].running["w"], [1.0, 0.0])
+    back = jax.tree.map(lambda g: -10.0 * g, retain)
+    _, state = tx.update(descent, state, params, retain_gradient=back)
+    np.testing.assert_allclose(state[1].running["w"], [0.5 - 10.0, 0.0])
 
 
 def test_moments_are_sharded_as_parameters_are():
@@ -132,6 +155,60 @@ def test_retain_terms_are_zero_at_the_reference(setting, name):
         away, _ = task.loss.retain(moved, batch)
     assert abs(float(total)) < 1e-4 * float(away) and away > 0
     assert count == prepared.config.unlearn.batch_size
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("npo", "kl"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga", "dpo", "undial", "gd")),
+    ],
+)
+def test_accumulated_parts_are_one_batch(setting, name):
+    """One step of plain descent: the gradient of the whole batch, and its loss."""
+    prepared, params, references, _ = setting
+    params = jax.tree.map(lambda x: 0.3 * x, params)  # near where models start: well conditioned
+    tx, found = optax.sgd(1.0), []
+    for parts in (1, 2):
+        config = replace(prepared.config, unlearn={"batch_size": 2, "accumulate": parts})
+        cut = dataclasses.replace(prepared, config=config)
+        (task,) = (t for t in prepared.tasks if t.name == name)
+        with jax.set_mesh(prepared.mesh):
+            batch, tokens, _ = feed.Feed(cut, task, references).step(1)
+            state = step.init(jax.tree.map(jnp.copy, params), tx)
+            state, metrics = step.train_step(state, batch, loss=task.loss, tx=tx, accumulate=parts)
+        moved = effects.trees.subtract(state.params, params)
+        found.append((tokens, metrics, moved))
+    (tokens, whole, one), (again, parted, two) = found
+    assert tokens == again
+    for key in whole:
+        np.testing.assert_allclose(parted[key], whole[key], rtol=1e-5)
+    apart = effects.trees.norm(effects.trees.subtract(one, two))
+    assert apart < 1e-6 * effects.trees.norm(one) and effects.trees.norm(one) > 0
+
+
+def test_every_shard_draws_its_own_retain_samples():
+    """Eight devices share a batch of eight: no sample is seen twice, none is left out."""
+    config = replace(
+        compute={"data": 2, "fsdp": 4},
+        data={
+            "fictional": config_lib.Fictional(authors=8, questions=4, forget_share=0.25),
+            "measured_retain": "holdout",
+        },
+        unlearn={"batch_size": 8},
+        finetune={"epochs": 0},
+        objectives={"ga": Objective(retain="gd")},
+    )
+    prepared = prepare(config)
+    with jax.set_mesh(prepared.mesh):
+        batches = feed.Feed(prepared, prepared.tasks[0], feed.References(None, {}, {}, None, {}))
+        batch, _, _ = batches.step(0)
+    rows = batch["retain"]["packed"]
+    shards = [np.asarray(shard.data) for shard in rows.tokens.addressable_shards]
+    assert len(shards) == 8 and len({shard.tobytes() for shard in shards}) == 8
+    seen = [np.asarray(shard.data).ravel() for shard in rows.sample_ids.addressable_shards]
+    assert sorted(i for ids in seen for i in ids if i >= 0) == list(range(8))
+    assert all((ids >= 0).any() for ids in seen)
 
 
 @pytest.mark.parametrize("name", list(EVERYTHING))
