@@ -204,8 +204,8 @@ def _connect(arguments: argparse.Namespace) -> None:
 
     from jaxunlearn.run import hosts
 
-    if arguments.distributed or arguments.coordinator:
-        where = (arguments.coordinator, arguments.processes, arguments.process)
+    where = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or any(given is not None for given in where):
         hosts.connect(*where, heartbeat=arguments.heartbeat)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.default_backend() != "cpu":
         root = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")

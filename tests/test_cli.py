@@ -181,6 +181,12 @@ def test_what_follows_a_run_needs_one(command, tmp_path, capsys):
     assert f"{command} knows no --colour red" in capsys.readouterr().err
 
 
+def test_half_a_cluster_is_refused(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path), "--processes", "2", "--process", "0"]) == 2
+    assert "--coordinator: give all of" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_some_objectives(tmp_path, capsys):
     config = config_lib.only(config_lib.Config(), ["tnpo", "ga"])
     assert list(config.objectives) == ["tnpo", "ga"]

@@ -87,8 +87,8 @@ def subtract(a: Tree, b: Tree) -> Tree:
 
 def on_host(x: Any) -> np.ndarray:
     """An array as numpy, also where several processes share it: then all of them must ask."""
-    whole = x.is_fully_addressable or x.is_fully_replicated
-    return np.asarray(x if whole else multihost_utils.process_allgather(x, tiled=True))
+    shared = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True) if shared else x)
 
 
 def stack(trees: list[Tree]) -> Tree:

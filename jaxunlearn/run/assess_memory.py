@@ -71,11 +71,10 @@ def _sets(job: Job) -> dict[str, Items]:
     data, found = job.config.data, {}
     for name, split in (("forget", data.forget), ("retain", data.measured_retain)):
         own = lambda row: [(row["question"], row["answer"])]
-        other = lambda row: [(row["paraphrased_question"], row["answer"])]
         found[name] = encode_items(job.prepared, need_rows(job.config, split), own, split)
         if rows := _paraphrased(job, split):
             source = f"{split}, paraphrased_question"
-            found[f"{name}.paraphrased"] = encode_items(job.prepared, rows, other, source)
+            found[f"{name}.paraphrased"] = encode_items(job.prepared, rows, own, source)
     return found
 
 

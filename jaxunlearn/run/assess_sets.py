@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.config import Config
-from jaxunlearn.data import fictional, packing, prompts, tofu
+from jaxunlearn.data import packing, prompts
 from jaxunlearn.evaluate import generate
 from jaxunlearn.evaluate.definitions import Definition
 from jaxunlearn.run.feed import make_split
 from jaxunlearn.run.measure import Split
-from jaxunlearn.run.prepare import Prepared
+from jaxunlearn.run.prepare import Prepared, Splits
 
 Tree = Any
 Rows = list[dict[str, Any]]
@@ -60,13 +60,7 @@ def read_rows(config: Config, split: str) -> Rows | None:
     Raises:
       ValueError: a file that cannot be read.
     """
-    if config.data.source == "fictional":
-        made = fictional.generate(config.seed, **dataclasses.asdict(config.data.fictional))
-        return made.get(split)
-    try:
-        return list(tofu.load_split(config.data.source, split))  # pyright: ignore[reportReturnType]
-    except FileNotFoundError:
-        return None
+    return Splits(config).find(split)
 
 
 def need_rows(config: Config, split: str) -> Rows:

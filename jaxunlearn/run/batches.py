@@ -64,9 +64,7 @@ def by_sample(values: Sequence[np.ndarray], batches: Sequence[Packed], samples: 
       [samples, ...]; a sample that no batch holds stays 0.
     """
     ids = np.concatenate([np.asarray(batch.sample_ids).reshape(-1) for batch in batches])
-    flat = np.concatenate(
-        [trees.on_host(value) if isinstance(value, jax.Array) else value for value in values]
-    )
+    flat = np.concatenate([trees.on_host(value) for value in values])
     out = np.zeros((samples, *flat.shape[1:]), flat.dtype)
     out[ids[ids >= 0]] = flat[ids >= 0]
     return out

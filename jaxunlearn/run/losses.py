@@ -79,14 +79,17 @@ class Term:
 
     def count(self, batch: Tree) -> jax.Array:
         """What a sum over the batch is divided by."""
-        own = "mask" in self._wants or self._wide
-        mask = label_mask(batch[self.rows] if own else batch["substitute"])
+        mask = self._mask(batch)
         return likelihood.reduce(jnp.zeros(len(mask)), mask, self.reduction)[1]
 
     def _reduced(self, arrays: dict[str, jax.Array], batch: Tree) -> SumCount:
         losses = self._losses(arrays, batch[self.rows]["packed"])
-        mask = arrays["mask"] if "mask" in self._wants or self._wide else arrays["substitute_mask"]
-        return likelihood.reduce(losses, mask, self.reduction)
+        return likelihood.reduce(losses, self._mask(batch), self.reduction)
+
+    def _mask(self, batch: Tree) -> jax.Array:
+        """The labels that the loss is of: its rows', or the substitutes' alone."""
+        own = "mask" in self._wants or self._wide
+        return label_mask(batch[self.rows] if own else batch["substitute"])
 
     @property
     def _wants(self) -> tuple[str, ...]:

@@ -28,6 +28,10 @@ class Offload:
         """A copy as it waits, which a donation of the tree does not touch."""
         return self.away(tree) if self.enabled else jax.tree.map(jnp.copy, tree)
 
+    def fresh(self, waiting: Tree) -> Tree:
+        """A copy of a waiting tree on the devices, which may be donated."""
+        return self.back(waiting) if self.enabled else self.copied(waiting)
+
     def back(self, tree: Tree) -> Tree:
         """A waiting tree on the devices."""
         return _move(tree, "device") if self.enabled else tree

@@ -95,7 +95,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
       ValueError, FileNotFoundError: the first thing that is wrong, naming file and key.
     """
     mesh = make_mesh(config, devices)
-    splits = _Splits(config)
+    splits = Splits(config)
     folder = None if config.model is None else hf.resolve(config.model)
     tokenizer = _tokenizer(config, splits, folder)
     model = _model(config, tokenizer, folder)
@@ -143,7 +143,7 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.shard
         raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
 
 
-class _Splits:
+class Splits:
     """Rows by split name, from the embedded generator or TOFU-shaped files."""
 
     def __init__(self, config: Config):
@@ -155,7 +155,17 @@ class _Splits:
             sizes = dataclasses.asdict(config.data.fictional)
             self._made = fictional.generate(config.seed, **sizes)
 
+    def find(self, split: str) -> Rows | None:
+        """The rows of a split, None where there is none of this name."""
+        if self._made is not None:
+            return self._made.get(split)
+        try:
+            return list(tofu.load_split(self._source, split))  # pyright: ignore[reportReturnType]
+        except FileNotFoundError:
+            return None
+
     def rows(self, key: str, split: str) -> Rows:
+        """The rows of a split that must be there and hold some."""
         if self._made is None:
             rows = list(tofu.load_split(self._source, split))
         elif split in self._made:
@@ -215,7 +225,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["question"], row["answer"]
 
 
-def _pool(config: Config, splits: _Splits, measured: set[tuple[str, str]]) -> Rows:
+def _pool(config: Config, splits: Splits, measured: set[tuple[str, str]]) -> Rows:
     """What retain terms draw from, without the rows that retention is measured on."""
     if all(spec.retain is None for spec in config.objectives.values()):
         return []
@@ -229,7 +239,7 @@ def _pool(config: Config, splits: _Splits, measured: set[tuple[str, str]]) -> Ro
     return pool
 
 
-def _tokenizer(config: Config, splits: _Splits, folder: Path | None) -> Any:
+def _tokenizer(config: Config, splits: Splits, folder: Path | None) -> Any:
     if folder is not None:
         return prompts.load_tokenizer(str(folder))
     from jaxunlearn.data import fictional

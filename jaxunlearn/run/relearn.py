@@ -155,7 +155,7 @@ def _fine_tuning(bench: Bench, name: str, waiting: Tree, attack: Attack) -> dict
     prepared, offload, settings = bench.prepared, bench.offload, bench.settings
     loss, evaluated = FineTuning(prepared.model), relearn_lib.evaluated_steps(settings.steps)
     records, layers = [], []
-    state = step_lib.init(offload.back(offload.copied(waiting)), bench.tx)
+    state = step_lib.init(offload.fresh(waiting), bench.tx)
     with progress.bar(bench.console, f"{name} {attack.name}", settings.steps) as bar:
         for step in range(settings.steps + 1):
             if step in evaluated:

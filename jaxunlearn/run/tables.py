@@ -100,15 +100,19 @@ def write_part(
 
 def drop_parts(directory: Path, objective: str, from_step: int) -> None:
     """Removes an objective's parts from a step on, before they are computed again."""
+    if not hosts.is_first():
+        return
     for folder in (directory / "parts").glob("*"):
         for part in _parts(folder, objective):
-            if hosts.is_first() and int(part.stem.rpartition("-")[2]) >= from_step:
+            if int(part.stem.rpartition("-")[2]) >= from_step:
                 part.unlink()
 
 
 def merge(directory: Path, objectives: Sequence[str]) -> None:
     """Merges the parts into one file per table, in the order of the objectives, then of steps."""
-    for folder in sorted((directory / "parts").glob("*") if hosts.is_first() else ()):
+    if not hosts.is_first():
+        return
+    for folder in sorted((directory / "parts").glob("*")):
         names = [name for objective in objectives for name in _parts(folder, objective)]
         if names:
             merged = pa.concat_tables([pq.read_table(name) for name in names])

@@ -88,14 +88,15 @@ def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
         progress.bar(bench.console, task.name, steps, checkpoints.latest or 0) as bar,
         tables.timed(out, task.name),
     ):
-        state = step_lib.init(_copy(bench.offload.back(bench.base)), tx)
+        state = step_lib.init(bench.offload.fresh(bench.base), tx)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state)
         first = int(state.step)
         tables.cut_back(out / "metrics.jsonl", task.name, first)
         tables.drop_parts(out, task.name, first)
         interval: Interval | None = None
-        trace = _Trace(out / "profile", range(first + WARM, first + WARM + profile))
+        traced = range(first + WARM, min(first + WARM + profile, steps))
+        trace = _Trace(out / "profile", traced)
         for step in range(first, steps):
             trace.at(step, state)
             if step in saved_at:
@@ -169,7 +170,7 @@ def _measure(
     retain = _retain_gradient(bench, Risk(model, term.reduction), step, params)
     found = measure.measure(params, term, paired)
     rows = measure.g_effect_rows("unlearn", found.risk, found.objective, term.reduction, lr)
-    risks = {"unlearn": found.risk, "retain": _back(offload, retain)}
+    risks = {"unlearn": found.risk, "retain": offload.back(retain)}
     rows += measure.g_effect_rows("retain", risks["retain"], found.objective, term.reduction, lr)
     del found  # the objective's gradient makes room for what follows
     forget, kept = stats
@@ -194,7 +195,7 @@ def _measure(
         write("pg_effect", samples)
         if positions:
             write("token_effect", positions)
-    waiting = {"unlearn": _away(offload, risks.pop("unlearn")), "retain": retain}
+    waiting = {"unlearn": offload.away(risks.pop("unlearn")), "retain": retain}
     return Interval(step, rows, waiting, offload.copied(params), _risks(stats, term.reduction))
 
 
@@ -202,7 +203,7 @@ def _retain_gradient(bench: Bench, risk: Risk, step: int, params: Tree) -> Gradi
     """grad R(D_r) as it waits; at step 0 all objectives share theta_0."""
     if step == 0 and risk in bench.start:
         return bench.start[risk]
-    found = _away(bench.offload, measure.retain_gradient(params, bench.retain, risk))
+    found = bench.offload.away(measure.retain_gradient(params, bench.retain, risk))
     if step == 0:
         bench.start[risk] = found
     return found
@@ -265,15 +266,3 @@ def _shown(interval: Interval | None) -> dict[str, float]:
         return {}
     totals = {row["risk"]: row["value"] for row in interval.rows if row["layer"] == "total"}
     return {"e_u": totals["unlearn"], "e_r": totals["retain"]}
-
-
-def _away(offload: Offload, gradient: Gradient) -> Gradient:
-    return gradient._replace(direction=offload.away(gradient.direction))
-
-
-def _back(offload: Offload, gradient: Gradient) -> Gradient:
-    return gradient._replace(direction=offload.back(gradient.direction))
-
-
-def _copy(tree: Tree) -> Tree:
-    return jax.tree.map(jnp.copy, tree)

@@ -8,6 +8,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny import TINY, replace, run
 
 from jaxunlearn import config as config_lib
@@ -209,6 +210,19 @@ def test_what_waits_on_the_host_changes_nothing(finished, tmp_path):
         assert tables.read(tmp_path / "run", name) == tables.read(finished, name), name
     log = tables.records(finished / "metrics.jsonl")
     assert tables.records(tmp_path / "run" / "metrics.jsonl") == log
+
+
+@pytest.mark.parametrize("steps", [2, 100])
+def test_a_trace_ends_with_the_run_at_the_latest(tmp_path, steps):
+    config = replace(
+        finetune={"epochs": 0},
+        objectives={"ga": Objective()},
+        measure={"every": 0, "pg_steps": (), "token_steps": ()},
+    )
+    prepared = recipe.begin(config, tmp_path / "run", jax.devices()[:1])
+    recipe.execute(prepared, tmp_path / "run", Console(quiet=True), profile=steps)
+    traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 0
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
