@@ -73,6 +73,7 @@ class SampleLosses:
             "hidden": out.hidden,
             "ref_hidden": rows["ref_hidden"],
             "target": reference["target"],
+            "guide": jnp.exp(ref_logp),
         }
         return jnp.stack([self._of(n, given, out.labels, packed) for n in self.names], -1)
 

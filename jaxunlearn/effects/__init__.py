@@ -13,6 +13,7 @@ from jaxunlearn.effects.g_effect import GEffect as GEffect
 from jaxunlearn.effects.g_effect import between as between
 from jaxunlearn.effects.g_effect import g_effect as g_effect
 from jaxunlearn.effects.g_effect import objective_effects as objective_effects
+from jaxunlearn.effects.guide import guide as guide
 from jaxunlearn.effects.layers import groups as groups
 from jaxunlearn.effects.layers import layer_names as layer_names
 from jaxunlearn.effects.layers import tensor_names as tensor_names

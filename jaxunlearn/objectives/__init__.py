@@ -7,6 +7,8 @@ loss a position. Nothing here knows a model, a tokenizer or an optimiser.
 from jaxunlearn.objectives import catalogue as catalogue
 from jaxunlearn.objectives.ascent import ga as ga
 from jaxunlearn.objectives.ascent import ga_weight as ga_weight
+from jaxunlearn.objectives.ascent import guided as guided
+from jaxunlearn.objectives.ascent import guided_weight as guided_weight
 from jaxunlearn.objectives.ascent import satimp as satimp
 from jaxunlearn.objectives.ascent import satimp_weight as satimp_weight
 from jaxunlearn.objectives.ascent import wga as wga

@@ -1,4 +1,4 @@
-"""Gradient ascent on the answers to forget, plain and weighted by the model's own confidence.
+"""Gradient ascent on the answers to forget: plain, weighted by confidence, or by given weights.
 
 p_i is the probability of label token i under the model; all losses are minimised.
 """
@@ -114,3 +114,38 @@ def satimp_weight(
     # Rounding can leave log p a little above 0, where 1 - p has no real power.
     doubt = jnp.maximum(-jnp.expm1(logp), 0)
     return jnp.where(mask, jnp.exp(beta1 * logp) * doubt**beta2, 0)
+
+
+def guided(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:
+    """Gradient ascent with weights given from outside, such as those of `effects.guide`.
+
+        L = sum_i sg(w_i) log p_i
+
+    Args:
+      logp: log p_i, [B, S].
+      guide: w_i, [B, S]; a constant.
+      mask: [B, S] bool, True at labels.
+
+    Returns:
+      [B], nats; 0 without labels.
+
+    Raises:
+      ValueError: shapes that differ, or a mask that is not bool.
+
+    >>> logp, mask = jnp.log(jnp.array([[0.5, 0.25]])), jnp.array([[True, True]])
+    >>> print(guided(logp, jnp.array([[2.0, 0.0]]), mask).round(4))
+    [-1.3863]
+    """
+    weight = guided_weight(logp, guide, mask)
+    (logp,) = label_values(mask, logp=logp)
+    return weighted_sum(weight, logp)
+
+
+def guided_weight(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:
+    """The weight of `guided`: the guide's at labels, 0 elsewhere.
+
+    Returns:
+      [B, S].
+    """
+    _, guide = label_values(mask, logp=logp, guide=guide)
+    return guide

@@ -30,6 +30,7 @@ _UNLEARN: dict[str, tuple[Loss, Loss | None]] = {
     "satimp": (ascent.satimp, ascent.satimp_weight),
     "undial": (distillation.undial, None),
     "ceu": (distillation.ceu, None),
+    "guided": (ascent.guided, ascent.guided_weight),
 }
 _RETAIN: dict[str, Loss] = {"gd": retain.gd, "kl": retain.kl, "rr": retain.rr}
 _PER_SEQUENCE = ("npo", "dpo", "simnpo", "rmu", "rr")
@@ -66,9 +67,9 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it takes to make the arrays: of "ref", "hidden", "substitute" and "logits"."""
+        """What the arrays are made of: of "ref", "hidden", "substitute", "logits" and "guide"."""
         parts = {part for array in self.arrays for part in array.split("_")}
-        needs = parts & {"ref", "substitute"}
+        needs = parts & {"ref", "substitute", "guide"}
         return frozenset(needs | ({"hidden", "logits"} & set(self.arrays)))
 
     def check_reduction(self, how: str) -> None:

@@ -2,8 +2,8 @@
 
 Regular arguments are arrays, of one kind a loss:
 
-    log-probabilities, [B, S] -> [B]   logp, ref_logp, mask, substitute_logp, substitute_ref_logp,
-                                       substitute_mask
+    log-probabilities, [B, S] -> [B]   logp, ref_logp, mask, guide (weights), substitute_logp,
+                                       substitute_ref_logp, substitute_mask
     logits, [..., V] -> [...]          logits, ref_logits, labels [...]
     hidden states, [..., D] -> [...]   hidden, target [D], ref_hidden
 
@@ -27,6 +27,7 @@ LOG_PROBS = (
     "logp",
     "ref_logp",
     "mask",
+    "guide",
     "substitute_logp",
     "substitute_ref_logp",
     "substitute_mask",

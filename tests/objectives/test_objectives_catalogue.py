@@ -26,6 +26,7 @@ UNLEARN = {
     "satimp": ({"beta1": 5, "beta2": 1}, set(), True),
     "undial": ({"beta": 10}, {"ref", "logits"}, True),
     "ceu": ({}, {"logits"}, True),
+    "guided": ({}, {"guide"}, True),
 }
 RETAIN = {
     "gd": ({}, set(), True),

@@ -9,8 +9,8 @@ from jaxunlearn import objectives
 from jaxunlearn.objectives import catalogue
 
 BETAS = (0.05, 0.1, 1.0, 2.0)
-WEIGHTED = ("ga", "wga", "npo", "tnpo", "wtnpo", "simnpo", "satimp")
-TOKEN_WEIGHTED = ("ga", "wga", "tnpo", "wtnpo", "satimp")
+WEIGHTED = ("ga", "wga", "npo", "tnpo", "wtnpo", "simnpo", "satimp", "guided")
+TOKEN_WEIGHTED = ("ga", "wga", "tnpo", "wtnpo", "satimp", "guided")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,12 @@ def given():
         "ref_logp": jnp.asarray(np.log(rng.uniform(0.01, 0.99, mask.shape))),
         "mask": jnp.asarray(mask),
     }
+
+
+@pytest.fixture
+def weighed(given):
+    guide = np.random.default_rng(3).exponential(size=given["mask"].shape)
+    return given | {"guide": jnp.asarray(guide)}
 
 
 @pytest.fixture
@@ -86,6 +92,14 @@ def test_special_cases(given, name, hyper, other, other_hyper):
     assert_same(found, expected)
 
 
+def test_a_guide_of_1_is_ga_and_that_of_confidence_is_wga(given):
+    ones = given | {"guide": jnp.ones(given["mask"].shape)}
+    assert_same(loss_and_gradient("guided", ones), loss_and_gradient("ga", given))
+    confident = given | {"guide": jnp.exp(0.7 * given["logp"])}
+    expected = loss_and_gradient("wga", given, alpha=0.7)
+    assert_same(loss_and_gradient("guided", confident), expected)
+
+
 def test_npo_tends_to_ga_plus_a_constant_as_beta_vanishes(given):
     ga, ga_gradient = loss_and_gradient("ga", given)
     constant = objectives.ga(given["ref_logp"], given["mask"])
@@ -100,25 +114,25 @@ def test_npo_tends_to_ga_plus_a_constant_as_beta_vanishes(given):
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_gradient_is_the_mean_over_sequences_of_weighted_log_likelihood_gradients(given, name):
+def test_gradient_is_the_mean_over_sequences_of_weighted_log_likelihood_gradients(weighed, name):
     objective = catalogue.get(name)
-    arrays = {n: given[n] for n in objective.arrays}
+    arrays = {n: weighed[n] for n in objective.arrays}
 
     def mean(logp):
-        total, count = objectives.reduce(objective.loss(**arrays | {"logp": logp}), given["mask"])
+        total, count = objectives.reduce(objective.loss(**arrays | {"logp": logp}), weighed["mask"])
         return total / count
 
     weight = np.asarray(objective.weight(**arrays))
     weight = weight if weight.ndim == 2 else weight[:, None] * np.ones((1, 4))
-    expected = np.where(given["mask"], weight, 0) / 3  # three sequences have labels
-    np.testing.assert_allclose(jax.grad(mean)(given["logp"]), expected, rtol=1e-12)
+    expected = np.where(weighed["mask"], weight, 0) / 3  # three sequences have labels
+    np.testing.assert_allclose(jax.grad(mean)(weighed["logp"]), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", TOKEN_WEIGHTED)
-def test_token_weights_give_the_loss_too(given, name):
+def test_token_weights_give_the_loss_too(weighed, name):
     objective = catalogue.get(name)
-    arrays = {n: given[n] for n in objective.arrays}
-    expected = jnp.where(given["mask"], objective.weight(**arrays) * given["logp"], 0).sum(-1)
+    arrays = {n: weighed[n] for n in objective.arrays}
+    expected = jnp.where(weighed["mask"], objective.weight(**arrays) * weighed["logp"], 0).sum(-1)
     np.testing.assert_allclose(objective.loss(**arrays), expected, rtol=1e-12)
 
 
@@ -285,18 +299,18 @@ def test_g_effect_of_ga_on_its_own_data_is_minus_the_squared_gradient_of_the_ris
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_g_effect_is_the_mean_of_weighted_pg_effects(given, theta, name):
-    objective, mask, direction = catalogue.get(name), given["mask"], jnp.cos(theta)
+def test_g_effect_is_the_mean_of_weighted_pg_effects(weighed, theta, name):
+    objective, mask, direction = catalogue.get(name), weighed["mask"], jnp.cos(theta)
 
     def mean(theta):
-        values = given | {"logp": model_logp(theta)}
+        values = weighed | {"logp": model_logp(theta)}
         losses = objective.loss(**{n: values[n] for n in objective.arrays})
         total, count = objectives.reduce(losses, mask)
         return total / count
 
     logp, pushed = jax.jvp(model_logp, (theta,), (direction,))  # PG-effects by token
     pg_effects = jnp.where(mask, pushed, 0)
-    values = given | {"logp": logp}
+    values = weighed | {"logp": logp}
     weight = objective.weight(**{n: values[n] for n in objective.arrays})
     by_sequence = weight * pg_effects.sum(-1) if weight.ndim == 1 else (weight * pg_effects).sum(-1)
     effect = jnp.sum(jax.grad(mean)(theta) * direction)

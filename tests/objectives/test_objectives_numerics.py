@@ -71,7 +71,8 @@ def token_arrays(draw):
             x = np.where(mask, np.array(values(*choices)), hidden)
             arrays[prefix + name] = x.astype(np.float32).reshape(shape)
         arrays[prefix + "mask"] = mask.reshape(shape)
-    return arrays
+    guide = np.where(arrays["mask"].ravel(), np.array(values(0.0, 0.5, 30.0)), values(*MASKED))
+    return arrays | {"guide": guide.astype(np.float32).reshape(shape)}
 
 
 @property_test
@@ -117,7 +118,7 @@ def test_values_under_the_mask_and_the_order_of_sequences_do_not_matter(arrays, 
     order = list(range(arrays["mask"].shape[0]))
     random.shuffle(order)
     moved = {n: x[order] for n, x in arrays.items()}
-    for name in ("logp", "ref_logp", "substitute_logp", "substitute_ref_logp"):
+    for name in ("logp", "ref_logp", "guide", "substitute_logp", "substitute_ref_logp"):
         mask = moved["substitute_mask" if "substitute" in name else "mask"]
         moved[name] = np.where(mask, moved[name], np.float32(-5.0))
     function = compiled(arrays["mask"].shape)
@@ -136,7 +137,8 @@ def random_arrays(name, dtype=jnp.float32, lead=(2, 3)):
         elif array == "labels":
             arrays[array] = jnp.asarray(rng.integers(0, 5, lead), jnp.int32)
         else:
-            shape = lead if array.endswith("logp") else (5,) if array == "target" else (*lead, 5)
+            by_token = array.endswith("logp") or array == "guide"
+            shape = lead if by_token else (5,) if array == "target" else (*lead, 5)
             arrays[array] = jnp.asarray(-rng.exponential(size=shape), dtype)
     return arrays
 
@@ -168,7 +170,8 @@ def test_jit_vmap_jvp_and_grad_agree(name):
 @pytest.mark.parametrize("name", ALL)
 def test_references_and_targets_are_constants(name):
     loss, arrays = get(name).loss, random_arrays(name)
-    fixed = {n: x for n, x in arrays.items() if "ref" in n.split("_") or n == "target"}
+    is_fixed = lambda n: "ref" in n.split("_") or n in ("target", "guide")
+    fixed = {n: x for n, x in arrays.items() if is_fixed(n)}
     gradient = jax.grad(lambda fixed: loss(**arrays | fixed).sum())(fixed)
     assert not any(np.any(g) for g in gradient.values())
     assert set(fixed) or "ref" not in get(name).needs
@@ -218,7 +221,7 @@ TOKEN_NAMES = [n for n in ALL if not {"logits", "hidden"} & get(n).needs]
 @pytest.mark.parametrize("name", TOKEN_NAMES)
 def test_arrays_that_would_broadcast_are_refused(name):
     arrays = random_arrays(name)
-    for array in [n for n in arrays if n.endswith("logp")]:
+    for array in [n for n in arrays if n.endswith("logp") or n == "guide"]:
         for wrong in (arrays[array][:, :1], arrays[array][0], arrays[array][:1]):
             with pytest.raises(ValueError, match=rf"{array} \(.*mask \(2, 3\)"):
                 get(name).loss(**arrays | {array: wrong})

@@ -23,6 +23,7 @@ LEAVES = {
     "hidden": RNG.normal(size=(B, T, D)),
     "ref_hidden": RNG.normal(size=(B, T, D)),
     "target": RNG.normal(size=D),
+    "guide": np.random.default_rng(1).exponential(size=(B, T - 1)),
 }
 TOKENS = RNG.integers(0, V, (B, T))
 SUBSTITUTE_TOKENS = RNG.integers(0, V, (B, T))
@@ -94,6 +95,13 @@ def simnpo(p, q, beta=4.5, delta=0.0):
 @per_sequence
 def satimp(p, q, beta1=5.0, beta2=1.0):
     return ((p**beta1 * (1 - p) ** beta2).detach() * p.log()).sum()
+
+
+def guided(x):
+    torch = pytest.importorskip("torch")
+    pairs = zip(tokens_of(x), x["guide"].detach(), MASK, strict=True)
+    losses = [(guide[np.flatnonzero(mask)] * p.log()).sum() for (p, _), guide, mask in pairs]
+    return torch.stack(losses)
 
 
 def po(x):
@@ -169,10 +177,14 @@ CASES = [
     ("undial", {}),
     ("undial", {"beta": 0.5}),
     ("ceu", {}),
+    ("guided", {}),
     ("gd", {}),
     ("kl", {}),
     ("rr", {}),
 ]
+
+
+GIVEN = ("logits", "ref_logits", "hidden", "ref_hidden", "target", "guide")
 
 
 def arrays_of(leaves):
@@ -186,7 +198,7 @@ def arrays_of(leaves):
         "substitute_ref_logp": token_log_probs(leaves[sub["ref_logits"]], SUBSTITUTE_TOKENS),
         "substitute_mask": jnp.asarray(SUBSTITUTE_MASK),
         "labels": jnp.asarray(TOKENS),
-    } | {n: leaves[n] for n in ("logits", "ref_logits", "hidden", "ref_hidden", "target")}
+    } | {n: leaves[n] for n in GIVEN}
 
 
 @functools.partial(jax.jit, static_argnames="objective")
