@@ -5,11 +5,14 @@ the first process and told to the others, so that none of them goes another way.
 must be one that all of them see.
 """
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+CPU_THREADS = 64  # at least
 
 
 def connect(
@@ -35,6 +38,10 @@ def connect(
     missing = [flag for flag, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise ValueError(f"{', '.join(missing)}: give all of {', '.join(given)}, or none")
+    # On CPUs a thread waits inside each collective, and XLA has only as many as cores or devices.
+    # Collectives along different axes of a mesh start in any order: where one process spends its
+    # last thread on the first of them and another on the second, all wait for ever.
+    os.environ.setdefault("PJRT_NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
     try:
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
