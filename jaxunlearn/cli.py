@@ -85,14 +85,27 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", type=Path, help="the run's folder")
     command.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="default: all finished")
     command.add_argument(
-        "--suite", nargs="+", metavar="SUITE", help="tofu, memorization, mia, uwc (default: all)"
+        "--suite",
+        nargs="+",
+        metavar="SUITE",
+        help="tofu, memorization, mia, uwc or all (default: the configuration's, else all)",
     )
     command.add_argument(
-        "--generate", type=int, default=40, metavar="N", help="answers to write for each set"
+        "--generate",
+        type=_count,
+        metavar="N",
+        help="answers to write for each set, or `all` (default: the configuration's; 40)",
+    )
+    command.add_argument(
+        "--recite",
+        type=_count,
+        metavar="N",
+        help="answers of each set to continue word by word, or `all`: slow (the same; 0)",
     )
     command.add_argument(
         "--retain-log", type=Path, metavar="FILE", help="TOFU's log of a model that saw no D_u"
     )
+    _add_mesh(command)
     _add_several(command)
 
 
@@ -102,12 +115,35 @@ def _add_relearn(command: argparse.ArgumentParser) -> None:
         "--only", nargs="+", default=(), metavar="OBJECTIVE", help="default: all finished"
     )
     command.add_argument(
-        "--samples", nargs="+", metavar="K", help="forget samples shown, or `all` (1 5 20 all)"
+        "--samples",
+        nargs="+",
+        metavar="K",
+        help="forget samples shown, or `all`; defaults are the configuration's (1 5 20 all)",
     )
-    command.add_argument("--steps", type=int, default=20, help="of fine-tuning (default: 20)")
-    command.add_argument("--lr", type=float, help="default: that of the run's fine-tuning")
-    command.add_argument("--benign", action="store_true", help="also learn data to retain")
+    command.add_argument("--steps", type=int, help="of fine-tuning (20)")
+    command.add_argument("--lr", type=float, help="its learning rate (unlearn.lr)")
+    command.add_argument(
+        "--benign", action=argparse.BooleanOptionalAction, help="also learn data to retain"
+    )
+    _add_mesh(command)
     _add_several(command)
+
+
+def _add_mesh(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--mesh",
+        type=int,
+        nargs=3,
+        metavar=("DATA", "FSDP", "TENSOR"),
+        help="devices along each axis, where they are not the run's",
+    )
+
+
+def _count(text: str) -> int | str:
+    """A number of questions, or "all"."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor 'all'")
+    return text if text == "all" else int(text)
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -168,7 +204,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             only=arguments.only,
             suites=arguments.suite,
             generate=arguments.generate,
+            recite=arguments.recite,
             retain_log=arguments.retain_log,
+            mesh=arguments.mesh,
         )
 
     return _on_run(arguments, job)
@@ -178,7 +216,7 @@ def _relearn(arguments: argparse.Namespace) -> int:
     def job(console: Any) -> None:
         from jaxunlearn.run.relearn import relearn
 
-        names = ("only", "samples", "steps", "lr", "benign")
+        names = ("only", "samples", "steps", "lr", "benign", "mesh")
         relearn(arguments.run, console, **{name: getattr(arguments, name) for name in names})
 
     return _on_run(arguments, job)
@@ -234,10 +272,10 @@ def _forecast(config: Any, memory: float | None) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from jaxunlearn.run import summary
+    from jaxunlearn.run import closing
 
     try:
-        summary.finish(arguments.run, Console())
+        closing.finish(arguments.run, Console())
     except (ValueError, FileNotFoundError) as error:
         return _fail(error)
     return 0

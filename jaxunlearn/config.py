@@ -122,6 +122,23 @@ class Unlearn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Guide:
+    """Weights from the PG-effects on the data to forget, for losses that take `guide`."""
+
+    every: int = 5
+    """Steps between refreshes, the first before the first update; each costs about a measurement
+    with PG-effects."""
+    by: Literal["token", "sample"] = "token"
+    """One weight for each label token, or one for all tokens of a sample."""
+    penalty: float = 3.0
+    """What a token's reach along the gradient of the retain risk counts against that along the
+    gradient of the forget risk; 0 weighs by removal alone."""
+    power: float = 0.0
+    """Exponent of the weights: 0 only chooses what removes more than it harms, 1 follows the
+    effects, and so weighs most what is known worst."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """One objective: L = gamma L_u + retain_weight L_r."""
 
@@ -144,6 +161,8 @@ class Objective:
     """rmu: the length c of the target c u."""
     unit_norm: bool = False
     """rmu: normalise the random direction u."""
+    guide: Guide = Guide()
+    """guided: where its weights come from."""
     lr: float | None = None
     """Learning rate of this objective; default: unlearn.lr."""
 
@@ -162,6 +181,37 @@ class Measure:
     """Of these, the steps whose PG-effects are kept by token."""
     layer_cuts: tuple[int, int] | None = None
     """First block of `middle` and of `deep` in figures; default: thirds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """How the models are measured when the objectives are done, and on the way."""
+
+    suites: tuple[Literal["tofu", "memorization", "mia", "uwc"], ...] = ()
+    """Suites that the run ends with; none by default."""
+    generate: Literal["all"] | int = 40
+    """Questions of each set answered in text, for ROUGE; a model utility needs all."""
+    recite: Literal["all"] | int = 0
+    """Questions of each set whose answers are continued word by word, for the memorization that is
+    read off generated text: far slower than all else."""
+    every: int = 0
+    """Steps between evaluations during unlearning, by tofu and memorization; 0: none on the way."""
+    retain_log: str | None = None
+    """A log in the TOFU authors' format of a model that never saw the data to forget; default: that
+    of the retrained model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Relearn:
+    """Would the unlearned models learn it again? Fine-tunes them when the objectives are done."""
+
+    samples: tuple[Literal["all"] | int, ...] = ()
+    """Forget samples shown, in one attack each; none by default."""
+    steps: int = 20
+    lr: float | None = None
+    """Learning rate of the attacks; default: unlearn.lr."""
+    benign: bool = False
+    """Also fine-tune on data to retain."""
 
 
 def _six() -> dict[str, Objective]:
@@ -183,6 +233,8 @@ class Config:
     unlearn: Unlearn = Unlearn()
     objectives: dict[str, Objective] = dataclasses.field(default_factory=_six)
     measure: Measure = Measure()
+    evaluate: Evaluate = Evaluate()
+    relearn: Relearn = Relearn()
 
 
 class ConfigError(ValueError):
@@ -308,7 +360,13 @@ class _Reader:
                 return self.read(kind, node, key)
             except ConfigError:
                 continue
-        return self.read(last, node, key)
+        words = [w for kind in first if typing.get_origin(kind) is Literal for w in kind.__args__]
+        try:
+            return self.read(last, node, key)
+        except ConfigError as error:
+            if not words:
+                raise
+            raise ConfigError(f"{error}; or write {', '.join(words)}") from error
 
     def _choice(self, choices: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
         value = node.value if isinstance(node, yaml.ScalarNode) else None

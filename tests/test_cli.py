@@ -75,6 +75,22 @@ CASES = {
     "step beyond the end": ({"measure": {"steps": [0, 600]}}, ["measure.steps", "600"]),
     "tokens without samples": ({"measure": {"token_steps": [7]}}, ["measure.token_steps", "7"]),
     "unused setting": ({"objectives": {"npo": {"scale": 2.0}}}, ["objectives.npo.scale", "npo"]),
+    "weights that none reads": (
+        {"objectives": {"npo": {"guide": {"every": 3}}}},
+        ["objectives.npo.guide", "npo does not use it"],
+    ),
+    "weights never refreshed": (
+        {"objectives": {"guided": {"guide": {"every": 0}}}},
+        ["objectives.guided.guide.every", "at least 1"],
+    ),
+    "reward for harm": (
+        {"objectives": {"guided": {"guide": {"penalty": -1.0}}}},
+        ["objectives.guided.guide.penalty", "negative"],
+    ),
+    "nothing to guide by": (
+        {"objectives": {"guided": {}}, "data": {"retain": "holdout", "measured_retain": "holdout"}},
+        ["data.retain", "nothing to draw from"],
+    ),
     "no objectives": ({"objectives": {}}, ["objectives", "none"]),
     "mesh": ({"compute": {"fsdp": 3}}, ["compute.fsdp", "3 devices"]),
 }

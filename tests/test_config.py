@@ -26,8 +26,18 @@ def test_a_dumped_configuration_reads_back(tmp_path):
     config = Config(
         objectives={"ga": Objective(), "mine": Objective(loss="npo", hyper={"beta": 1.0})},
         measure=config_lib.Measure(steps=(0, 3), layer_cuts=(1, 2)),
+        evaluate=config_lib.Evaluate(suites=("tofu", "uwc"), generate="all", every=5),
+        relearn=config_lib.Relearn(samples=(5, "all"), benign=True),
     )
     assert config_lib.load(write(tmp_path, config_lib.dump(config))) == config
+
+
+def test_a_guide_reads_and_is_checked(tmp_path):
+    text = "objectives:\n  guided:\n    guide: {every: 3, by: sample}\n"
+    (spec,) = config_lib.load(write(tmp_path, text)).objectives.values()
+    assert spec.guide == config_lib.Guide(every=3, by="sample", penalty=3.0)
+    with pytest.raises(ConfigError, match=r"a.yaml:3: 'objectives.guided.guide.by' must be one of"):
+        config_lib.load(write(tmp_path, text.replace("sample", "samples")))
 
 
 def test_values(tmp_path):
@@ -59,6 +69,16 @@ def test_values(tmp_path):
         ("objectives: [ga]\n", "'objectives' must be a mapping"),
         ("seed: 1\nseed: 2\n", "a.yaml:2: key 'seed' is given twice"),
         ("finetune: {retrained: maybe}\n", "must be true or false, not 'maybe'"),
+        ("evaluate: {suites: tofu}\n", "'evaluate.suites' must be a list"),
+        (
+            "name: a\nevaluate: {suites: [tofo]}\n",
+            "a.yaml:2: 'evaluate.suites' must be one of tofu, memorization, .*meant 'tofu'",
+        ),
+        (
+            "evaluate: {generate: most}\n",
+            "'evaluate.generate' must be a whole number, not 'most'; or write all",
+        ),
+        ("relearn: {samples: [1, some]}\n", "'relearn.samples' must be a whole number.* write all"),
         ("a: [\n", "not valid YAML"),
         ("", "empty"),
         ("- 1\n", "must be a mapping"),

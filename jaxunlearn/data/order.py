@@ -4,6 +4,7 @@ import numpy as np
 
 # Keeps the draws of one seed apart; numpy pads short seeds with zeros, so the tag is not 0.
 _RETAIN_STREAM = 1
+_SUBSET_STREAM = 2
 
 
 def num_steps(n: int, batch_size: int, epochs: int) -> int:
@@ -81,6 +82,28 @@ def retain_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
     _positive(n=n, batch_size=batch_size)
     _natural(seed=seed, step=step)
     return np.random.default_rng((seed, step, _RETAIN_STREAM)).integers(n, size=batch_size)
+
+
+def subset_ids(seed: int, n: int, size: int) -> np.ndarray:
+    """Some of n samples, the same ones throughout a run.
+
+    Args:
+      seed: of the run.
+      n: samples in the data.
+      size: how many at most.
+
+    Returns:
+      ``[min(n, size)]`` int64, sorted, none twice.
+
+    Raises:
+      ValueError: ``n`` or ``size`` is not positive, or a negative seed.
+
+    >>> subset_ids(0, 3, 5).tolist()
+    [0, 1, 2]
+    """
+    _positive(n=n, size=size)
+    _natural(seed=seed)
+    return np.sort(np.random.default_rng((seed, _SUBSET_STREAM)).permutation(n)[:size])
 
 
 def _positive(**values: int) -> None:

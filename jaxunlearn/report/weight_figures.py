@@ -13,6 +13,7 @@ from jaxunlearn.report import panels, scales, series
 from jaxunlearn.report.panels import STYLE, plain, swatch
 
 BIN = 0.2
+CLOSED = 10  # bins, up to w = 2; objectives without a bound have an open one above
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 REGION = {"facecolor": "#009E73", "alpha": 0.16, "edgecolor": "#009E73", "linewidth": 0.8}
 
@@ -64,7 +65,8 @@ def pg_density(
 ) -> Figure | None:
     """PG-effects of an objective's samples by bin of weight (Wang et al. 2025, figure 5b).
 
-    PG_D(s) = grad R(D) . grad log p(s): x is D = D_u, y is D = D_r. Bins of weight are 0.2 wide.
+    PG_D(s) = grad R(D) . grad log p(s): x is D = D_u, y is D = D_r. Bins of weight
+    are 0.2 wide up to 2.
 
     Args:
       tables: with `pg_effect`.
@@ -129,13 +131,13 @@ def _joint_axes() -> tuple[Figure, Axes, Axes, Axes]:
 
 
 def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, int]:
-    """Each weight's bin and the number of bins: 5 up to w = 1, 10 up to 2, more as needed.
+    """Each weight's bin and the number of bins: 5 up to w = 1, 10 up to 2, one for all above.
 
     A weight on a border opens the next bin, but 1 and 2 close the last when nothing is above.
     """
     bins = np.floor(np.clip(weights, 0.0, None) / BIN + 1e-9).astype(int)
     top = float(weights.max())
-    count = 5 if top <= 1.0 else 10 if top <= 2.0 else int(bins.max()) + 1
+    count = 5 if top <= 1.0 else CLOSED if top <= 2.0 else CLOSED + 1
     return np.minimum(bins, count - 1), count
 
 
@@ -188,10 +190,9 @@ def _draw_strips(
                 ax.plot(*xy, color=color, linewidth=width, solid_capstyle="butt")
             dot = (place, middle) if upright else (middle, place)
             ax.plot(*dot, "o", color="white", markeredgecolor=color, markersize=4.5)
-    labels = [
-        f"{place * BIN:.1f}–{(place + 1) * BIN:.1f} ({(bins == place).sum()})"
-        for place in range(len(colors))
-    ]
+    spans = [f"{place * BIN:.1f}–{(place + 1) * BIN:.1f}" for place in range(CLOSED)]
+    spans.append(f"≥ {CLOSED * BIN:.1f}")
+    labels = [f"{spans[place]} ({(bins == place).sum()})" for place in range(len(colors))]
     axis = ax.xaxis if upright else ax.yaxis
     axis.set_ticks(range(len(colors)), labels, fontsize=6.8, rotation=90 if upright else 0)
     (ax.set_xlim if upright else ax.set_ylim)(-0.7, len(colors) - 0.3)

@@ -49,7 +49,6 @@ def memorization_suite(job: Job) -> Suite:
     recited = _recited(job, sets)
     settings = {
         "items": {name: len(items.rows) for name, items in sets.items()},
-        "generate": job.generate,
         "generated": {name: recited.sets.count(name) for name in sets},
         "definitions": versions(memorization.DEFINITIONS),
     }
@@ -107,7 +106,7 @@ def _recited(job: Job, sets: dict[str, Items]) -> Recited:
         (name, row, sequence)
         for name, items in sets.items()
         for row, (sequence,) in zip(
-            items.rows[: job.generate], items.sequences[: job.generate], strict=True
+            items.rows[: job.recite], items.sequences[: job.recite], strict=True
         )
     ]
     most = max((len(s.tokens) - s.first_label for *_, s in asked), default=0) + SPARE
@@ -157,7 +156,8 @@ def _written_rows(
             value = values[name][mine].mean()
             found.append(row(metric, over, value, definition, items=int(mine.sum())))
         else:
-            lacks = "the context has no room for it" if job.generate else "no text was generated"
+            room = job.recite != 0
+            lacks = "the context has no room for it" if room else "nothing was recited"
             found.append(absent(metric, over, lacks, definition))
     return found
 

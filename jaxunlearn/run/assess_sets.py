@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.config import Config
@@ -30,7 +32,8 @@ class Job:
     prepared: Prepared
     load: Callable[[str], Tree]  # the parameters of a model
     twin: bool  # whether there is a retrained model
-    generate: int  # questions of each set to answer in text
+    generate: int | None  # questions of each set to answer in text; None: all
+    recite: int | None  # questions of each set whose answers are continued word by word; None: all
     retain_log: Path | None  # a log in the retrained model's place
 
     @property
@@ -45,6 +48,13 @@ class Suite(NamedTuple):
     settings: dict[str, Any]  # plain JSON; numbers with other settings are measured again
     measure: Callable[[str, Tree], list[dict[str, Any]]]  # (model, parameters) -> rows
     only_unlearned: bool = False  # says nothing of the models before and without unlearning
+
+
+class Exam(NamedTuple):
+    """Suites whose data are read and encoded, ready for any model of a run."""
+
+    job: Job
+    suites: tuple[Suite, ...]
 
 
 class Items(NamedTuple):
@@ -134,3 +144,8 @@ def write_on(
 def versions(definitions: Mapping[str, Definition]) -> dict[str, int]:
     """{name: version}, for the settings of a suite."""
     return {name: definition.version for name, definition in definitions.items()}
+
+
+@jax.jit
+def finite(params):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))

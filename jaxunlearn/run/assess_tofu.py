@@ -35,7 +35,7 @@ MOST_NEW_TOKENS = 200
 PARAPHRASED = ("forget", "retain")  # sets whose truth ratio takes the paraphrased answer
 NO_TWIN = (
     "there is no model without the forget set to compare with: set finetune.retrained, or give a"
-    " log with --retain-log"
+    " log (evaluate.retain_log, --retain-log)"
 )
 
 
@@ -57,7 +57,7 @@ def tofu_suite(job: Job) -> Suite:
     asked = _asked(job, sets)
     settings = {
         "items": {name: len(items.rows) for name, items in sets.items()},
-        "generate": job.generate,
+        "generated": {name: len(of_set) for name, of_set in asked.prompts.items()},
         "max_new_tokens": asked.most,
         "yardstick": _yardstick(job),
         "definitions": versions(tofu.DEFINITIONS),

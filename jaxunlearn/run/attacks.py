@@ -58,7 +58,9 @@ def counts(samples: Sequence[Count] | None, forget: int) -> list[int]:
         known = given == ALL or str(given).isdecimal()
         count = forget if given == ALL else int(given) if known else 0
         if not 1 <= count <= forget:
-            raise ValueError(f"--samples: {given!r} is neither 'all' nor in 1..{forget}")
+            raise ValueError(
+                f"relearn.samples (--samples): {given!r} is neither 'all' nor in 1..{forget}"
+            )
         found.append(count)
     return sorted(set(found))
 

@@ -56,6 +56,12 @@ class LabelCache:
         offsets = np.cumsum([0, *(len(part) for part in parts)])  # pyright: ignore[reportArgumentType]
         return cls(np.concatenate(parts), offsets)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
+    @classmethod
+    def of_table(cls, table: np.ndarray, counts: Sequence[int]) -> "LabelCache":
+        """Values laid out one sample a row, [samples, S], of which `counts` are of its labels."""
+        real = np.arange(table.shape[1]) < np.asarray(counts)[:, None]
+        return cls(table[real], np.cumsum([0, *counts]))
+
 
 def by_sample(values: Sequence[np.ndarray], batches: Sequence[Packed], samples: int) -> np.ndarray:
     """Values of flat slots, [B, ...] a batch, as one array in the order of the sample ids.

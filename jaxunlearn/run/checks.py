@@ -34,6 +34,8 @@ def _counts(config: config_lib.Config) -> None:
         "compute.batch_tokens": config.compute.batch_tokens,
         "compute.width_step": config.compute.width_step,
     }
+    guides = {f"objectives.{n}.guide": spec.guide for n, spec in config.objectives.items()}
+    sizes |= {f"{key}.every": guide.every for key, guide in guides.items()}
     for key, value in sizes.items():
         if value < 1:
             raise ValueError(f"{key}: {value} must be at least 1")
@@ -41,6 +43,8 @@ def _counts(config: config_lib.Config) -> None:
         "finetune.epochs": config.finetune.epochs,
         "measure.every": config.measure.every,
         "seed": config.seed,
+        **{f"{key}.penalty": guide.penalty for key, guide in guides.items()},
+        **{f"{key}.power": guide.power for key, guide in guides.items()},
     }.items():
         if value < 0:
             raise ValueError(f"{key}: {value} must not be negative")
@@ -116,6 +120,7 @@ def _unused(name: str, spec: config_lib.Objective, prepared: Prepared) -> None:
         "scale": "target" in arrays,
         "unit_norm": "target" in arrays,
         "layer": bool(arrays & {"hidden", "ref_hidden"}),
+        "guide": "guide" in arrays,
         "retain_weight": spec.retain is not None and spec.spare is None,
     }
     for field, is_read in readers.items():

@@ -83,6 +83,7 @@ class Feed:
         self.steps = steps_of(prepared.config, len(prepared.forget))
         self._term, self._retain = task.loss.term, task.loss.retain
         self._constants = self._make_constants()
+        self._labels = [len(s.tokens) - s.first_label for s in prepared.forget]
         # Parts of a batch, whose gradients are accumulated.
         self._parts = np.split(np.arange(self._size), prepared.config.unlearn.accumulate)
         self._plan = self._step_plan(prepared.forget, self._forget_ids)
@@ -96,9 +97,14 @@ class Feed:
             ]
             self._substitute_plan = _common_plan(prepared, drawn)
 
-    def step(self, step: int) -> tuple[Tree, int, float]:
-        """The batch of a step, on the devices, its real tokens and their share of all."""
-        parts = [self._part(step, part) for part in self._parts]
+    def step(self, step: int, guide: np.ndarray | None = None) -> tuple[Tree, int, float]:
+        """The batch of a step, on the devices, its real tokens and their share of all.
+
+        Args:
+          step: from 0.
+          guide: weights of all tokens to forget, [n, S], for a loss that takes them; None: 1 each.
+        """
+        parts = [self._part(step, part, guide) for part in self._parts]
         packs = [rows["packed"] for part in parts for rows in part.values()]
         tokens = sum(int((p.segments >= 0).sum()) for p in packs)
         batch = parts[0]
@@ -107,10 +113,13 @@ class Feed:
         placed = self._prepared.place(batch, parts=len(parts)) | {"constants": self._constants}
         return placed, tokens, packing.real_token_share(packs)
 
-    def measured(self, forget: Split) -> list[Tree]:
-        """All of D_u as batches of the objective, substitutes included."""
+    def measured(self, forget: Split, guide: np.ndarray | None = None) -> list[Tree]:
+        """All of D_u as batches of the objective, substitutes and weights (see `step`) included."""
         if "substitute" not in self._task.needs:
-            return [{"forget": rows, "constants": self._constants} for rows in forget.placed]
+            more = [{"rows": self._guide_rows(packed, None, guide)} for packed in forget.packed]
+            placed = [self._prepared.place(batch)["rows"] for batch in more]
+            pairs = zip(forget.placed, placed, strict=True)
+            return [{"forget": a | b, "constants": self._constants} for a, b in pairs]
         samples = np.arange(len(self._prepared.forget))
         groups = np.array_split(samples, -(-len(samples) // PAIRED_SAMPLES))
         draws = [[self._prepared.refusals.draw(int(i), None) for i in ids] for ids in groups]
@@ -123,17 +132,17 @@ class Feed:
             packed = packing.pack_step(self._prepared.forget, ids, plan, sample_ids=range(len(ids)))
             drawn: list[tuple[int, int | None]] = [(int(i), None) for i in ids]
             substitute = self._substitute_rows(packed, drawn, substitute_plan)
-            rows = {"forget": self._forget_rows(packed, ids), "substitute": substitute}
+            rows = {"forget": self._forget_rows(packed, ids, guide), "substitute": substitute}
             batches.append(self._prepared.place(rows) | {"constants": self._constants})
         return batches
 
-    def _part(self, step: int, part: np.ndarray) -> dict[str, Any]:
+    def _part(self, step: int, part: np.ndarray, guide: np.ndarray | None) -> dict[str, Any]:
         """The rows of a part of a step's batch."""
         ids = self._forget_ids(step)[part]
         packed = packing.pack_step(
             self._prepared.forget, ids, self._plan, sample_ids=range(len(ids))
         )
-        rows = {"forget": self._forget_rows(packed, ids)}
+        rows = {"forget": self._forget_rows(packed, ids, guide)}
         if "substitute" in self._task.needs:
             pairs = self._pairs(step, part)
             rows["substitute"] = self._substitute_rows(packed, pairs, self._substitute_plan)
@@ -141,10 +150,22 @@ class Feed:
             rows["retain"] = self._retain_rows(self._retain_ids(step)[part])
         return rows
 
-    def _forget_rows(self, packed: Packed, ids: np.ndarray) -> dict[str, Any]:
+    def _forget_rows(
+        self, packed: Packed, ids: np.ndarray, guide: np.ndarray | None
+    ) -> dict[str, Any]:
         wanted = reference_keys([self._term])
         cached = self._references.forget
-        return {"packed": packed} | {k: cached[k].lay_out(packed, ids) for k in wanted}
+        rows = {"packed": packed} | {k: cached[k].lay_out(packed, ids) for k in wanted}
+        return rows | self._guide_rows(packed, ids, guide)
+
+    def _guide_rows(
+        self, packed: Packed, ids: np.ndarray | None, guide: np.ndarray | None
+    ) -> dict[str, Any]:
+        if "guide" not in self._task.needs:
+            return {}
+        if guide is None:
+            return {"guide": np.ones(packed.label_tokens.shape, np.float32)}
+        return {"guide": LabelCache.of_table(guide, self._labels).lay_out(packed, ids)}
 
     def _retain_rows(self, ids: np.ndarray) -> dict[str, Any]:
         assert self._retain is not None

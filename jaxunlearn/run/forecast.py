@@ -18,7 +18,7 @@ from jaxunlearn.effects import directions, trees
 from jaxunlearn.effects.forecast import Forecast, of_compiled
 from jaxunlearn.effects.pg_effect import by_jvp
 from jaxunlearn.models import architecture, sharding
-from jaxunlearn.run import feed, learn, measure, prepare
+from jaxunlearn.run import feed, guide, learn, measure, prepare
 from jaxunlearn.run import step as step_lib
 from jaxunlearn.run.batches import LabelCache
 from jaxunlearn.run.losses import FineTuning, Risk, RiskAndObjective, TokenLogProbs
@@ -64,6 +64,7 @@ def programs(prepared: Prepared) -> Iterator[Program]:
     yield from learning(prepared)
     yield from training(prepared, prepared.tasks)
     yield from measuring(prepared)
+    yield from guiding(prepared)
 
 
 def learning(prepared: Prepared) -> Iterator[Program]:
@@ -142,6 +143,31 @@ def measuring(prepared: Prepared) -> Iterator[Program]:
     yield program("PG-effects (jvp)", calls, forget, rest, by_jvp, *along)(pg_options(prepared))
 
 
+def guiding(prepared: Prepared) -> Iterator[Program]:
+    """What a refresh of guided weights runs, beside all that the run remembers and the moments."""
+    tasks = [task for task in prepared.tasks if "guide" in task.needs]
+    if not tasks:
+        return
+    params, offloads = abstract_params(prepared), prepared.config.compute.offload
+    size, count = device_bytes(params), sum(len(guide.refreshes(prepared, t)) for t in tasks)
+    beside = 0 if offloads else remembered(prepared) + 2 * size
+    losses = directions.Single(Risk(prepared.model, tasks[0].loss.term.reduction))
+    static: dict[str, Any] = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
+    forget = feed.make_split(prepared, prepared.forget, _references(prepared).forget)
+
+    def program(name: str, split: measure.Split, more: int, step: Any, *args: Any, **options: Any):
+        calls, shape = count * len(split.placed), _split_shape(split)
+        where = calls, shape, beside + more * size, prepared.mesh
+        return Program(f"guide: {name}", *where, step, (params, *args), options)
+
+    for name, split, waiting in (("R(retain)", guide.spared(prepared), 0), ("R(D_u)", forget, 1)):
+        before = (len(split.placed) > 1) + (0 if offloads else waiting)  # sums, the other gradient
+        batch = split.placed[0]
+        yield program(f"grad {name}", split, before, directions.gradient_sums, batch, **static)
+    along = forget.placed[0], (params, params)
+    yield program("PG-effects (jvp)", forget, 0, by_jvp, *along, **pg_options(prepared))
+
+
 def remembered(prepared: Prepared) -> int:
     """Bytes per device of what a run remembers between measurements beside its state.
 
@@ -168,7 +194,9 @@ def host_bytes(prepared: Prepared) -> int:
     if not prepared.config.compute.offload:
         return 0
     # While a measurement runs: theta_0, both moments, one gradient and those at theta_0: as many.
-    return _remembered(prepared) * device_bytes(abstract_params(prepared))
+    # Weights are also refreshed between measurements: then both moments and a gradient come on top.
+    more = 3 if any("guide" in task.needs for task in prepared.tasks) else 0
+    return (_remembered(prepared) + more) * device_bytes(abstract_params(prepared))
 
 
 def disk_bytes(prepared: Prepared) -> int:

@@ -3,7 +3,8 @@
 Each class is a pure function of (params, batch) with its settings frozen inside, equal for equal
 settings, so that compiled functions are shared. A batch is {"forget": rows, "retain": rows,
 "substitute": rows, "constants": {..}}; rows = {"packed": Packed, "ref_logp": [R, N], "ref_hidden":
-[R, N, D], "ref_tap_K": [R, N, D] after K blocks}, each reference only where an objective needs it.
+[R, N, D], "ref_tap_K": [R, N, D] after K blocks, "guide": [R, N]}, each but the first only where an
+objective needs it.
 """
 
 import dataclasses
@@ -122,6 +123,8 @@ class Term:
             arrays["ref_hidden"] = rows[f"ref_tap_{self.layer}"]
         if "ref_logp" in self._wants:
             arrays["ref_logp"] = unpack(rows["ref_logp"], packed)
+        if "guide" in self._wants:
+            arrays["guide"] = unpack(rows["guide"], packed)
         return arrays | self._substitute_arrays(params, batch)
 
     def _substitute_arrays(self, params: Tree, batch: Tree) -> dict[str, jax.Array]:

@@ -161,16 +161,27 @@ def _moved_dots(gradient: Tree, new: Tree, old: Tree, offload: Offload) -> dict[
 
 
 def sample_weights(
-    loss: catalogue.Objective, logp: np.ndarray, ref_logp: np.ndarray | None, mask: np.ndarray
+    loss: catalogue.Objective,
+    logp: np.ndarray,
+    ref_logp: np.ndarray | None,
+    mask: np.ndarray,
+    guide: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """The weights an objective gives its samples or tokens, by sample.
+
+    Args:
+      loss: the objective.
+      logp: [n, S], as all that follow.
+      ref_logp: of the reference.
+      mask: of the labels.
+      guide: weights that the loss is given, where it takes any.
 
     Returns:
       [n] or [n, S], or None where the objective is no weighted likelihood.
     """
     if loss.weight is None:
         return None
-    given = {"logp": logp, "ref_logp": ref_logp, "mask": mask}
+    given = {"logp": logp, "ref_logp": ref_logp, "mask": mask, "guide": guide}
     return np.asarray(loss.weight(**{name: jnp.asarray(given[name]) for name in loss.arrays}))
 
 
@@ -202,6 +213,21 @@ def confidence_rows(found: Statistics) -> list[dict[str, Any]]:
     return [{"statistic": n, "log10_inverse": float(v)} for n, v in values.items()]
 
 
+def token_effects(
+    params: Tree, model: llama.LlamaConfig, forget: Split, risks: Mapping[str, effects.Gradient]
+) -> dict[str, np.ndarray]:
+    """PG-effects of every label token along the gradients of risks, [n, S] each."""
+    directions = {risk: gradient.direction for risk, gradient in risks.items()}
+    # Fused attention has no forward mode.
+    logp = TokenLogProbs(dataclasses.replace(model, attention="xla"))
+    values = effects.pg_effect(logp, params, forget.placed, directions, by="token", method="jvp")
+    sizes = [packed.sample_ids.size for packed in forget.packed]
+    return {
+        risk: forget.by_sample(np.split(value, np.cumsum(sizes)[:-1]))
+        for risk, value in values.items()
+    }
+
+
 def pg_rows(
     params: Tree,
     model: llama.LlamaConfig,
@@ -214,15 +240,7 @@ def pg_rows(
     tokens: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the tables `pg_effect` and (where `tokens`) `token_effect`."""
-    directions = {risk: gradient.direction for risk, gradient in risks.items()}
-    # Fused attention has no forward mode.
-    logp = TokenLogProbs(dataclasses.replace(model, attention="xla"))
-    values = effects.pg_effect(logp, params, forget.placed, directions, by="token", method="jvp")
-    sizes = [packed.sample_ids.size for packed in forget.packed]
-    by_token = {
-        risk: forget.by_sample(np.split(value, np.cumsum(sizes)[:-1]))
-        for risk, value in values.items()
-    }
+    by_token = token_effects(params, model, forget, risks)
     common = {"reduction": reduction, "estimator": "exact"}
     weight = _by_sample_weight(weights, stats.mask)
     samples = [

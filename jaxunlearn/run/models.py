@@ -4,6 +4,7 @@ Of a checkpoint the parameters alone are read, and converted on the way: the opt
 never in memory.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def configuration(run: Path) -> Config:
         missing = "config.yaml is missing" if run.is_dir() else "no such folder"
         raise FileNotFoundError(f"{run}: no run here ({missing})")
     return config_lib.load(file)
+
+
+def on_mesh(config: Config, mesh: tuple[int, int, int] | None) -> Config:
+    """The configuration on another mesh (data, fsdp, tensor), if one is given."""
+    if mesh is None:
+        return config
+    data, fsdp, tensor = mesh
+    compute = dataclasses.replace(config.compute, data=data, fsdp=fsdp, tensor=tensor)
+    return dataclasses.replace(config, compute=compute)
 
 
 def finished(run: Path, config: Config) -> tuple[str, ...]:

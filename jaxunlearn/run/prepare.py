@@ -30,11 +30,17 @@ class Task:
     scale: float  # rmu: the target's length c
     unit_norm: bool  # rmu
     spare: Literal["total", "layer"] | None  # what updates are bent by, if at all
+    guide: config_lib.Guide  # where the weights of a guided loss come from
 
     @property
     def needs(self) -> frozenset[str]:
         kept = self.loss.retain
         return self.loss.term.loss.needs | (kept.loss.needs if kept else frozenset())
+
+    @property
+    def reads_retain(self) -> bool:
+        """Whether it reads data to retain: in a retain term, or to guide its weights."""
+        return self.loss.retain is not None or "guide" in self.needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Prepared:
     model: llama.LlamaConfig
     initial: Callable[[], Any]  # the parameters before fine-tuning, sharded
     forget: list[packing.Sequence]
-    retain: list[packing.Sequence]  # what the retain term draws from
+    retain: list[packing.Sequence]  # what retain terms and guides draw from
     measured: list[packing.Sequence]  # D_r
     finetune: list[packing.Sequence]
     retrain: list[packing.Sequence]  # the fine-tuning data without D_u
@@ -103,7 +109,10 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     forget_rows = splits.rows("forget", config.data.forget)
     measured_rows = splits.rows("measured_retain", config.data.measured_retain)
     measured_keys = {_key(row) for row in measured_rows}
-    retain_rows = _pool(config, splits, measured_keys)
+    specs = config.objectives.items()
+    tasks = tuple(make_task(name, spec, model, config) for name, spec in specs)
+    needs_pool = any(task.reads_retain for task in tasks)
+    retain_rows = _pool(config, splits, measured_keys) if needs_pool else []
     finetune_rows = [r for s in config.finetune.splits for r in splits.rows("finetune.splits", s)]
     forgotten = {_key(row) for row in forget_rows}
     forget, kept = encoder.encode(forget_rows, f"data.forget ({config.data.forget})")
@@ -123,9 +132,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         refusals=Refusals(
             [forget_rows[i] for i in kept], splits.refusals(), encoder.one, config.seed
         ),
-        tasks=tuple(
-            make_task(name, spec, model, config) for name, spec in config.objectives.items()
-        ),
+        tasks=tasks,
         notes=tuple(encoder.notes),
     )
 
@@ -226,15 +233,13 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _pool(config: Config, splits: Splits, measured: set[tuple[str, str]]) -> Rows:
-    """What retain terms draw from, without the rows that retention is measured on."""
-    if all(spec.retain is None for spec in config.objectives.values()):
-        return []
+    """What is drawn to be retained, without the rows that retention is measured on."""
     rows = splits.rows("retain", config.data.retain)
     pool = [row for row in rows if _key(row) not in measured]
     if not pool:
         raise ValueError(
             f"data.retain: every row of {config.data.retain!r} is also in data.measured_retain"
-            f" ({config.data.measured_retain!r}), so the retain term has nothing to draw from"
+            f" ({config.data.measured_retain!r}), so there is nothing to draw from"
         )
     return pool
 
@@ -315,6 +320,7 @@ def make_task(
         scale=spec.scale,
         unit_norm=spec.unit_norm,
         spare=spec.spare,
+        guide=spec.guide,
     )
 
 

@@ -23,10 +23,9 @@ class Bar:
         self._tokens += tokens
         self._values.update({k: v for k, v in values.items() if v is not None})
         rate = self._tokens / max(time.perf_counter() - self._start, 1e-9)
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in self._values.items())
-        self._progress.update(
-            self._task, completed=step, text=f"{step}/{self._total}  {shown}  {rate:,.0f} tok/s"
-        )
+        shown = [f"{step}/{self._total}", *(f"{k} {v:.4g}" for k, v in self._values.items())]
+        shown += [f"{rate:,.0f} tok/s"] if self._tokens else []
+        self._progress.update(self._task, completed=step, text="  ".join(shown))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The main job, top to bottom: learn, unlearn, measure, record.
+"""The main job, top to bottom: learn, unlearn, measure, record, evaluate.
 
 Every stage leaves something whole in the run's folder and is skipped when it is there already, so a
 run that was interrupted goes on where it stopped. Data, substitutes and targets are pure functions
@@ -15,7 +15,8 @@ from rich.console import Console
 
 from jaxunlearn import config as config_lib
 from jaxunlearn.data import packing
-from jaxunlearn.run import hosts, measure, summary, tables
+from jaxunlearn.run import afterwards, closing, hosts, measure, summary, tables
+from jaxunlearn.run.assess_sets import Exam
 from jaxunlearn.run.checks import check
 from jaxunlearn.run.feed import make_split, reference_pass
 from jaxunlearn.run.learn import learn
@@ -47,6 +48,7 @@ def begin(config: config_lib.Config, out: Path, devices: Sequence[Any] | None = 
     """
     prepared = prepare(config, devices)
     check(prepared)
+    afterwards.check(prepared, out)
     if hosts.is_first():
         _open(out, config)
     hosts.wait("the folder is open")
@@ -54,7 +56,7 @@ def begin(config: config_lib.Config, out: Path, devices: Sequence[Any] | None = 
 
 
 def execute(prepared: Prepared, out: Path, console: Console, *, profile: int = 0) -> None:
-    """Learns, unlearns, measures and reports.
+    """Learns, unlearns, measures, evaluates and reports.
 
     Args:
       prepared: from `begin`.
@@ -68,13 +70,17 @@ def execute(prepared: Prepared, out: Path, console: Console, *, profile: int = 0
     for note in prepared.notes:
         console.print(note, markup=False, highlight=False)
     with jax.set_mesh(prepared.mesh):
-        _stages(prepared, out, console, profile)
+        suites = afterwards.exam(prepared, out)
+        _stages(prepared, out, console, profile, suites)
+        afterwards.follow(prepared, out, suites, console)
     if hosts.is_first():
-        summary.finish(out, console)
+        closing.finish(out, console)
     hosts.wait("the run is done")
 
 
-def _stages(prepared: Prepared, out: Path, console: Console, profile: int) -> None:
+def _stages(
+    prepared: Prepared, out: Path, console: Console, profile: int, suites: Exam | None
+) -> None:
     plain = {
         "forget": make_split(prepared, prepared.forget, {}),
         "retain": make_split(prepared, prepared.measured, {}),
@@ -96,13 +102,25 @@ def _stages(prepared: Prepared, out: Path, console: Console, profile: int) -> No
         twin = learn(prepared, out, "retrained", prepared.retrain, plain, console)
         results["retrained"] = summary.evaluation(*measure.evaluate(twin, plain, prepared.model))
         del twin
+    if suites is not None and prepared.config.evaluate.every:
+        afterwards.yardsticks(prepared, suites, console)
     references = reference_pass(prepared, base, out / "reference")
     forget = make_split(prepared, prepared.forget, references.forget)
     offload = Offload(prepared.config.compute.offload)
     waiting = offload.away(base)
     del base
     bench = Bench(
-        prepared, out, console, offload, waiting, references, forget, plain["retain"], before, {}
+        prepared,
+        out,
+        console,
+        offload,
+        waiting,
+        references,
+        forget,
+        plain["retain"],
+        before,
+        {},
+        suites,
     )
     for task in prepared.tasks:
         traced = profile if task is prepared.tasks[0] else 0

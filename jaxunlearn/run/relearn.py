@@ -18,8 +18,9 @@ from jaxunlearn.config import Config
 from jaxunlearn.effects import trees
 from jaxunlearn.evaluate import relearn as relearn_lib
 from jaxunlearn.run import attacks as attacks_lib
-from jaxunlearn.run import hosts, measure, models, progress, relearned, tables
+from jaxunlearn.run import closing, hosts, measure, models, progress, relearned, tables
 from jaxunlearn.run import step as step_lib
+from jaxunlearn.run.assess_sets import TWIN
 from jaxunlearn.run.attacks import Attack, Count, Settings
 from jaxunlearn.run.feed import make_split
 from jaxunlearn.run.losses import FineTuning, Risk
@@ -29,6 +30,14 @@ from jaxunlearn.run.prepare import Prepared, prepare
 from jaxunlearn.run.relearned import INT8
 
 Tree = Any
+
+
+class Request(NamedTuple):
+    """Which attacks to make, checked."""
+
+    settings: Settings
+    counts: tuple[int, ...]  # of forget samples, an attack each
+    benign: bool
 
 
 class Bench(NamedTuple):
@@ -50,9 +59,10 @@ def relearn(
     *,
     only: Sequence[str] = (),
     samples: Sequence[Count] | None = None,
-    steps: int = 20,
+    steps: int | None = None,
     lr: float | None = None,
-    benign: bool = False,
+    benign: bool | None = None,
+    mesh: tuple[int, int, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> None:
     """Attacks the finished objectives of a run, and its yardstick where it has one.
@@ -61,65 +71,106 @@ def relearn(
       run: the run's folder; results go to its `relearn`, the tables beside its own.
       console: where progress and the table go.
       only: these of its objectives alone; default: all that are finished.
-      samples: how many forget samples to show, in one attack each, or "all"; default: those of 1,
-        5, 20 that are fewer than all, and all.
-      steps: of fine-tuning, without warm-up or decay.
-      lr: its learning rate; default: that of the run's fine-tuning, or of unlearning without one.
-      benign: also fine-tune on data to retain.
+      samples: as `request`, like the three that follow.
+      mesh: (data, fsdp, tensor), where it is not the run's.
       devices: of the mesh; default: all.
 
     Raises:
       ValueError, FileNotFoundError: bad arguments, no such run, or nothing finished; nothing was
         written.
     """
-    config = models.configuration(run)
+    config = models.on_mesh(models.configuration(run), mesh)
     names = _names(run, config, only)
-    settings = _settings(config, steps, lr)
     prepared = prepare(config, devices)
-    counts = attacks_lib.counts(samples, len(prepared.forget))
+    asked = request(config, len(prepared.forget), samples, steps, lr, benign)
     with jax.set_mesh(prepared.mesh):
-        forget = make_split(prepared, prepared.forget, {})
-        attacks = [attacks_lib.on_forget(prepared, forget, count, settings) for count in counts]
-        attacks += [attacks_lib.on_retain(prepared, settings)] if benign else []
-        tx = step_lib.optimizer(optax.constant_schedule(settings.lr))
-        offload = Offload(config.compute.offload)
-        bench = Bench(prepared, run, console, settings, tx, offload, forget)
-        bench = bench._replace(before=_before(bench))
-        console.print(
-            f"relearning: {steps} steps of AdamW at lr {settings.lr:g}, batches of at most"
-            f" {settings.batch_size}",
-            highlight=False,
-        )
-        for name in names:
-            _attack_all(bench, name, attacks)
+        attack_models(prepared, run, asked, names, console)
     if hosts.is_first():
-        relearned.finish(run, config, settings, console)
+        closing.show_relearning(run, config, console)
+
+
+def request(
+    config: Config,
+    forget: int,
+    samples: Sequence[Count] | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    benign: bool | None = None,
+) -> Request:
+    """Which attacks to make: what is given, else what the configuration says.
+
+    Args:
+      config: of the run.
+      forget: samples of D_u.
+      samples: how many of them to show, in one attack each, or "all"; default: the configuration's,
+        and where it names none those of 1, 5, 20 that are fewer than all, and all.
+      steps: of fine-tuning, without warm-up or decay.
+      lr: its learning rate; default: that of unlearning, which is fine enough to tell models apart.
+      benign: also fine-tune on data to retain.
+
+    Raises:
+      ValueError: names the key and the flag that are wrong.
+    """
+    spec = config.relearn
+    size = (config.finetune if config.finetune.epochs else config.unlearn).batch_size
+    rate = config.unlearn.lr if spec.lr is None else spec.lr
+    settings = Settings(
+        spec.steps if steps is None else steps, rate if lr is None else lr, batch_size=size
+    )
+    if settings.steps < 1:
+        raise ValueError(f"relearn.steps (--steps): {settings.steps} must be at least 1")
+    if not settings.lr > 0:
+        raise ValueError(f"relearn.lr (--lr): {settings.lr} must be positive")
+    benign = spec.benign if benign is None else benign
+    named = samples or spec.samples or (() if spec.benign else None)
+    return Request(settings, tuple(attacks_lib.counts(named, forget)), benign)
+
+
+def attack_models(
+    prepared: Prepared, run: Path, asked: Request, names: Sequence[str], console: Console
+) -> None:
+    """Computes what is missing, and merges it into the run's tables and `relearn.json`.
+
+    Args:
+      prepared: the run.
+      run: its folder.
+      asked: from `request`.
+      names: finished objectives; the yardstick is always attacked where there is one.
+      console: for progress.
+    """
+    config, settings = prepared.config, asked.settings
+    forget = make_split(prepared, prepared.forget, {})
+    attacks = [attacks_lib.on_forget(prepared, forget, count, settings) for count in asked.counts]
+    attacks += [attacks_lib.on_retain(prepared, settings)] if asked.benign else []
+    tx = step_lib.optimizer(optax.constant_schedule(settings.lr))
+    offload = Offload(config.compute.offload)
+    bench = Bench(prepared, run, console, settings, tx, offload, forget)
+    bench = bench._replace(before=_before(bench))
+    console.print(
+        f"relearning: {settings.steps} steps of AdamW at lr {settings.lr:g}, batches of at most"
+        f" {settings.batch_size}",
+        highlight=False,
+    )
+    for name in [*names, *([TWIN] if (run / TWIN).is_dir() else [])]:
+        _attack_all(bench, name, attacks)
+    if hosts.is_first():
+        relearned.merge(run, config, settings)
     hosts.wait("relearning is done")
 
 
 def _names(run: Path, config: Config, only: Sequence[str]) -> list[str]:
-    """The models to attack."""
+    """The objectives to attack."""
     for name in only:
         if name not in config.objectives:
             models.check_name(run, config, name)
             raise ValueError(f"--only: {name!r} is no objective; `retrained` is always compared")
         models.final_step(run, name)
-    names = [*only] or [*models.finished(run, config)]
+    names = [*dict.fromkeys(only)] or [*models.finished(run, config)]
     if not names:
         raise FileNotFoundError(
             f"{run}: no objective is finished; run the configuration to its end"
         )
-    return [*dict.fromkeys(names), *(["retrained"] if (run / "retrained").is_dir() else [])]
-
-
-def _settings(config: Config, steps: int, lr: float | None) -> Settings:
-    spec = config.finetune if config.finetune.epochs else config.unlearn
-    settings = Settings(steps, spec.lr if lr is None else lr, spec.batch_size)
-    if steps < 1:
-        raise ValueError(f"--steps: {steps} must be at least 1")
-    if not settings.lr > 0:
-        raise ValueError(f"--lr: {settings.lr} must be positive")
-    return settings
+    return names
 
 
 def _before(bench: Bench) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxunlearn.config import Config
@@ -15,6 +14,9 @@ from jaxunlearn.run.attacks import ALL, BENIGN, INT8, Settings
 
 Part = dict[str, Any]
 
+FILE = "relearn.json"
+KEPT = "kept"  # less than LEAST was forgotten
+HEADLINE = "5"  # the attack that stands for all in a table with other numbers
 TABLES = {"records": "relearn.jsonl", "layers": "relearn_layers.jsonl"}
 
 
@@ -36,25 +38,26 @@ def read_part(out: Path, model: str, attack: str) -> Part:
     return summary.read_json(part_file(out, model, attack))
 
 
-def finish(out: Path, config: Config, settings: Settings, console: Console) -> None:
-    """Merges the results of equal settings into tables, writes and prints the summary.
+def merge(out: Path, config: Config, settings: Settings) -> None:
+    """Merges the results of equal settings into tables, and writes their summary.
 
     Args:
       out: the run's folder.
       config: its configuration.
       settings: the results of others stay where they are, but are in no table.
-      console: where the table goes.
     """
     parts = _parts(out, config, settings)
     for kind, name in TABLES.items():
         rows = [row for part in parts.values() for row in part[kind]]
         tables.write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
-    found = summarise(parts)
     named = {n: d._asdict() for n, d in DEFINITIONS.items()}
-    report = {"definitions": named, "settings": settings._asdict(), **found}
-    tables.write_json(out / "relearn.json", report)
-    _draw(out, config, found)
-    console.print(_rich(found, config.name, settings))
+    report = {"definitions": named, "settings": settings._asdict(), **summarise(parts)}
+    tables.write_json(out / FILE, report)
+
+
+def read(out: Path) -> dict[str, Any] | None:
+    """The summary that `merge` wrote, if it did: as `summarise`, with "settings"."""
+    return summary.read_json(out / FILE) if (out / FILE).is_file() else None
 
 
 def summarise(parts: Mapping[tuple[str, str], Part]) -> dict[str, Any]:
@@ -107,12 +110,6 @@ def _rank(attack: str) -> tuple[int, int]:
     return (named.index(attack) + 1, 0) if attack in named else (0, int(attack))
 
 
-def _draw(out: Path, config: Config, found: Mapping[str, Any]) -> None:
-    from jaxunlearn.report import figures
-
-    figures.draw_all(figure_tables(out, config, found), out / "figures")
-
-
 def figure_tables(out: Path, config: Config, found: Mapping[str, Any]) -> dict[str, Any]:
     """What the figure of relearning is drawn from."""
     meta = {
@@ -127,7 +124,33 @@ def figure_tables(out: Path, config: Config, found: Mapping[str, Any]) -> dict[s
     return {"relearn": table, "meta": meta}
 
 
-def _rich(found: Mapping[str, Any], title: str, settings: Settings) -> Table:
+def trained(found: Mapping[str, Any]) -> set[str]:
+    """The attacks that fine-tune."""
+    return {a for model in found["models"].values() for a in model["attacks"]} - {INT8}
+
+
+def headline(found: Mapping[str, Any]) -> str | None:
+    """The attack to show where there is room for one, None where nothing was trained."""
+    there = trained(found)
+    return HEADLINE if HEADLINE in there else min(there, key=_rank, default=None)
+
+
+def cell(found: Mapping[str, Any], model: str, attack: str) -> str:
+    """Such as "3 (>20)": steps for all of D_u, and for the samples not shown where some are."""
+    return _cell(attack, found["models"].get(model, {"attacks": {}})["attacks"].get(attack))
+
+
+def meaning(attack: str) -> str:
+    """What `cell` shows."""
+    shown = {ALL: "all forget samples", BENIGN: "data to retain"}.get(
+        attack, f"{attack} forget sample{'s' if attack != '1' else ''}"
+    )
+    text = f"steps of fine-tuning on {shown} until half of the forgotten ES is back"
+    return text if attack in (ALL, BENIGN) else f"{text}; in brackets: of the samples not shown"
+
+
+def drawn(found: Mapping[str, Any], title: str) -> Table:
+    """The table of all attacks for the terminal."""
     from rich import box
     from rich.markup import escape
 
@@ -136,8 +159,9 @@ def _rich(found: Mapping[str, Any], title: str, settings: Settings) -> Table:
     table = Table(
         title=escape(f"{title}: steps until half of the forgotten ES is back"),
         caption=(
-            f"Of at most {settings.steps} steps; in brackets: of the samples not shown. kept: less"
-            f" than {LEAST} ES was forgotten. int8: ES with rounded weights, nothing trained."
+            f"Of at most {found['settings']['steps']} steps; in brackets: of the samples not shown."
+            f" kept: less than {LEAST} ES was forgotten. int8: ES with rounded weights, nothing"
+            " trained."
         ),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -158,12 +182,15 @@ def _cell(attack: str, found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
     whole = _steps(found["whole"])
-    return whole if attack in (ALL, BENIGN) else f"{whole} ({_steps(found['unseen'])})"
+    if attack in (ALL, BENIGN):
+        return whole
+    unseen = _steps(found["unseen"])
+    return KEPT if whole == unseen == KEPT else f"{whole} ({unseen})"
 
 
 def _steps(found: Mapping[str, Any]) -> str:
     if found["status"] == "nothing forgotten":
-        return "kept"
+        return KEPT
     return f">{found['tried']}" if found["step"] is None else str(found["step"])
 
 

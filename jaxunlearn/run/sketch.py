@@ -50,7 +50,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     model = known.shape(config.model, prepare.compute_options(config))
     data, spec = config.data, config.finetune
     forget, finetune = _assumed(data.forget), [s for n in spec.splits for s in _assumed(n)]
-    kept = any(o.retain is not None for o in config.objectives.values())
+    specs = config.objectives.items()
+    tasks = tuple(prepare.make_task(name, spec, model, config) for name, spec in specs)
     stand_in = _sequence(MEAN)
     return Prepared(
         config=config,
@@ -59,16 +60,14 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         model=model,
         initial=lambda: None,
         forget=forget,
-        retain=_assumed(data.retain) if kept else [],
+        retain=_assumed(data.retain) if any(task.reads_retain for task in tasks) else [],
         measured=_assumed(data.measured_retain),
         finetune=finetune,
         retrain=finetune[len(forget) :] if spec.retrained else [],
         refusals=prepare.Refusals(
             [{"question": ""}] * len(forget), [""], lambda *_: stand_in, config.seed
         ),
-        tasks=tuple(
-            prepare.make_task(name, spec, model, config) for name, spec in config.objectives.items()
-        ),
+        tasks=tasks,
         notes=(
             f"{config.model}: shape from its name; lengths assumed as TOFU's with the Llama-2"
             f" tokenizer (mean {MEAN} tokens, {LABELS:.0%} of them labels)",

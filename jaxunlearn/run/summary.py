@@ -1,7 +1,8 @@
-"""What a run came to: evaluations, the summary table, figures; all recomputed from the tables."""
+"""What a run came to: evaluations and the summary table, recomputed from the tables."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxunlearn import config as config_lib
-from jaxunlearn.effects import layers
 from jaxunlearn.run import tables
 from jaxunlearn.run.measure import Statistics
 
@@ -61,34 +61,6 @@ def warn_if_little_to_forget(before: dict[str, float], console: Console) -> None
     )
     if text:
         console.print(f"warning: {text}", style="yellow", markup=False)
-
-
-def finish(out: Path, console: Console) -> None:
-    """Draws the figures and prints the summary of a finished run; writes `summary.md`.
-
-    Raises:
-      FileNotFoundError: the folder holds no finished run.
-    """
-    from jaxunlearn.report import figures
-
-    results, config = read_run(out)
-    rows = summary_rows(out, results)
-    names = ("g_effect", "samples", "confidence", "pg_effect")
-    found = {name: tables.read(out, name) for name in names}
-    found: dict[str, Any] = dict(found)
-    found["metrics"] = tables.columns(tables.records(out / "metrics.jsonl"))
-    present = dict.fromkeys(n for n in found["g_effect"]["layer"] if n != "total")
-    meta = {
-        "title": config.name,
-        "warning": warning(results["before"]),
-        "groups": layers.groups(list(present), config.measure.layer_cuts),
-    }
-    drawn = figures.draw_all(found | {"meta": meta}, out / "figures")
-    tables.write_text(out / "summary.md", _markdown(rows))
-    console.print(_rich(rows, config.name))
-    if meta["warning"]:
-        console.print(f"warning: {meta['warning']}", style="yellow", markup=False)
-    console.print(f"{len(drawn)} figures in {out / 'figures'}", markup=False, highlight=False)
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], config_lib.Config]:
@@ -153,12 +125,14 @@ def _seconds(out: Path) -> dict[str, float]:
     return spent
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *rows]
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _rich(rows: list[tuple[str, ...]], title: str) -> Table:
+def drawn(rows: list[tuple[str, ...]], title: str) -> Table:
+    """The summary table for the terminal."""
     from rich import box
     from rich.markup import escape
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,6 +80,19 @@ SCHEMAS = {
     ),
     "confidence": pa.schema(
         [*_COMMON, ("statistic", pa.string()), ("log10_inverse", pa.float64())]
+    ),
+    "evaluation_steps": pa.schema(
+        [
+            *_COMMON,
+            ("suite", pa.string()),
+            ("metric", pa.string()),
+            ("set", pa.string()),
+            ("value", pa.float64()),  # null where it cannot be measured
+            ("definition", pa.string()),
+            ("version", pa.int32()),
+            ("items", pa.int32()),  # that it is a mean over, where it is one
+            ("reason", pa.string()),  # of a null
+        ]
     ),
 }
 
@@ -214,6 +228,17 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an .npy file, whole or not at all."""
+    if not hosts.is_first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
     os.replace(temporary, path)
 
 

@@ -13,10 +13,12 @@ from rich.console import Console
 from jaxunlearn.data import order
 from jaxunlearn.effects import Gradient
 from jaxunlearn.objectives import retain
-from jaxunlearn.run import hosts, measure, progress, summary, tables
+from jaxunlearn.run import assess_steps, hosts, measure, progress, summary, tables
 from jaxunlearn.run import step as step_lib
+from jaxunlearn.run.assess_sets import Exam
 from jaxunlearn.run.checkpoint import open_checkpoints
 from jaxunlearn.run.feed import Feed, References
+from jaxunlearn.run.guide import guidance
 from jaxunlearn.run.losses import Risk
 from jaxunlearn.run.measure import Split, Statistics
 from jaxunlearn.run.offload import Offload
@@ -41,6 +43,7 @@ class Bench:
     retain: Split  # D_r
     before: tuple[Statistics, Statistics]  # of theta_0, on D_u and D_r
     start: Shared  # grad R(D_r) at theta_0, by risk, as it waits: it serves all objectives
+    suites: Exam | None = None  # to evaluate with, at steps of unlearning too where asked
 
 
 @dataclasses.dataclass
@@ -78,9 +81,10 @@ def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
         lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare
     )
     measured = measured_steps(prepared.config, steps)
+    evaluated = assess_steps.evaluated_steps(prepared.config, steps)
     log = tables.StepLog(out / "metrics.jsonl", task.name)
     saved_at = measured or range(0, steps, per_epoch)
-    paired = feed.measured(bench.forget) if measured else []
+    guided = guidance(prepared, task, bench.forget, bench.before[0].mask, out, bench.offload)
     with (
         open_checkpoints(
             out / "objectives" / task.name / "checkpoints", keep=spec.keep_checkpoints
@@ -94,6 +98,8 @@ def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
         first = int(state.step)
         tables.cut_back(out / "metrics.jsonl", task.name, first)
         tables.drop_parts(out, task.name, first)
+        guide = guided.kept(first)
+        paired = feed.measured(bench.forget, guide) if measured else []
         interval: Interval | None = None
         traced = range(first + WARM, min(first + WARM + profile, steps))
         trace = _Trace(out / "profile", traced)
@@ -103,6 +109,12 @@ def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
                 log.flush()  # a checkpoint's step has all records before it
                 if not log.finite:
                     break
+            if step in guided.steps:
+                moments = bench.offload.away(state.opt_state)
+                state = state._replace(opt_state=None)
+                guide = guided.refresh(step, state.params)
+                state = state._replace(opt_state=bench.offload.back(moments))
+                paired = feed.measured(bench.forget, guide) if measured else []
             if step in measured:
                 stats = _statistics(bench, state.params, step)
                 _close(bench, task, interval, step, state.params, stats)
@@ -110,11 +122,15 @@ def unlearn(bench: Bench, task: Task, profile: int = 0) -> dict[str, Any]:
                 checkpoints.save(step, state)
                 moments = bench.offload.away(state.opt_state)
                 state = state._replace(opt_state=None)
-                interval = _measure(bench, task, paired, step, state.params, stats, rates[step])
+                interval = _measure(
+                    bench, task, paired, guide, step, state.params, stats, rates[step]
+                )
                 state = state._replace(opt_state=bench.offload.back(moments))
             elif step in saved_at:
                 checkpoints.save(step, state)
-            batch, tokens, share = feed.step(step)
+            if step in evaluated and bench.suites is not None:
+                state = assess_steps.evaluate(bench.suites, bench.offload, task.name, step, state)
+            batch, tokens, share = feed.step(step, guide)
             state, metrics = step_lib.train_step(
                 state, batch, loss=task.loss, tx=tx, accumulate=spec.accumulate
             )
@@ -160,6 +176,7 @@ def _measure(
     bench: Bench,
     task: Task,
     paired: list[Tree],
+    guide: np.ndarray | None,
     step: int,
     params: Tree,
     stats: tuple[Statistics, Statistics],
@@ -175,7 +192,7 @@ def _measure(
     del found  # the objective's gradient makes room for what follows
     forget, kept = stats
     ref_logp = bench.before[0].logp
-    weights = measure.sample_weights(term.loss, forget.logp, ref_logp, forget.mask)
+    weights = measure.sample_weights(term.loss, forget.logp, ref_logp, forget.mask, guide)
     write = lambda table, rows: tables.write_part(out, table, task.name, step, rows)
     sample_rows = measure.sample_rows("forget", forget, weights)
     write("samples", sample_rows + measure.sample_rows("retain", kept))

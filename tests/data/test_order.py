@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.data.order import batch_ids, num_steps, retain_ids
+from jaxunlearn.data.order import batch_ids, num_steps, retain_ids, subset_ids
 
 
 def test_the_papers_run_has_62_steps():
@@ -48,12 +48,22 @@ def test_retain_draws_are_uniform():
     assert np.abs(counts - 400).max() < 5 * np.sqrt(400)
 
 
+def test_a_subset_is_one_of_a_run():
+    ids = subset_ids(0, 3400, 400)
+    assert len(set(ids)) == 400 and ids[0] >= 0 and ids[-1] < 3400 and (np.diff(ids) > 0).all()
+    np.testing.assert_array_equal(ids, subset_ids(0, 3400, 400))
+    assert (ids != subset_ids(1, 3400, 400)).any()
+    counts = np.bincount(np.concatenate([subset_ids(seed, 10, 3) for seed in range(1000)]))
+    assert np.abs(counts - 300).max() < 5 * np.sqrt(300 * 0.7)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: batch_ids(0, 0, 0, 4), "n=0 must be at least 1"),
         (lambda: batch_ids(0, -1, 4, 4), "step=-1 must not be negative"),
         (lambda: retain_ids(-2, 0, 4, 4), "seed=-2 must not be negative"),
+        (lambda: subset_ids(0, 4, 0), "size=0 must be at least 1"),
         (lambda: num_steps(4, 0, 1), "batch_size=0 must be at least 1"),
     ],
 )

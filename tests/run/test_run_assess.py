@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
     """A run with a twin, and its evaluation, with some text."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     run(TWINNED, out)
-    assess(out, QUIET, generate=2, **ONE)
+    assess(out, QUIET, generate=2, recite=2, **ONE)
     return out
 
 
@@ -190,7 +190,7 @@ def test_what_is_there_is_not_measured_again(finished, record, tmp_path, monkeyp
     before = (out / assess_lib.FILE).read_bytes()
     monkeypatch.setattr(models, "stage_params", lambda *_: pytest.fail("a model was loaded"))
     said = io.StringIO()
-    assess(out, Console(file=said, width=120), generate=2, **ONE)
+    assess(out, Console(file=said, width=120), generate=2, recite=2, **ONE)
     assert (out / assess_lib.FILE).read_bytes() == before
     assert "partial utility: not TOFU's model utility" in said.getvalue()
     for name in ("before", "retrained", "ga", "npo"):
@@ -324,7 +324,7 @@ def test_neither_packing_nor_mesh_changes_a_number(made_up, tmp_path):
 def test_what_cannot_be_measured_says_why(finished, tmp_path):
     with pytest.raises(ValueError, match=r"no suite 'tofo'; .* perhaps you meant 'tofu'"):
         assess(finished, QUIET, suites=["tofo"], **ONE)
-    with pytest.raises(ValueError, match="generate=-1"):
+    with pytest.raises(ValueError, match=r"evaluate.generate \(--generate\): -1 must not be"):
         assess(finished, QUIET, generate=-1, **ONE)
     with pytest.raises(ValueError, match=r"no 'gaa'; there are: ga, npo; perhaps you meant 'ga'"):
         assess(finished, QUIET, only=["gaa"], **ONE)
@@ -348,7 +348,7 @@ def test_held_out_rows_must_be_unseen(tmp_path):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(lines)
     job = assess_lib.Job(
-        tmp_path, types.SimpleNamespace(config=config), lambda name: None, False, 0, None
+        tmp_path, types.SimpleNamespace(config=config), lambda name: None, False, 0, 0, None
     )
     with pytest.raises(ValueError, match=r"holdout:0: the row is also in the data"):
         assess_mia._check_unseen(job, rows, "holdout")

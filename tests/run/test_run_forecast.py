@@ -101,6 +101,34 @@ def test_a_pg_pass_costs_five_forwards(found):
     assert by_name["PG-effects (jvp)"].cost.flops == 5 * forward.cost.flops
 
 
+@pytest.fixture(scope="module")
+def guided(config):
+    """Refreshes before steps 0, 2 and 4."""
+    spec = config_lib.Objective(guide=config_lib.Guide(every=2))
+    data = dataclasses.replace(config.data, measured_retain="holdout")
+    objectives = {"npo": config.objectives["npo"], "guided": spec}
+    changed = dataclasses.replace(config, data=data, objectives=objectives)
+    return sketch(changed, jax.devices()[:1])
+
+
+def test_refreshes_of_guided_weights_are_programs(guided, prepared):
+    assert not list(forecast.guiding(prepared))
+    found, size = list(forecast.guiding(guided)), 4 * parameters(guided.model)
+    assert [(program.name, program.calls) for program in found] == [
+        ("guide: grad R(retain)", 3),
+        ("guide: grad R(D_u)", 3),
+        ("guide: PG-effects (jvp)", 3),
+    ]
+    # theta_0, theta_t, three gradients, two moments; then the gradient before.
+    assert [program.beside // size for program in found] == [7, 8, 7]
+
+
+@pytest.mark.slow
+def test_programs_of_a_guided_objective_compile(guided):
+    (_, step) = forecast.training(guided, guided.tasks)
+    assert all(program.cost.flops > 0 for program in (step, *forecast.guiding(guided)))
+
+
 @pytest.mark.slow
 def test_advice_says_what_fits(config, found, monkeypatch, prepared):
     monkeypatch.setattr(advice, "sketch", lambda *_: prepared)

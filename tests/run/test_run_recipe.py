@@ -14,7 +14,6 @@ from tiny import TINY, replace, run
 from jaxunlearn import config as config_lib
 from jaxunlearn.config import Objective
 from jaxunlearn.run import recipe, step, tables
-from jaxunlearn.run.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +222,7 @@ def test_a_trace_ends_with_the_run_at_the_latest(tmp_path, steps):
     recipe.execute(prepared, tmp_path / "run", Console(quiet=True), profile=steps)
     traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 0
+    assert not (tmp_path / "run" / "g_effect.parquet").exists()  # a run may measure nothing
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
@@ -242,31 +242,6 @@ def test_a_loss_that_is_not_finite_ends_the_objective_cleanly(tmp_path):
     models = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
     assert models["ga"]["steps"] < models["ga"]["of_steps"] == models["npo"]["steps"]
     assert "stopped at" in (tmp_path / "run" / "summary.md").read_text()
-
-
-def test_the_retrained_twin_never_sees_the_forget_set(tmp_path):
-    """It trains as many epochs as the base, on the rest; and a run may measure nothing."""
-    config = replace(
-        finetune={"retrained": True, "epochs": 1},
-        objectives={"ga": Objective()},
-        measure={"every": 0, "token_steps": ()},
-    )
-    prepared = prepare(config, jax.devices()[:1])
-    texts = lambda rows: {tuple(row.tokens.tolist()) for row in rows}
-    assert not texts(prepared.retrain) & texts(prepared.forget)
-    assert texts(prepared.retrain) | texts(prepared.forget) == texts(prepared.finetune)
-    run(config, tmp_path / "run")
-    models = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
-    assert list(models) == ["before", "retrained", "ga"]
-    assert models["retrained"]["forget_nll"] != models["before"]["forget_nll"]
-    assert (tmp_path / "run" / "retrained" / "model.safetensors").exists()
-    assert not (tmp_path / "run" / "g_effect.parquet").exists()
-    log = tables.records(tmp_path / "run" / "metrics.jsonl")
-    steps = {
-        name: max(r["step"] for r in log if r["objective"] == name)
-        for name in ("base", "retrained")
-    }
-    assert steps == {"base": 3, "retrained": 2}  # 12 and 9 rows in batches of 4: one epoch each
 
 
 @pytest.mark.slow

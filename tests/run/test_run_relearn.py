@@ -75,7 +75,7 @@ def test_every_model_under_every_attack(attacked):
     assert [row["step"] for row in records(attacked, model="base")] == [0, 1]
     report = json.loads((attacked / "relearn.json").read_text())
     assert list(report["models"]) == [*MODELS]
-    assert report["settings"] == {"steps": STEPS, "lr": 1e-2, "batch_size": 4}
+    assert report["settings"] == {"steps": STEPS, "lr": 1e-3, "batch_size": 4}  # lr of unlearning
     assert not list(attacked.rglob("*.tmp"))
 
 
@@ -262,10 +262,10 @@ def test_other_settings_are_other_results(attacked, tmp_path):
     [
         ({"only": ["npoo"]}, r"no objective 'npoo'; there are: .*perhaps you meant 'npo'"),
         ({"only": ["retrained"]}, "--only: 'retrained' is no objective"),
-        ({"samples": [4]}, r"--samples: 4 is neither 'all' nor in 1\.\.3"),
-        ({"samples": ["half"]}, "--samples: 'half' is neither"),
-        ({"steps": 0}, "--steps: 0 must be at least 1"),
-        ({"lr": 0.0}, "--lr: 0.0 must be positive"),
+        ({"samples": [4]}, r"relearn\.samples \(--samples\): 4 is neither 'all' nor in 1\.\.3"),
+        ({"samples": ["half"]}, r"relearn\.samples \(--samples\): 'half' is neither"),
+        ({"steps": 0}, r"relearn\.steps \(--steps\): 0 must be at least 1"),
+        ({"lr": 0.0}, r"relearn\.lr \(--lr\): 0.0 must be positive"),
     ],
 )
 def test_bad_arguments(finished, arguments, told):
