@@ -1,8 +1,4 @@
-"""One run on two processes of four devices, against the same run on one process of eight.
-
-By hand: on CPUs programs that overlap can wait for each other's collectives for ever (XLA runs them
-in no fixed order there), and about every second run of these tests does.
-"""
+"""One run on two processes of four devices, against the same run on one process of eight."""
 
 import contextlib
 import os
@@ -20,7 +16,7 @@ from jaxunlearn import config as config_lib
 from jaxunlearn.config import Objective
 from jaxunlearn.run import tables
 
-pytestmark = pytest.mark.nightly
+pytestmark = pytest.mark.slow
 
 CONFIG = replace(
     new_model={"hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2},
