@@ -1,19 +1,29 @@
 """Shared fixtures: eight CPU devices, full matmul precision, the folder of real material."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Most of a test's time is compilation. What is compiled is kept as long as the tests run, for all
+# their processes: runs of one configuration compile the same programs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxunlearn-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_threefry_partitionable", True)
-# Most of a test's time is compilation: this halves it.
+# This halves the time of a compilation.
 jax.config.update("jax_disable_most_optimizations", True)
 
 SHARED = pathlib.Path(
@@ -32,13 +42,19 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def full_compilation(request):
-    """Facts of the compiler are those of the optimising one."""
+    """Facts of the compiler are those of the optimising one, and of a fresh compilation."""
     if not request.node.get_closest_marker("cost"):
         yield
         return
-    jax.config.update("jax_disable_most_optimizations", False)
+    _compile_fully(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    _compile_fully(False)
+
+
+def _compile_fully(fully: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", not fully)
+    jax.config.update("jax_enable_compilation_cache", not fully)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
