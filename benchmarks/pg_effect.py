@@ -55,6 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{result['model']}; {source}", flush=True)
     if options.grow:
         result["samples"] = _grow_samples(options)
+        if options.figure:
+            title = (
+                f"PG-effects, {K} directions: {options.model} Llama, {source};"
+                f" {result['processor']}"
+            )
+            pg_report.draw(result["samples"], K, title, options.figure)
         result["tokens"] = _grow_tokens(options)
     else:
         result["rows"] = _rows(options, counts, (1, K))
@@ -63,11 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{value:5.2f}  {name}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.figure:
-        title = (
-            f"PG-effects, {K} directions: {options.model} Llama, {source}; {result['processor']}"
-        )
-        pg_report.draw(result["samples"], K, title, options.figure)
 
 
 def _parser() -> argparse.ArgumentParser:
