@@ -242,6 +242,9 @@ def _connect(arguments: argparse.Namespace) -> None:
 
     from jaxunlearn.run import hosts
 
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or jax.config.jax_num_cpu_devices > 1:  # pyright: ignore[reportAttributeAccessIssue]
+        hosts.give_cpu_threads()
     where = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.distributed or any(given is not None for given in where):
         hosts.connect(*where, heartbeat=arguments.heartbeat)

@@ -210,20 +210,26 @@ def agrees(sequences, trees, oracle, devices, kind, method):
         close(in_order(found[None], packed)[0], exact, scale)
 
 
-WAYS = [("padded", "vmap"), ("padded", "jvp"), ("packed", "jvp")]
+WAYS = [
+    *(("padded", "jvp", 1), ("padded", "jvp", 8), ("packed", "jvp", 1), ("packed", "jvp", 8)),
+    ("padded", "vmap", 1),
+    pytest.param("padded", "vmap", 8, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize(("kind", "method"), WAYS)
-def test_every_objective_by_jvp_and_by_definition(sequences, trees, oracle, devices, kind, method):
+@pytest.mark.parametrize(("kind", "method", "devices"), WAYS)
+def test_every_objective_by_jvp_and_by_definition(sequences, trees, oracle, kind, method, devices):
     agrees(sequences, trees, oracle, devices, kind, method)
 
 
-@pytest.mark.slow
 @pytest.mark.cost
 @pytest.mark.parametrize(
     ("kind", "method", "devices"),
-    [("padded", "vmap", 1), ("packed", "jvp", 1), ("packed", "jvp", 8)],
+    [
+        pytest.param("padded", "vmap", 1, marks=pytest.mark.nightly),
+        pytest.param("packed", "jvp", 1, marks=pytest.mark.nightly),
+        pytest.param("packed", "jvp", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_every_objective_by_the_optimising_compiler(
     sequences, trees, oracle, devices, kind, method

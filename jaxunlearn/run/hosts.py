@@ -15,6 +15,16 @@ from jax.experimental import multihost_utils
 CPU_THREADS = 64  # at least
 
 
+def give_cpu_threads() -> None:
+    """Gives XLA threads to wait in, on CPUs of several devices; before anything else of JAX.
+
+    A thread waits inside each collective, and XLA has only as many as cores or devices. Collectives
+    of one program start in any order: where the last thread waits in one of them while another
+    device waits in the next, all wait for ever.
+    """
+    os.environ.setdefault("PJRT_NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
+
+
 def connect(
     coordinator: str | None = None,
     processes: int | None = None,
@@ -38,10 +48,7 @@ def connect(
     missing = [flag for flag, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise ValueError(f"{', '.join(missing)}: give all of {', '.join(given)}, or none")
-    # On CPUs a thread waits inside each collective, and XLA has only as many as cores or devices.
-    # Collectives along different axes of a mesh start in any order: where one process spends its
-    # last thread on the first of them and another on the second, all wait for ever.
-    os.environ.setdefault("PJRT_NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
+    give_cpu_threads()
     try:
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=heartbeat

@@ -149,7 +149,7 @@ def test_the_figure_shows_every_way(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_of_one_call_is_about_the_compilers_word():
     job = pg_jobs.random_job("small", [(64, 32)] * 4)
     ((way,),) = [c for c in pg_measure.build(job, (2,), ["jvp"])[0] if c[0].name == "jvp"]

@@ -132,14 +132,13 @@ def test_host_buffers(tmp_path, monkeypatch, mesh, dtype):
 
 
 CASES = [
-    ((1, 1, 1), "float32"),
-    ((1, 8, 1), "float32"),
-    ((2, 2, 2), "float32"),
-    ((1, 2, 4), "bfloat16"),
+    pytest.param((1, 1, 1), "float32", marks=pytest.mark.nightly),
+    pytest.param((1, 8, 1), "float32", marks=pytest.mark.nightly),
+    pytest.param((2, 2, 2), "float32", marks=pytest.mark.slow),
+    pytest.param((1, 2, 4), "bfloat16", marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("mesh", "dtype"), CASES)
 def test_peak_memory_of_the_process(tmp_path_factory, mesh, dtype):

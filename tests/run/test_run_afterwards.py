@@ -17,6 +17,8 @@ from jaxunlearn.evaluate import tofu, tofu_log
 from jaxunlearn.run import assess_steps, assess_table, closing, models, recipe, step, tables
 from jaxunlearn.run.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(
     finetune={"retrained": True},
     objectives={"ga": Objective()},
@@ -149,7 +151,6 @@ def test_the_commands_take_what_the_configuration_says(finished, monkeypatch, ca
     assert (finished / "figures" / "relearn.png").exists()
 
 
-@pytest.mark.slow
 def test_a_crash_on_the_way_changes_nothing(finished, tmp_path, monkeypatch):
     """After the evaluation of step 4 and its checkpoint: it is measured again, and stands once."""
     real, calls = step.train_step, []

@@ -17,6 +17,8 @@ from jaxunlearn.run import models, step, tables
 from jaxunlearn.run.guide import weigh
 from jaxunlearn.run.prepare import prepare
 
+pytestmark = pytest.mark.slow
+
 # Six steps: refreshes before 0, 2 and 4.
 CONFIG = replace(
     data={"measured_retain": "holdout"},
@@ -139,7 +141,6 @@ def resumed(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_a_resumed_and_measured_run_has_the_weights_of_the_other(finished, resumed):
     """Bit for bit, also where the moments wait on the host meanwhile."""
     for at in (2, 4):
@@ -148,7 +149,6 @@ def test_a_resumed_and_measured_run_has_the_weights_of_the_other(finished, resum
     assert tables.records(resumed / "metrics.jsonl") == log
 
 
-@pytest.mark.slow
 def test_the_newest_weights_explain_what_is_measured(resumed):
     """e_D = mean_s sum_i w_i PG_D(i) at step 3, with the weights of the refresh before it."""
     given, tokens = weights(resumed, 2), tables.read(resumed, "token_effect")

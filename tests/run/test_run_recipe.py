@@ -163,7 +163,11 @@ class Crash(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    "at", [pytest.param(2, marks=pytest.mark.nightly), 9, pytest.param(14, marks=pytest.mark.slow)]
+    "at",
+    [
+        *(pytest.param(at, marks=pytest.mark.nightly) for at in (2, 14)),
+        pytest.param(9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path, monkeypatch, at):
     """Crashes after `at` updates: in fine-tuning, in the first and in the second objective."""
@@ -244,7 +248,7 @@ def test_a_loss_that_is_not_finite_ends_the_objective_cleanly(tmp_path):
     assert "stopped at" in (tmp_path / "run" / "summary.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_objective_and_retain_term_runs(tmp_path):
     from jaxunlearn.objectives import catalogue
 

@@ -160,8 +160,9 @@ def test_retain_terms_are_zero_at_the_reference(setting, name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("npo", "kl"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ga", "dpo", "undial", "gd")),
+        "npo",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("kl", "undial")),
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("ga", "dpo", "gd")),
     ],
 )
 def test_accumulated_parts_are_one_batch(setting, name):
