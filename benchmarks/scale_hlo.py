@@ -75,12 +75,12 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _size(shape: str, started: str) -> int:
-    """Bytes of a result; the start of a collective also lists its operands."""
+    """Bytes of a result; the start of most collectives also lists their operands, first."""
     sizes = [
         BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
         for kind, dims in _SHAPE.findall(shape)
     ]
-    if started == "all-gather":
+    if started in ("all-gather", "reduce-scatter", "all-to-all"):
         sizes = sizes[len(sizes) // 2 :]
     if started == "collective-permute":
         sizes = sizes[1:2]

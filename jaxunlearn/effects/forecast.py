@@ -46,8 +46,9 @@ def forecast(step: Callable[..., Any], /, *args: Any, **static: Any) -> Forecast
       **static: static keyword arguments of a jitted `step`.
 
     Returns:
-      Forecast. On a CPU the compiler keeps bfloat16 products in float32 and orders operations
-      without regard to memory, so what it says of `temp` is an upper bound for an accelerator.
+      Forecast. `temp` is that of the compiler which speaks: a CPU's keeps bfloat16 products in
+      float32 and orders operations without regard to memory, a TPU's may keep a bfloat16 copy of
+      the parameters.
 
     >>> import jax.numpy as jnp
     >>> x = jax.ShapeDtypeStruct((64, 64), jnp.float32)

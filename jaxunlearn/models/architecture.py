@@ -53,16 +53,16 @@ class Leaf(NamedTuple):
 _BLOCK = "model.layers.{layer}."
 # Path, logical dimensions, Hugging Face's name, initial value.
 _TABLE = (
-    ("embed/embedding", "table table_width", "model.embed_tokens.weight", "normal"),
+    ("embed/embedding", "table width", "model.embed_tokens.weight", "normal"),
     ("blocks/attn_norm/scale", "layers norm", _BLOCK + "input_layernorm.weight", "ones"),
     ("blocks/q/kernel", "layers embed heads", _BLOCK + "self_attn.q_proj.weight", "normal"),
     ("blocks/k/kernel", "layers embed kv_heads", _BLOCK + "self_attn.k_proj.weight", "normal"),
     ("blocks/v/kernel", "layers embed kv_heads", _BLOCK + "self_attn.v_proj.weight", "normal"),
-    ("blocks/o/kernel", "layers heads embed", _BLOCK + "self_attn.o_proj.weight", "normal"),
+    ("blocks/o/kernel", "layers heads_in width", _BLOCK + "self_attn.o_proj.weight", "normal"),
     ("blocks/mlp_norm/scale", "layers norm", _BLOCK + "post_attention_layernorm.weight", "ones"),
     ("blocks/gate/kernel", "layers embed mlp", _BLOCK + "mlp.gate_proj.weight", "normal"),
     ("blocks/up/kernel", "layers embed mlp", _BLOCK + "mlp.up_proj.weight", "normal"),
-    ("blocks/down/kernel", "layers mlp embed", _BLOCK + "mlp.down_proj.weight", "normal"),
+    ("blocks/down/kernel", "layers mlp_in width", _BLOCK + "mlp.down_proj.weight", "normal"),
     ("norm/scale", "norm", "model.norm.weight", "ones"),
     ("lm_head/kernel", "embed vocab", "lm_head.weight", "normal"),
 )
@@ -108,11 +108,13 @@ class LlamaConfig:
             "layers": self.num_layers,
             "norm": self.hidden_size,
             "table": self.vocab_size,
-            "table_width": self.hidden_size,
+            "width": self.hidden_size,
             "embed": self.hidden_size,
             "heads": self.num_heads * self.head_dim,
             "kv_heads": self.num_kv_heads * self.head_dim,
+            "heads_in": self.num_heads * self.head_dim,
             "mlp": self.intermediate_size,
+            "mlp_in": self.intermediate_size,
             "vocab": self.vocab_size,
         }
         table = []

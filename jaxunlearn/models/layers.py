@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.models.architecture import LlamaConfig
+from jaxunlearn.models.sharding import ROWS, constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # query, key, value
 
@@ -134,7 +135,8 @@ class Attention(nn.Module):
         query, key, value = _rotate(heads("q"), rope), _rotate(heads("k"), rope), heads("v")
         self.sow("cache", "key", key)
         self.sow("cache", "value", value)
-        return linear("o")(attend(query, key, value).reshape(*x.shape[:2], -1))
+        mixed = attend(query, key, value).reshape(*x.shape[:2], -1)
+        return linear("o")(constrain(mixed, ROWS, None, "tensor"))
 
 
 class MLP(nn.Module):
@@ -145,7 +147,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         linear = lambda name: Linear(self.config.dtype, name=name)
-        return linear("down")(nn.silu(linear("gate")(x)) * linear("up")(x))
+        wide = nn.silu(linear("gate")(x)) * linear("up")(x)
+        return linear("down")(constrain(wide, ROWS, None, "tensor"))
 
 
 class Block(nn.Module):

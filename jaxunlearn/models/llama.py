@@ -146,12 +146,11 @@ def forward(
     if head is None:
         return Outputs(None, hidden, final_hidden)
     label_gates = jax.tree.map(at_labels, token_gates("embed" if config.tied else "lm_head"))
-    logits = partial(
-        head_logits,
-        _head_layout(params, config),
-        config=config,
-        directions=tuple(_head_layout(_cast(tree, config), config) for tree in directions),
+    own, *along = (
+        _head_layout(_cast(tree, config) if probe else tree, config)
+        for tree in (params, *directions)
     )
+    logits = partial(head_logits, own, config=config, directions=tuple(along))
     arrays = (final_hidden, label_gates, batch.label_tokens, tuple(head_inputs))
     labels = _apply_head(head, logits, arrays, _head_chunk(batch.label_tokens.shape, config))
     return Outputs(labels, hidden, final_hidden)
@@ -240,7 +239,7 @@ def _head_layout(params: Tree, config: LlamaConfig) -> Tree:
 
 
 def _cast(params: Tree, config: LlamaConfig) -> Tree:
-    """The unembedding in the precision of its product: of a direction, which has no gradient."""
+    """The unembedding in the precision of its product: under a probe, where it has no gradient."""
     key = "embed" if config.tied else "lm_head"
     return {key: jax.tree.map(lambda x: x.astype(config.dtype), params[key])}
 

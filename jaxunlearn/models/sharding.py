@@ -21,17 +21,21 @@ Axis = str | tuple[str, ...] | None
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Logical dimension of a parameter -> mesh axis. The embedding is split by rows alone: split by
-# columns over the batch's own axis, its gather would be rematerialised whole on every device.
+# Logical dimension of a parameter -> mesh axis. `fsdp` splits the first dimension of every matrix:
+# gathered, its shards follow one another. Along the last one they would not, and the compiler first
+# copies the matrices of all blocks into another layout. Of the embedding that is the table's rows:
+# split by columns over the batch's own axis, its gather is rematerialised whole on every device.
 RULES: dict[str, Axis] = {
     "layers": None,
     "norm": None,
+    "width": None,
     "table": ("fsdp", "tensor"),
-    "table_width": None,
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
+    "heads_in": ("tensor", "fsdp"),
     "mlp": "tensor",
+    "mlp_in": ("tensor", "fsdp"),
     "vocab": "tensor",
 }
 

@@ -47,7 +47,7 @@ def show(config: Config, console: Console, memory: float | None = None) -> None:
         highlight=False,
     )
     if platform == "cpu":
-        console.print("temp is the CPU compiler's: an upper bound for an accelerator")
+        console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
     worst = max(found, key=lambda program: program.moment)
     console.print(f"worst moment: {worst.moment / GIB:.3g} GiB on each device, {worst.name}")
     if waiting := forecast.host_bytes(prepared):
