@@ -146,7 +146,8 @@ def _extent(axis: Axis, mesh: Any) -> int:
 def _check_divides(leaf: str, dim: str, axis: Axis, size: int, mesh: Mesh) -> None:
     extent = _extent(axis, mesh)
     if size % extent:
+        names = axis if isinstance(axis, str) else " x ".join(axis or ())
         raise ValueError(
-            f"{leaf}: dimension {dim!r} of size {size} is not divisible by mesh axis {axis!r} of "
-            f"{extent} devices; choose a mesh whose {axis!r} divides it"
+            f"{leaf}: dimension {dim!r} of size {size} is not divisible by the {extent} devices of "
+            f"mesh axis {names}; choose a mesh whose {names} divides it"
         )

@@ -10,13 +10,12 @@ from rich.table import Table
 from jaxunlearn import effects
 from jaxunlearn.config import Config
 from jaxunlearn.effects.pg_effect import Choice
-from jaxunlearn.run import feed, forecast
+from jaxunlearn.run import feed, forecast, summary
 from jaxunlearn.run.forecast import Program
 from jaxunlearn.run.losses import SampleLogProbs
 from jaxunlearn.run.sketch import sketch
 
 GIB = 2**30
-WIDTH = 124  # of the table, in characters
 REMATS = ("none", "dots", "full")  # the fewest FLOPs first
 FEWEST_TOKENS = 1024
 
@@ -38,8 +37,7 @@ def show(config: Config, console: Console, memory: float | None = None) -> None:
     found = list(forecast.programs(prepared))
     devices = prepared.mesh.devices
     size = forecast.device_bytes(forecast.abstract_params(prepared))
-    # Not squeezed into 80 columns, where its numbers would be cut.
-    Console(file=console.file, width=max(WIDTH, console.width)).print(_table(found, config.name))
+    summary.put(_table(found, config.name), console)
     platform = devices.flat[0].platform
     console.print(
         f"{devices.size} devices, compiled for {platform}; {size / GIB:.3g} GiB of parameters on"

@@ -33,13 +33,13 @@ def finish(out: Path, console: Console) -> None:
     texts = [summary.markdown(summary.COLUMNS, rows)]
     texts += [_markdown(sheet) for _, sheet in _sheets(out, config)]
     tables.write_text(out / "summary.md", "\n".join(texts))
-    console.print(summary.drawn(rows, config.name))
+    summary.put(summary.drawn(rows, config.name), console)
     if found["meta"]["warning"]:
         console.print(f"warning: {found['meta']['warning']}", style="yellow", markup=False)
     console.print(f"{len(drawn)} figures in {out / 'figures'}", markup=False, highlight=False)
     attacked = relearned.read(out)
     if attacked and (len(relearned.trained(attacked)) > 1 or not _measured(out, config, None)):
-        console.print(relearned.drawn(attacked, config.name))
+        summary.put(relearned.drawn(attacked, config.name), console)
     show(out, config, console)
 
 
@@ -54,7 +54,7 @@ def show(out: Path, config: Config, console: Console, names: Sequence[str] | Non
     """
     sheets = list(_sheets(out, config, names))
     for title, sheet in sheets:
-        console.print(assess_table.drawn(sheet, title))
+        summary.put(assess_table.drawn(sheet, title), console)
     if not sheets:
         return
     for text in assess_table.reasons(_measured(out, config, names)):
@@ -69,7 +69,7 @@ def show_relearning(out: Path, config: Config, console: Console) -> None:
 
     if attacked := relearned.read(out):
         figures.draw_all(relearned.figure_tables(out, config, attacked), out / "figures")
-        console.print(relearned.drawn(attacked, config.name))
+        summary.put(relearned.drawn(attacked, config.name), console)
 
 
 def _figure_tables(out: Path, config: Config, results: dict[str, Any]) -> dict[str, Any]:

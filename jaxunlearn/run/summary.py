@@ -131,6 +131,13 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def put(table: Table, console: Console) -> None:
+    """Prints a table, wider than the terminal where its cells would be cut otherwise."""
+    needed = Console(width=1000).measure(table).maximum
+    wide = Console(file=console.file, quiet=console.quiet, width=max(needed, console.width))
+    wide.print(table)
+
+
 def drawn(rows: list[tuple[str, ...]], title: str) -> Table:
     """The summary table for the terminal."""
     from rich import box

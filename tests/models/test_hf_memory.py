@@ -95,7 +95,7 @@ def test_every_byte_is_read_once(tmp_path, counts, monkeypatch, mesh, few):
     """By however many devices hold it; and what is loaded is what the files hold."""
     monkeypatch.setattr(hf, "_FEW", few)
     monkeypatch.setattr(hf, "_SHARE", 32)
-    config = shape(64, 2)
+    config = shape(128, 2)
     folder = write(tmp_path / "model", config)
     whole = hf.load_params(folder, config)
     counts.clear()

@@ -18,7 +18,7 @@ from jaxunlearn.data import packing, prompts
 from jaxunlearn.evaluate import leakage, memorization, tofu, tofu_log
 from jaxunlearn.models import llama, sharding
 from jaxunlearn.run import assess as assess_lib
-from jaxunlearn.run import assess_mia, models, tables
+from jaxunlearn.run import assess_mia, assess_table, models, summary, tables
 from jaxunlearn.run.assess import assess
 from jaxunlearn.run.assess_sets import read_rows
 from jaxunlearn.run.prepare import prepare
@@ -318,6 +318,15 @@ def test_neither_packing_nor_mesh_changes_a_number(made_up, tmp_path):
             for field in ("answer_loss", "paraphrase_loss", "perturbed_loss"):
                 values = [getattr(found[name], field) for found in logs]
                 np.testing.assert_allclose(*values, rtol=1e-6, atol=1e-6)
+
+
+def test_a_table_is_wider_than_the_terminal_rather_than_cut():
+    said, cells = io.StringIO(), ("m" * 50, "0.123 (45)")
+    table = assess_table.drawn(assess_table.Sheet(("model", "UWC ES"), [cells], ()), "run")
+    summary.put(table, Console(file=said, width=40))
+    assert all(cell in said.getvalue() for cell in cells)
+    summary.put(table, Console(file=said, width=40, quiet=True))
+    assert said.getvalue().count("m" * 50) == 1
 
 
 @pytest.mark.slow
