@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 # Most of a test's time is compilation, on one core: two workers, a file to a worker.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 12
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 .PHONY: demo test test-slow test-nightly lint format clean compilers
 

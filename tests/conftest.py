@@ -31,6 +31,15 @@ SHARED = pathlib.Path(
 ).resolve()
 
 
+# Files whose tests take longest: with a file to a worker they come first, or one worker ends alone.
+LONG = ("run/test_run_processes", "run/test_run_recipe", "run/test_run_step", "test_contract")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"tests/{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder of real material (TOFU, stories260k, tokenizers); skips when it is absent."""
