@@ -8,8 +8,6 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# On CPUs a thread waits in every collective: with as many as devices all could wait for ever.
-os.environ.setdefault("PJRT_NPROC", "64")
 # Most of a test's time is compilation. What is compiled is kept as long as the tests run, for all
 # their processes: runs of one configuration compile the same programs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -21,6 +19,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxunlearn.run import hosts
+
+hosts.give_cpu_threads()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -147,8 +147,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         linear = lambda name: Linear(self.config.dtype, name=name)
-        wide = nn.silu(linear("gate")(x)) * linear("up")(x)
-        return linear("down")(constrain(wide, ROWS, None, "tensor"))
+        gated = nn.silu(linear("gate")(x)) * linear("up")(x)
+        return linear("down")(constrain(gated, ROWS, None, "tensor"))
 
 
 class Block(nn.Module):

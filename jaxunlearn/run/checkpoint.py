@@ -24,7 +24,6 @@ class Checkpoints:
         self._checkpointer = checkpointer
         self._directory = directory
         self._started: int | None = None
-        self._writing: Any = None
 
     @property
     def latest(self) -> int | None:
@@ -38,7 +37,7 @@ class Checkpoints:
         A checkpoint appears whole or not at all; a step's is written once.
         """
         if step not in (self._started, self.latest):
-            self._writing = self._checkpointer.save_async(step, state, force=True)
+            self._checkpointer.save_async(step, state, force=True)
             self._started = step
 
     def restore(self, like: Tree) -> Tree:
@@ -49,8 +48,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the checkpoint holds other leaves, shapes or dtypes; names the first.
         """
-        if self._writing is not None:
-            self._writing.result()
+        self._checkpointer.wait()
         self._check(like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like

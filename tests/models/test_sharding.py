@@ -110,10 +110,22 @@ def test_mesh():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 33}, "embed/embedding: dimension 'table' of size 33 .* fsdp x tensor"),
-        ({"intermediate_size": 25}, "blocks/gate/kernel: dimension 'mlp' of size 25 .* tensor;"),
-        ({"intermediate_size": 28}, "blocks/down/kernel: .*'mlp_in' of size 28 .* the 8 devices"),
-        ({"hidden_size": 18}, "blocks/q/kernel: dimension 'embed' of size 18 .* the 4 devices"),
+        (
+            {"vocab_size": 33},
+            "embed/embedding: .* 'table' of size 33 .* 8 devices of mesh axis fsdp x tensor;",
+        ),
+        (
+            {"intermediate_size": 25},
+            "blocks/gate/kernel: dimension 'mlp' of size 25 .* 2 devices of mesh axis tensor;",
+        ),
+        (
+            {"intermediate_size": 28},
+            "blocks/down/kernel: .* 'mlp_in' of size 28 .* 8 devices of mesh axis tensor x fsdp;",
+        ),
+        (
+            {"hidden_size": 18},
+            "blocks/q/kernel: dimension 'embed' of size 18 .* 4 devices of mesh axis fsdp;",
+        ),
     ],
 )
 def test_indivisible(change, message):
