@@ -1,308 +1,330 @@
-"""The command line; no logic of its own."""
+"""The command line: reads flags, calls the function of a command, and reports its errors.
 
-import argparse
+The flags of every command are generated from a dataclass, here or in `jaxunlearn.config`. Set the
+environment variable JAXUNLEARN_TRACEBACK to see where an error was raised.
+"""
+
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
-EPILOG = "`jaxunlearn run --keys` lists every key that --KEY VALUE can override."
+DEMO = Path(__file__).with_name("demo.yaml")
+
+
+def _flag(metavar: str) -> Any:
+    """Describes a flag whose help text says what it is by default."""
+    return arg(metavar=metavar, help_behavior_hint="")
+
+
+# A tuple, as tyro cannot leave out a positional path while it collects unknown flags.
+ConfigFile = Annotated[Positional[tuple[Path, ...]], _flag("CONFIG")]
+Switch = Annotated[bool, FlagCreatePairsOff]
+Names = Annotated[tuple[str, ...], _flag("OBJECTIVE [OBJECTIVE ...]")]
+Mesh = Annotated[tuple[int, int, int] | None, _flag("DATA FSDP TENSOR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Options of a run in several processes, one on each host."""
+
+    distributed: Switch = False
+    """Join a multi-process run; the cluster is detected (SLURM, TPU pods, ...)."""
+    coordinator: Annotated[str | None, _flag("HOST:PORT")] = None
+    """Address of process 0, where the cluster is not detected."""
+    processes: Annotated[int | None, _flag("INT")] = None
+    """Total number of processes."""
+    process: Annotated[int | None, _flag("INT")] = None
+    """Index of this process, from 0."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process counts as dead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options of `run` and `demo`; all other flags override keys of the configuration."""
+
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Folder of the run; default: runs/NAME."""
+    keys: Switch = False
+    """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
+    only: Names = ()
+    """Run only these objectives; default: all."""
+    profile: int = 0
+    """Trace this many steps of the first objective with jax.profiler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """Unlearn as a YAML configuration says; an interrupted run is resumed."""
+
+    config: ConfigFile = ()
+    """A YAML file, see configs/; comes before flags that override its keys."""
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoCommand:
+    """Unlearn embedded data with a small model; nothing is downloaded."""
+
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastCommand:
+    """Forecast memory and FLOPs of a run without running it."""
+
+    config: ConfigFile = ()
+    """A YAML file, see configs/; comes before flags that override its keys."""
+    memory: Annotated[float | None, _flag("GIB")] = None
+    """Memory of one device in GiB; prints which settings fit it."""
+    keys: Switch = False
+    """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate the models of a run with suites of metrics.
+
+    Flags that are left out have the values of the run's configuration.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run."""
+    configuration: OmitArgPrefixes[Evaluate] = dataclasses.field(default_factory=Evaluate)
+    only: Names = ()
+    """Evaluate only these objectives, next to the models they are compared with; default: all."""
+    mesh: Mesh = None
+    """Devices along each axis of the mesh; default: as in the run."""
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class RelearnCommand:
+    """Attack the models of a run by fine-tuning, and count the steps until the data are back.
+
+    Flags that are left out have the values of the run's configuration.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run."""
+    configuration: OmitArgPrefixes[Relearn] = dataclasses.field(default_factory=Relearn)
+    only: Names = ()
+    """Attack only these objectives, next to the retrained model; default: all."""
+    mesh: Mesh = None
+    """Devices along each axis of the mesh; default: as in the run."""
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Draw the figures and print the tables of a finished run again."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCommand:
+    """Write a model of a run as a folder that transformers loads."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of the run."""
+    objective: Annotated[Positional[str], arg(metavar="OBJECTIVE")]
+    """Objective whose final model is written; or `base`, or `retrained`."""
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Folder to write, which must not exist or be empty."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the tensors written."""
+
+
+Command = (
+    Annotated[RunCommand, subcommand("run")]
+    | Annotated[DemoCommand, subcommand("demo")]
+    | Annotated[ForecastCommand, subcommand("forecast")]
+    | Annotated[EvaluateCommand, subcommand("evaluate")]
+    | Annotated[RelearnCommand, subcommand("relearn")]
+    | Annotated[ReportCommand, subcommand("report")]
+    | Annotated[ExportCommand, subcommand("export")]
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
+    Args:
+      argv: the arguments; default: those of the process.
+
     Returns:
-      0; 2 where the input is at fault, after one message that says how.
+      The exit status: 0, or 2 after an error, which is one line on stderr.
     """
-    parser = _parser()
-    arguments, overrides = parser.parse_known_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
-    sys.path.insert(0, "")  # for objectives of the user's own, named in a configuration
-    afterwards = {
-        "report": _report,
-        "export": _export,
-        "evaluate": _evaluate,
-        "relearn": _relearn,
-    }
-    if arguments.command not in afterwards:
-        return _run(arguments, overrides)
-    if overrides:
-        parser.error(f"{arguments.command} knows no {' '.join(overrides)}")
-    return afterwards[arguments.command](arguments)
+    arguments = sys.argv[1:] if argv is None else argv
+    command, overrides = _parse(arguments)
+    try:
+        _FUNCTIONS[type(command)](command, overrides)
+    # ConfigError and CheckpointError are ValueErrors.
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("JAXUNLEARN_TRACEBACK"):
+            raise
+        print("jaxunlearn:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("jaxunlearn", description=DESCRIPTION, epilog=EPILOG)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="unlearn as a YAML configuration says; resumes")
-    run.add_argument("config", type=Path, nargs="?", help="a YAML file, see configs/")
-    demo = commands.add_parser("demo", help="the same on embedded data: nothing to download")
-    for command in (run, demo):
-        command.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
-        command.add_argument("--keys", action="store_true", help="list the keys and exit")
-        command.add_argument(
-            "--only", nargs="+", metavar="OBJECTIVE", help="run these of its objectives alone"
+def _parse(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Returns the command, and the arguments that its function reads by itself.
+
+    These are the flags that override a configuration, which must be loaded before they can be
+    read: its objectives have flags, and its values are the defaults.
+    """
+    options: dict[str, Any] = {"prog": "jaxunlearn", "description": DESCRIPTION}
+    command, unknown = tyro.cli(Command, args=arguments, return_unknown_args=True, **options)
+    if isinstance(command, RunCommand | DemoCommand | ForecastCommand):
+        return command, unknown
+    if unknown:
+        tyro.cli(Command, args=arguments, **options)  # says which flags are unknown, and exits
+    return command, arguments[1:]
+
+
+def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
+    options = command.run
+    if options.profile < 0:
+        raise ConfigError(f"--profile: {options.profile} must not be negative")
+    if isinstance(command, RunCommand):
+        config = _override(
+            "run", _load("run", command.config, options.keys), overrides, options.keys
         )
-        command.add_argument(
-            "--profile", type=int, default=0, metavar="STEPS", help="trace so many steps"
-        )
-        _add_several(command)
-    ahead = commands.add_parser("forecast", help="what a run will need, before it runs")
-    ahead.add_argument("config", type=Path, nargs="?", help="a YAML file, see configs/")
-    ahead.add_argument("--memory", type=float, help="GiB of one device: advise what fits it")
-    ahead.add_argument("--keys", action="store_true", help="list the keys and exit")
-    report = commands.add_parser("report", help="draw figures and summary of a finished run anew")
-    report.add_argument("run", type=Path, help="the run's folder")
-    _add_evaluate(commands.add_parser("evaluate", help="measure the models of a finished run"))
-    _add_relearn(commands.add_parser("relearn", help="would the models of a run learn it again?"))
-    model = commands.add_parser("export", help="write a model of a run for transformers")
-    model.add_argument("run", type=Path, help="the run's folder")
-    model.add_argument("objective", help="whose final model; or `base` or `retrained`")
-    model.add_argument("folder", type=Path, help="the folder to make")
-    model.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)"
-    )
-    return parser
+    else:
+        config = _override("demo", load(DEMO), overrides, options.keys)
+    config = only(config, options.only) if options.only else config
+    out = options.out or Path("runs") / config.name
+    console = _start(command.processes)
+    from jaxunlearn.pipeline import recipe
+
+    recipe.execute(recipe.begin(config, out), console, profile=options.profile)
 
 
-def _add_several(command: argparse.ArgumentParser) -> None:
-    several = command.add_argument_group("several processes, one on each host")
-    several.add_argument(
-        "--distributed", action="store_true", help="join them: SLURM, TPU pods and the like"
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
-    several.add_argument("--processes", type=int, help="how many there are")
-    several.add_argument("--process", type=int, help="which one this is, from 0")
-    several.add_argument(
-        "--heartbeat", type=int, default=100, help="seconds until a silent one counts as dead"
-    )
+def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
+    base = _load("forecast", command.config, command.keys)
+    config = _override("forecast", base, overrides, command.keys)
+    from jaxunlearn.core import hosts
+
+    # Nothing runs on the devices of the mesh: only the compiler must know how many there are.
+    hosts.use_cpu(config.compute.data * config.compute.fsdp * config.compute.tensor)
+    from jaxunlearn.forecasting.show import forecast
+
+    forecast(config, memory=command.memory, console=Console())
 
 
-def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, help="the run's folder")
-    command.add_argument("--only", nargs="+", metavar="OBJECTIVE", help="default: all finished")
-    command.add_argument(
-        "--suite",
-        nargs="+",
-        metavar="SUITE",
-        help="tofu, memorization, mia, uwc or all (default: the configuration's, else all)",
-    )
-    command.add_argument(
-        "--generate",
-        type=_count,
-        metavar="N",
-        help="answers to write for each set, or `all` (default: the configuration's; 40)",
-    )
-    command.add_argument(
-        "--recite",
-        type=_count,
-        metavar="N",
-        help="answers of each set to continue word by word, or `all`: slow (the same; 0)",
-    )
-    command.add_argument(
-        "--retain-log", type=Path, metavar="FILE", help="TOFU's log of a model that saw no D_u"
-    )
-    _add_mesh(command)
-    _add_several(command)
+def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
+    from jaxunlearn.pipeline import stored
+    from jaxunlearn.pipeline.evaluate import evaluate
+    from jaxunlearn.record.folder import RunFolder
 
-
-def _add_relearn(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, help="the run's folder")
-    command.add_argument(
-        "--only", nargs="+", default=(), metavar="OBJECTIVE", help="default: all finished"
-    )
-    command.add_argument(
-        "--samples",
-        nargs="+",
-        metavar="K",
-        help="forget samples shown, or `all`; defaults are the configuration's (1 5 20 all)",
-    )
-    command.add_argument("--steps", type=int, help="of fine-tuning (20)")
-    command.add_argument("--lr", type=float, help="its learning rate (unlearn.lr)")
-    command.add_argument(
-        "--benign", action=argparse.BooleanOptionalAction, help="also learn data to retain"
-    )
-    _add_mesh(command)
-    _add_several(command)
-
-
-def _add_mesh(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--mesh",
-        type=int,
-        nargs=3,
-        metavar=("DATA", "FSDP", "TENSOR"),
-        help="devices along each axis, where they are not the run's",
+    defaults = stored.configuration(RunFolder(command.run)).evaluate
+    command = _with_defaults(command, defaults, arguments)
+    spec = command.configuration
+    if spec.every != defaults.every:
+        raise ConfigError("--every: steps on the way are evaluated by `jaxunlearn run` alone")
+    evaluate(
+        command.run,
+        console=_start(command.processes),
+        only=command.only or None,
+        suites=spec.suites,
+        generate=spec.generate,
+        recite=spec.recite,
+        retain_log=None if spec.retain_log is None else Path(spec.retain_log),
+        mesh=command.mesh,
     )
 
 
-def _count(text: str) -> int | str:
-    """A number of questions, or "all"."""
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor 'all'")
-    return text if text == "all" else int(text)
+def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
+    from jaxunlearn.pipeline import stored
+    from jaxunlearn.pipeline.relearn import relearn
+    from jaxunlearn.record.folder import RunFolder
+
+    defaults = stored.configuration(RunFolder(command.run)).relearn
+    command = _with_defaults(command, defaults, arguments)
+    spec = command.configuration
+    relearn(
+        command.run,
+        console=_start(command.processes),
+        only=command.only,
+        samples=spec.samples,
+        steps=spec.steps,
+        lr=spec.lr,
+        benign=spec.benign,
+        mesh=command.mesh,
+    )
 
 
-def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import tyro
-    from rich.console import Console
+def _report(command: ReportCommand, _: list[str]) -> None:
+    from jaxunlearn.reporting.report import write_report
 
-    from jaxunlearn import config as config_lib
-
-    try:
-        if arguments.command == "demo":
-            base = config_lib.load(Path(__file__).with_name("demo.yaml"))
-        elif arguments.config is None:
-            base = config_lib.Config()
-            if not arguments.keys:
-                command = arguments.command
-                raise ValueError(
-                    f"{command} needs a configuration: jaxunlearn {command} CONFIG.yaml"
-                )
-        else:
-            base = config_lib.load(arguments.config)
-    except ValueError as error:
-        return _fail(error)
-    asked = ["--help"] if arguments.keys else overrides
-    prog = f"jaxunlearn {arguments.command}"
-    config = tyro.cli(config_lib.Config, prog=prog, args=asked, default=base)
-
-    if arguments.command == "forecast":
-        return _forecast(config, arguments.memory)
-    from jaxunlearn.run import hosts, recipe
-    from jaxunlearn.run.checkpoint import CheckpointError
-
-    if arguments.only:
-        try:
-            config = config_lib.only(config, arguments.only)
-        except ValueError as error:
-            return _fail(error)
-    out = arguments.out or Path("runs") / config.name
-    try:
-        _connect(arguments)
-        prepared = recipe.begin(config, out)
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    try:
-        console = Console(quiet=not hosts.is_first())
-        recipe.execute(prepared, out, console, profile=arguments.profile)
-    except (CheckpointError, FloatingPointError) as error:
-        return _fail(error)
-    return 0
+    write_report(command.run, Console())
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    def job(console: Any) -> None:
-        from jaxunlearn.run.assess import assess
+def _export(command: ExportCommand, _: list[str]) -> None:
+    from jaxunlearn.core import hosts
 
-        assess(
-            arguments.run,
-            console,
-            only=arguments.only,
-            suites=arguments.suite,
-            generate=arguments.generate,
-            recite=arguments.recite,
-            retain_log=arguments.retain_log,
-            mesh=arguments.mesh,
-        )
+    hosts.use_cpu()  # nothing is computed, and hosts have more memory than accelerators
+    from jaxunlearn.pipeline.export import export
 
-    return _on_run(arguments, job)
+    console = Console()
+    export(command.run, command.objective, command.folder, command.dtype, console=console)
 
 
-def _relearn(arguments: argparse.Namespace) -> int:
-    def job(console: Any) -> None:
-        from jaxunlearn.run.relearn import relearn
-
-        names = ("only", "samples", "steps", "lr", "benign", "mesh")
-        relearn(arguments.run, console, **{name: getattr(arguments, name) for name in names})
-
-    return _on_run(arguments, job)
-
-
-def _on_run(arguments: argparse.Namespace, job: Callable[[Any], None]) -> int:
-    """Does something with a finished run, on as many processes as are asked for."""
-    from rich.console import Console
-
-    from jaxunlearn.run import hosts
-
-    try:
-        _connect(arguments)
-        job(Console(quiet=not hosts.is_first()))
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    return 0
+_FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {
+    RunCommand: _run,
+    DemoCommand: _run,
+    ForecastCommand: _forecast,
+    EvaluateCommand: _evaluate,
+    RelearnCommand: _relearn,
+    ReportCommand: _report,
+    ExportCommand: _export,
+}
 
 
-def _connect(arguments: argparse.Namespace) -> None:
-    """Joins the other processes; programs of accelerators, slow to compile, are kept on disk."""
-    import jax
-
-    from jaxunlearn.run import hosts
-
-    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if forced or jax.config.jax_num_cpu_devices > 1:  # pyright: ignore[reportAttributeAccessIssue]
-        hosts.give_cpu_threads()
-    where = (arguments.coordinator, arguments.processes, arguments.process)
-    if arguments.distributed or any(given is not None for given in where):
-        hosts.connect(*where, heartbeat=arguments.heartbeat)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.default_backend() != "cpu":
-        root = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jaxunlearn"))
+def _load(name: str, paths: tuple[Path, ...], keys: bool) -> Config:
+    """Returns the configuration that a command was given, or the default one to list its keys."""
+    if keys and not paths:
+        return Config()
+    if len(paths) != 1:
+        files = ", ".join(map(str, paths)) or "none"
+        raise ConfigError(f"{name} needs a configuration: jaxunlearn {name} CONFIG; got {files}")
+    return load(paths[0])
 
 
-def _forecast(config: Any, memory: float | None) -> int:
-    import jax
-    from rich.console import Console
-
-    # As many devices as the mesh has: nothing runs on them, the compiler alone must know them.
-    compute = config.compute
-    devices = compute.data * compute.fsdp * compute.tensor
-    if not any(name in os.environ for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")):
-        jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(devices, 1))
-    from jaxunlearn.run import advice
-
-    try:
-        advice.show(config, Console(), memory)
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    return 0
+def _override(name: str, config: Config, overrides: list[str], keys: bool) -> Config:
+    """Returns a configuration with the values of flags; with `keys` it lists them and exits."""
+    arguments = ["--help"] if keys else overrides
+    return tyro.cli(Config, prog=f"jaxunlearn {name}", args=arguments, default=config)
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from jaxunlearn.run import closing
-
-    try:
-        closing.finish(arguments.run, Console())
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(error)
-    return 0
+def _with_defaults(command: Any, defaults: Evaluate | Relearn, arguments: list[str]) -> Any:
+    """Reads the arguments of a command again, now with a run's configuration as defaults."""
+    default = dataclasses.replace(command, configuration=defaults)
+    return tyro.cli(type(command), args=arguments, default=default)
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    import jax
+def _start(processes: Processes) -> Console:
+    """Starts JAX on one or several processes; returns a console on which only the first prints."""
+    from jaxunlearn.core import hosts
 
-    # The host is enough, and has room: nothing is computed.
-    if not any(name in os.environ for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")):
-        jax.config.update("jax_platforms", "cpu")
-    from jaxunlearn.run.export import export
-
-    try:
-        export(arguments.run, arguments.objective, arguments.folder, arguments.dtype)
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    print(f"{arguments.objective} of {arguments.run} is in {arguments.folder}")
-    return 0
-
-
-def _fail(error: Exception) -> int:
-    print(f"jaxunlearn: {error}", file=sys.stderr)
-    return 2
+    hosts.start(**dataclasses.asdict(processes))
+    return Console(quiet=not hosts.is_first())
 
 
 if __name__ == "__main__":

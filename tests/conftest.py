@@ -19,7 +19,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxunlearn.run import hosts
+from jaxunlearn.core import hosts
 
 hosts.give_cpu_threads()
 jax.config.update("jax_platforms", "cpu")
@@ -35,7 +35,7 @@ SHARED = pathlib.Path(
 
 
 # Files whose tests take longest: with a file to a worker they come first, or one worker ends alone.
-LONG = ("run/test_run_processes", "run/test_run_recipe", "run/test_run_step", "test_contract")
+LONG = ("pipeline/test_processes", "pipeline/test_recipe", "training/test_step", "test_contract")
 
 
 def pytest_collection_modifyitems(items):

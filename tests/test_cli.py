@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jaxunlearn import cli
-from jaxunlearn import config as config_lib
+from jaxunlearn.config import reader, schema
 
 ROWS = [{"question": f"Who wrote book {i}?", "answer": f"Author {i} wrote it."} for i in range(4)]
 
@@ -59,13 +59,24 @@ CASES = {
         {"objectives": {"npo": {"reduction": "token_mean"}}},
         ["objectives.npo", "token_mean", "sequence_sum"],
     ),
-    "missing split": ({"data": {"forget": "forgett"}}, ["data: forget", "forgett", "'forget'"]),
+    "missing split": ({"data": {"forget": "forgett"}}, ["data.forget", "forgett", "'forget'"]),
     "layer": ({"objectives": {"rmu": {"layer": 9}}}, ["objectives.rmu.layer", "0..4"]),
     "reserved name": ({"objectives": {"before": {"loss": "ga"}}}, ["objectives.before"]),
     "no model": ({"model": "./nowhere"}, ["nowhere", "no such folder"]),
     "base is a stage": ({"objectives": {"base": {"loss": "ga"}}}, ["objectives.base"]),
     "layer cuts": ({"measure": {"layer_cuts": [3, 1]}}, ["measure.layer_cuts", "4 blocks"]),
     "batch too large": ({"unlearn": {"batch_size": 64}}, ["unlearn.batch_size", "64", "20"]),
+    "no patience": ({"finetune": {"patience": 0}}, ["finetune.patience", "at least 1"]),
+    "gradient turned round": ({"unlearn": {"clip_norm": -1.0}}, ["unlearn.clip_norm", "positive"]),
+    "nothing to spare": ({"objectives": {"npo": {"spare": "total"}}}, ["objectives.npo.spare"]),
+    "unknown retain term": (
+        {"objectives": {"npo": {"retain": "gdd"}}},
+        ["objectives.npo.retain", "gdd", "'gd'"],
+    ),
+    "no module": (
+        {"objectives": {"mine": {"loss": "no_such_module:mine"}}},
+        ["objectives.mine", "cannot import 'no_such_module'"],
+    ),
     "no batch": ({"unlearn": {"batch_size": 0}}, ["unlearn.batch_size", "at least 1"]),
     "never evaluated": ({"finetune": {"evaluate_every": 0}}, ["finetune.evaluate_every"]),
     "nothing to retrain on": (
@@ -185,16 +196,17 @@ def test_a_report_of_nothing(capsys, tmp_path):
     assert "config.yaml is missing" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         cli.main(["report", str(tmp_path), "--unlearn.lr", "1"])
-    assert stopped.value.code == 2 and "report knows no" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "--unlearn.lr" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "relearn"])
 def test_what_follows_a_run_needs_one(command, tmp_path, capsys):
     assert cli.main([command, str(tmp_path / "none")]) == 2
     assert "no run here (no such folder)" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         cli.main([command, str(tmp_path), "--colour", "red"])
-    assert f"{command} knows no --colour red" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "Unrecognized options: --colour, red" in capsys.readouterr().err
 
 
 def test_half_a_cluster_is_refused(tmp_path, capsys):
@@ -204,8 +216,14 @@ def test_half_a_cluster_is_refused(tmp_path, capsys):
 
 
 def test_only_some_objectives(tmp_path, capsys):
-    config = config_lib.only(config_lib.Config(), ["tnpo", "ga"])
+    config = reader.only(schema.Config(), ["tnpo", "ga"])
     assert list(config.objectives) == ["tnpo", "ga"]
     assert cli.main(["demo", "--out", str(tmp_path), "--only", "npoo"]) == 2
     assert "no 'npoo'; there are: ga, wga" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_number_of_profiled_steps(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path), "--profile", "-1"]) == 2
+    assert "--profile: -1 must not be negative" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -18,5 +18,5 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module(name):
-    found = doctest.testmod(importlib.import_module(name))
-    assert found.attempted and not found.failed
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted and not result.failed

@@ -1,24 +1,46 @@
-"""The README's example runs, and its two ways agree."""
+"""The README's examples run, the two ways of the first agree, and what it names is there."""
 
+import ast
+import inspect
 import pathlib
 import re
 
 import numpy as np
+import yaml
+
+import jaxunlearn
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLE, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
-    exec(code, names)
+    exec(EXAMPLE, names)
     np.testing.assert_allclose(names["fast"]["retain"], names["exact"]["retain"], rtol=1e-5)
     assert names["fast"]["retain"].shape == (4,)
 
 
+def test_the_functions_take_these_arguments():
+    calls = [node for node in ast.walk(ast.parse(COMMANDS)) if isinstance(node, ast.Call)]
+    assert [call.func.attr for call in calls] == ["load_config", "run", "evaluate", "relearn"]
+    for call in calls:
+        values = {keyword.arg: None for keyword in call.keywords}
+        function = getattr(jaxunlearn, call.func.attr)
+        inspect.signature(function).bind(*call.args, **values)
+
+
+def test_the_configuration_can_be_read(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "config.yaml").write_text(text)
+    measure = jaxunlearn.load_config(tmp_path / "config.yaml").measure
+    for key, value in yaml.safe_load(text)["measure"].items():
+        assert getattr(measure, key) == (tuple(value) if isinstance(value, list) else value)
+
+
 def test_every_file_and_target_it_names_is_there():
     root = pathlib.Path(__file__).parents[1]
-    for name in re.findall(r"(?:configs|tests)/[\w.]+", README):
+    for name in re.findall(r"(?:configs|tests|docs)/[\w./]*\w", README):
         assert (root / name).exists(), name
     makefile = (root / "Makefile").read_text()
     for target in re.findall(r"^make (\S+)", README, re.M):

@@ -1,27 +1,42 @@
-"""Data: question-answer splits, prompts and labels, packed batches, the order they come in."""
+"""Data: question-answer splits, their tokens and labels, packed batches, and the order of data."""
 
+from jaxunlearn.data.encoding import (
+    Encoded,
+    Encoder,
+    Items,
+    encode,
+    encode_prompt,
+    encode_rows,
+    load_tokenizer,
+)
 from jaxunlearn.data.fictional import generate, train_tokenizer
-from jaxunlearn.data.order import batch_ids, num_steps, retain_ids
+from jaxunlearn.data.order import attack_ids, batch_ids, num_steps, retain_ids, subset_ids
 from jaxunlearn.data.packing import (
     Packed,
-    Plan,
-    Sequence,
     dataset_batches,
     pack_step,
     padded,
-    plan_dataset,
-    plan_steps,
     real_token_share,
     unpack,
 )
-from jaxunlearn.data.prompts import Encoded, encode, encode_prompt, encode_rows, load_tokenizer
-from jaxunlearn.data.tofu import load_refusals, load_split, refusal_index
+from jaxunlearn.data.planning import Plan, Sample, plan_dataset, plan_steps
+from jaxunlearn.data.refusals import Refusals, load_refusals, refusal_index
+from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.sources import SourceError, Sources, SplitNotFoundError, load_split
 
 __all__ = [
+    "DataRows",
     "Encoded",
+    "Encoder",
+    "Items",
     "Packed",
     "Plan",
-    "Sequence",
+    "Refusals",
+    "Sample",
+    "SourceError",
+    "Sources",
+    "SplitNotFoundError",
+    "attack_ids",
     "batch_ids",
     "dataset_batches",
     "encode",
@@ -39,6 +54,8 @@ __all__ = [
     "real_token_share",
     "refusal_index",
     "retain_ids",
+    "row_key",
+    "subset_ids",
     "train_tokenizer",
     "unpack",
 ]

@@ -1,14 +1,52 @@
-"""The order of the data: pure functions of (seed, step), so resuming needs no iterator state."""
+"""The order of the data: pure functions of (seed, step), so that resuming restores no state."""
+
+import enum
 
 import numpy as np
 
-# Keeps the draws of one seed apart; numpy pads short seeds with zeros, so the tag is not 0.
-_RETAIN_STREAM = 1
-_SUBSET_STREAM = 2
+
+class Stream(enum.IntEnum):
+    """The random streams of a run: draws of one seed that must not coincide.
+
+    Embedded data and new models are drawn from the seed itself, which is no member of these.
+    """
+
+    UNLEARN = 1
+    """The order of the forget samples while unlearning."""
+    FINETUNE = 2
+    """The order of the samples while fine-tuning."""
+    ATTACK = 3
+    """The order of the samples that an attack shows."""
+    RETAIN = 4
+    """The retain samples that are paired with a batch."""
+    GUIDE = 5
+    """The retain samples whose risk gradient defines harm for guided weights."""
+    ATTACK_SAMPLES = 6
+    """The samples that an attack shows."""
+    REFUSAL = 7
+    """The refusal that stands in for a sample's answer."""
+
+
+def generator(seed: int, stream: Stream, first: int = 0, second: int = 0) -> np.random.Generator:
+    """Returns the generator of one draw.
+
+    Args:
+      seed: of the run.
+      stream: what is drawn.
+      first, second: which draw of the stream it is, such as the epoch, or sample and epoch.
+
+    >>> draw = lambda: generator(0, Stream.RETAIN, 3).integers(10, size=4).tolist()
+    >>> draw() == draw()
+    True
+    """
+    # A spawn key is mixed apart from the seed, and always has the same length here: two draws are
+    # equal only if seed, stream and both numbers are.
+    key = (int(stream), first, second)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def num_steps(n: int, batch_size: int, epochs: int) -> int:
-    """Full batches in a run: floor(n * epochs / batch_size).
+    """Returns the number of full batches in a run: floor(n * epochs / batch_size).
 
     Args:
       n: samples in the data.
@@ -28,17 +66,20 @@ def num_steps(n: int, batch_size: int, epochs: int) -> int:
     return n * epochs // batch_size
 
 
-def batch_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """Sample ids of one batch: entries step * b .. (step + 1) * b of a stream of permutations.
+def batch_ids(
+    seed: int, step: int, n: int, batch_size: int, *, stream: Stream = Stream.UNLEARN
+) -> np.ndarray:
+    """Returns the sample ids of a batch: entries step * b .. (step + 1) * b of the shuffled data.
 
-    The stream is one permutation of 0..n-1 per epoch; a batch may straddle epochs, so every
-    sample is seen once an epoch and no batch is short.
+    The shuffled data are one permutation of 0..n-1 per epoch, one after the other. A batch may
+    straddle epochs, so every sample is seen once an epoch and no batch is short.
 
     Args:
       seed: of the run.
       step: from 0.
       n: samples in the data.
       batch_size: samples of a batch, b.
+      stream: what the batches are for.
 
     Returns:
       ``[batch_size]`` int64.
@@ -53,22 +94,22 @@ def batch_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
     _natural(seed=seed, step=step)
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // n, (last - 1) // n + 1)
-    shuffled = [np.random.default_rng((seed, epoch)).permutation(n) for epoch in epochs]
+    shuffled = [generator(seed, stream, epoch).permutation(n) for epoch in epochs]
     offset = first - epochs.start * n
     return np.concatenate(shuffled)[offset : offset + batch_size]
 
 
 def retain_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """Retain samples to pair with a batch: one fresh uniform draw per slot of the global batch.
+    """Draws the retain samples of a batch: one uniform draw for every sample of the global batch.
 
-    The whole batch is drawn at once, before it is cut over devices, so no two shards share their
-    draws and the pairs do not depend on the number of devices.
+    The whole batch is drawn at once, before it is split over devices. So no two devices have the
+    same draws, and the draws do not depend on the number of devices.
 
     Args:
       seed: of the run.
       step: from 0.
       n: retain samples.
-      batch_size: slots of the global batch.
+      batch_size: samples of the global batch.
 
     Returns:
       ``[batch_size]`` int64, drawn with replacement.
@@ -81,19 +122,19 @@ def retain_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
     """
     _positive(n=n, batch_size=batch_size)
     _natural(seed=seed, step=step)
-    return np.random.default_rng((seed, step, _RETAIN_STREAM)).integers(n, size=batch_size)
+    return generator(seed, Stream.RETAIN, step).integers(n, size=batch_size)
 
 
 def subset_ids(seed: int, n: int, size: int) -> np.ndarray:
-    """Some of n samples, the same ones throughout a run.
+    """Draws some of n samples, the same ones throughout a run.
 
     Args:
       seed: of the run.
       n: samples in the data.
-      size: how many at most.
+      size: the most samples to draw.
 
     Returns:
-      ``[min(n, size)]`` int64, sorted, none twice.
+      ``[min(n, size)]`` int64, sorted and distinct.
 
     Raises:
       ValueError: ``n`` or ``size`` is not positive, or a negative seed.
@@ -103,7 +144,7 @@ def subset_ids(seed: int, n: int, size: int) -> np.ndarray:
     """
     _positive(n=n, size=size)
     _natural(seed=seed)
-    return np.sort(np.random.default_rng((seed, _SUBSET_STREAM)).permutation(n)[:size])
+    return np.sort(generator(seed, Stream.GUIDE).permutation(n)[:size])
 
 
 def _positive(**values: int) -> None:
@@ -116,3 +157,25 @@ def _natural(**values: int) -> None:
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name}={value} must not be negative")
+
+
+def attack_ids(seed: int, n: int, k: int) -> np.ndarray:
+    """Draws the k of n samples that an attack trains on; a smaller draw begins a larger one.
+
+    Args:
+      seed: of the run.
+      n: samples in the data.
+      k: samples to draw.
+
+    Returns:
+      [k] int64, distinct.
+
+    Raises:
+      ValueError: k is not in 1..n.
+
+    >>> attack_ids(0, 10, 3).tolist() == attack_ids(0, 10, 7)[:3].tolist()
+    True
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} samples to show must be in 1..{n}")
+    return generator(seed, Stream.ATTACK_SAMPLES).permutation(n)[:k]

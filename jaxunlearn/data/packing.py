@@ -1,12 +1,11 @@
 """Packed batches: rows of one fixed width that hold several sequences each.
 
-Letters: R rows, W width, M slots (sequences) of a row, N labels of a row, S labels of the longest
-answer.  Flat slot ``b = r * M + m`` is one sample, so unpacked arrays are ``[B, S]``, B = R * M.
-Which row or slot a sample sits in never changes its tokens, positions or labels.
+Letters in shapes: R rows, W tokens of a row, M slots (sequences) of a row, N labels of a row, S
+labels of the longest answer. Flat slot ``b = r * M + m`` is one sample, so unpacked arrays are
+``[B, S]`` with B = R * M. A sample's row and slot never change its values.
 """
 
-from collections.abc import Iterable
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -14,45 +13,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.planning import (
-    Plan,
-    Sequence,
-    best_fit,
-    checked_lengths,
-    plan_dataset,
-    plan_layout,
-    plan_steps,
-)
+from jaxunlearn.data.planning import Plan, Sample, best_fit, checked_lengths, plan_layout
 
 __all__ = [
     "Packed",
-    "Plan",
-    "Sequence",
     "dataset_batches",
     "pack_step",
     "padded",
-    "plan_dataset",
-    "plan_steps",
     "real_token_share",
     "unpack",
 ]
 
 
 class Packed(NamedTuple):
-    """A batch of packed rows; a pytree whose leaves all lead with the row axis."""
+    """A batch of packed rows; a pytree whose leaves all lead with the row axis.
 
-    tokens: np.ndarray | jax.Array  # [R, W] int32, 0 on padding
-    positions: np.ndarray | jax.Array  # [R, W] int32, position inside its sequence, 0 on padding
-    segments: np.ndarray | jax.Array  # [R, W] int32, slot inside the row, -1 on padding
-    label_at: np.ndarray | jax.Array  # [R, N] int32, column that predicts the label
-    label_tokens: np.ndarray | jax.Array  # [R, N] int32, the label
-    label_start: np.ndarray | jax.Array  # [R, M] int32, first entry of a slot in its row's labels
-    mask: np.ndarray | jax.Array  # [R, M, S] bool, True where the slot has a label
-    sample_ids: np.ndarray | jax.Array  # [R, M] int32, the caller's id, -1 = empty slot
+    Attributes:
+      tokens: [R, W] int32, 0 on padding.
+      positions: [R, W] int32, the position of a token inside its sequence, 0 on padding.
+      segments: [R, W] int32, the slot of a token inside its row, -1 on padding.
+      label_at: [R, N] int32, the column that predicts a label.
+      label_tokens: [R, N] int32, the labels.
+      label_start: [R, M] int32, the first entry of a slot among the labels of its row.
+      mask: [R, M, S] bool, True where a slot has a label.
+      sample_ids: [R, M] int32, the caller's id of a sample, -1 where the slot is empty.
+    """
+
+    tokens: np.ndarray | jax.Array
+    positions: np.ndarray | jax.Array
+    segments: np.ndarray | jax.Array
+    label_at: np.ndarray | jax.Array
+    label_tokens: np.ndarray | jax.Array
+    label_start: np.ndarray | jax.Array
+    mask: np.ndarray | jax.Array
+    sample_ids: np.ndarray | jax.Array
 
 
 def unpack(values: np.ndarray | jax.Array, batch: Packed) -> jax.Array:
-    """Lay per-label values of packed rows out as one row a sample.
+    """Lays per-label values of packed rows out as one row a sample.
 
     Args:
       values: ``[R, N]``, one value per entry of ``batch.label_tokens``.
@@ -61,13 +59,13 @@ def unpack(values: np.ndarray | jax.Array, batch: Packed) -> jax.Array:
     Returns:
       ``[R * M, S]``, zero where ``batch.mask`` is False.
 
-    >>> batch = padded([Sequence(np.array([1, 5, 6, 2], np.int32), 2)])
+    >>> batch = padded([Sample(np.array([1, 5, 6, 2], np.int32), 2)])
     >>> unpack(batch.label_tokens, batch).tolist()
     [[6, 2]]
     """
     rows, slots, answer = batch.mask.shape
     chex.assert_shape(values, batch.label_tokens.shape)
-    entry = jnp.asarray(batch.label_start)[:, :, None] + jnp.arange(answer)
+    entry = jnp.asarray(batch.label_start)[:, :, None] + jnp.arange(answer)[None, None]
     picked = jnp.take_along_axis(
         jnp.asarray(values), entry.reshape(rows, slots * answer), axis=1, mode="clip"
     )
@@ -76,9 +74,9 @@ def unpack(values: np.ndarray | jax.Array, batch: Packed) -> jax.Array:
 
 
 def dataset_batches(
-    sequences: Seq[Sequence], plan: Plan, *, ids: Iterable[int] | None = None
+    sequences: Sequence[Sample], plan: Plan, *, ids: Iterable[int] | None = None
 ) -> list[Packed]:
-    """Pack every sequence exactly once; each batch has the plan's shape, the last empty rows.
+    """Packs every sequence exactly once; the last batch may have empty rows.
 
     Args:
       sequences: the encoded samples the plan was made for.
@@ -86,7 +84,7 @@ def dataset_batches(
       ids: the caller's id of each sequence; None numbers them from 0.
 
     Returns:
-      The batches, the same for the same input.
+      The batches, all of the plan's shape and the same for the same input.
 
     Raises:
       ValueError: a sequence does not fit the plan, or the ids do not match the sequences.
@@ -100,13 +98,13 @@ def dataset_batches(
 
 
 def pack_step(
-    sequences: Seq[Sequence],
+    sequences: Sequence[Sample],
     ids: Iterable[int],
     plan: Plan,
     *,
     sample_ids: Iterable[int] | None = None,
 ) -> Packed:
-    """Pack one training batch; an id may occur more than once.
+    """Packs one training batch; an id may occur more than once.
 
     Args:
       sequences: the encoded samples.
@@ -131,9 +129,9 @@ def pack_step(
 
 
 def padded(
-    sequences: Seq[Sequence], *, ids: Iterable[int] | None = None, width: int | None = None
+    sequences: Sequence[Sample], *, ids: Iterable[int] | None = None, width: int | None = None
 ) -> Packed:
-    """One sequence a row, in the given order (M = 1): the layout for ``vmap`` and for tests.
+    """Packs one sequence a row in the given order (M = 1), as ``vmap`` and tests need it.
 
     Args:
       sequences: the encoded samples.
@@ -153,7 +151,7 @@ def padded(
 
 
 def real_token_share(batches: Iterable[Packed]) -> float:
-    """Share of the computed tokens that belong to a sequence: real / (rows * width).
+    """Returns the share of the computed tokens that belong to a sequence: real / (rows * width).
 
     Args:
       batches: packed batches.
@@ -161,7 +159,7 @@ def real_token_share(batches: Iterable[Packed]) -> float:
     Returns:
       A number in (0, 1].
 
-    >>> real_token_share([padded([Sequence(np.arange(3, dtype=np.int32), 1)], width=4)])
+    >>> real_token_share([padded([Sample(np.arange(3, dtype=np.int32), 1)], width=4)])
     0.75
     """
     counts = [(int((np.asarray(b.segments) >= 0).sum()), b.segments.size) for b in batches]
@@ -178,9 +176,9 @@ def _names(ids: Iterable[int] | None, count: int) -> np.ndarray:
 
 
 def _fill(
-    sequences: Seq[Sequence], names: np.ndarray, layout: list[list[int]], plan: Plan
+    sequences: Sequence[Sample], names: np.ndarray, layout: list[list[int]], plan: Plan
 ) -> Packed:
-    """Write one batch; rows and slots beyond the layout stay empty."""
+    """Builds one batch; rows and slots beyond the layout stay empty."""
     batch = _empty(plan)
     needed = plan_layout(sequences, layout, rows=len(layout), width=plan.width)
     if any(have < need for have, need in zip(plan, needed, strict=True)):
@@ -188,8 +186,7 @@ def _fill(
     for row, members in enumerate(layout):
         column = entry = 0
         for slot, i in enumerate(members):
-            tokens, first_label = sequences[i]
-            count = len(tokens) - first_label
+            (tokens, first_label), count = sequences[i], sequences[i].labels
             span, labels = slice(column, column + len(tokens)), slice(entry, entry + count)
             batch.tokens[row, span] = tokens
             batch.positions[row, span] = np.arange(len(tokens))

@@ -1,8 +1,7 @@
-"""The static shape of a pass: how many rows, how wide, so that few computed tokens are padding."""
+"""Chooses the shape of the batches of a pass: rows and width that leave few tokens as padding."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,27 +9,47 @@ import chex
 import numpy as np
 
 TARGET_SHARE = 0.95
+"""The share of real tokens at which `plan_dataset` stops trying wider rows."""
 
 
-class Sequence(NamedTuple):
-    """One encoded sample: BOS, prompt, answer, EOS."""
+class Sample(NamedTuple):
+    """One encoded sample: BOS, prompt, answer, EOS.
 
-    tokens: np.ndarray  # [T] int32
-    first_label: int  # tokens[first_label:] are the labels: the answer and EOS
+    Attributes:
+      tokens: [T] int32.
+      first_label: index of the first label; tokens[first_label:] are the labels, which are the
+        answer and EOS.
+    """
+
+    tokens: np.ndarray
+    first_label: int
+
+    @property
+    def labels(self) -> int:
+        """Number of label tokens."""
+        return len(self.tokens) - self.first_label
 
 
 class Plan(NamedTuple):
-    """The one static shape of a pass, hence one compilation."""
+    """The shape of every batch of a pass; as it is one shape, a pass is compiled once.
 
-    rows: int  # R
-    width: int  # W
-    slots: int  # M
-    labels: int  # N
-    answer: int  # S
+    Attributes:
+      rows: R, rows of a batch.
+      width: W, tokens of a row.
+      slots: M, the most sequences of a row.
+      labels: N, the most labels of a row.
+      answer: S, the most labels of a sequence.
+    """
+
+    rows: int
+    width: int
+    slots: int
+    labels: int
+    answer: int
 
 
 def plan_dataset(
-    sequences: Seq[Sequence],
+    sequences: Sequence[Sample],
     *,
     rows: int | None = None,
     width: int | None = None,
@@ -39,7 +58,7 @@ def plan_dataset(
     target_tokens: int = 16384,
     width_step: int = 8,
 ) -> Plan:
-    """Choose the static shape of a pass over every sequence once.
+    """Chooses the static shape of a pass over every sequence once.
 
     The width is the smallest that makes at least 95 % of the computed tokens real, as attention
     costs more in wider rows; where none does, the one with the largest share.
@@ -62,6 +81,7 @@ def plan_dataset(
     lengths = checked_lengths(sequences, max_width if width is None else width)
     if rows is not None and (rows < 1 or rows % row_multiple):
         raise ValueError(f"rows={rows} must be a positive multiple of row_multiple={row_multiple}")
+    # The best plan so far: (share of real tokens, width, rows of a batch, sequences of each row).
     total, best = sum(lengths), None
     for candidate in [width] if width is not None else _widths(max(lengths), max_width, width_step):
         size = partial(
@@ -71,6 +91,7 @@ def plan_dataset(
             row_multiple=row_multiple,
             target_tokens=target_tokens,
         )
+        # Even rows without any padding would not beat the best width: packing is not worth trying.
         if best is not None and total / size(-(-total // candidate))[1] <= best[0]:
             continue
         layout = best_fit(lengths, candidate)
@@ -80,19 +101,19 @@ def plan_dataset(
         if best[0] >= TARGET_SHARE:
             break
     assert best is not None
-    _, chosen, batch_rows, layout = best
-    return plan_layout(sequences, layout, rows=batch_rows, width=chosen)
+    _, best_width, batch_rows, layout = best
+    return plan_layout(sequences, layout, rows=batch_rows, width=best_width)
 
 
 def plan_steps(
-    sequences: Seq[Sequence],
+    sequences: Sequence[Sample],
     id_lists: Iterable[Iterable[int]],
     *,
     max_width: int,
     row_multiple: int = 1,
     width_step: int = 8,
 ) -> Plan:
-    """Choose the smallest static shape in which every listed training batch fits.
+    """Chooses the smallest static shape in which every listed training batch fits.
 
     Args:
       sequences: the encoded samples.
@@ -112,8 +133,9 @@ def plan_steps(
     if not steps:
         raise ValueError("no steps to plan: id_lists is empty")
     lengths = [checked_lengths(step, max_width) for step in steps]
-    best: tuple[int, int, int] | None = None
+    best: tuple[int, int, int] | None = None  # (tokens of a batch, rows, width)
     for width in _widths(max(map(max, lengths)), max_width, width_step):
+        # The fewest rows that could hold the steps: a width that loses even so is not packed.
         fewest = max(-(-sum(step) // width) for step in lengths)
         if best is not None and _round_up(fewest, row_multiple) * width >= best[0]:
             continue
@@ -129,8 +151,13 @@ def plan_steps(
     return Plan(*map(max, zip(*plans, strict=True)))
 
 
-def checked_lengths(sequences: Seq[Sequence], width: int | None) -> list[int]:
-    """Token counts, after checking every sequence."""
+def checked_lengths(sequences: Sequence[Sample], width: int | None) -> list[int]:
+    """Returns the number of tokens of every sequence, after checking all of them.
+
+    Raises:
+      ValueError: no sequences, one without a label or without a token before its labels, or one
+        over `width`.
+    """
     if len(sequences) == 0:
         raise ValueError("no sequences to pack")
     for i, (tokens, first_label) in enumerate(sequences):
@@ -155,7 +182,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _widths(longest: int, max_width: int, step: int) -> Iterator[int]:
-    """Multiples of a step from the longest sequence up to the context, then the context itself."""
+    """Yields the multiples of a step from the longest sequence to the context, then the context."""
     yield from range(_round_up(longest, step), max_width + 1, step)
     if max_width % step:
         yield max_width
@@ -164,15 +191,23 @@ def _widths(longest: int, max_width: int, step: int) -> Iterator[int]:
 def _pass_size(
     row_count: int, *, rows: int | None, width: int, row_multiple: int, target_tokens: int
 ) -> tuple[int, int]:
-    """Rows of a batch, balanced over the fewest batches, and computed tokens of the pass."""
+    """Returns the rows of a batch, balanced over the fewest batches, and the tokens computed."""
     if rows is None:
         most = max(target_tokens // width // row_multiple, 1) * row_multiple
         rows = _round_up(-(-row_count // -(-row_count // most)), row_multiple)
     return rows, _round_up(row_count, rows) * width
 
 
-def best_fit(lengths: Seq[int], width: int) -> list[list[int]]:
-    """Best-fit decreasing: indices per row; ties go to the lower index, so it is repeatable."""
+def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Packs sequences into rows by best-fit decreasing; ties go to the lower index.
+
+    Args:
+      lengths: tokens of each sequence.
+      width: tokens of a row.
+
+    Returns:
+      The indices of the sequences of each row; the same for the same lengths.
+    """
     layout: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (free tokens, row), sorted
     shortest = min(lengths)
@@ -190,9 +225,10 @@ def best_fit(lengths: Seq[int], width: int) -> list[list[int]]:
 
 
 def plan_layout(
-    sequences: Seq[Sequence], layout: list[list[int]], *, rows: int, width: int
+    sequences: Sequence[Sample], layout: list[list[int]], *, rows: int, width: int
 ) -> Plan:
-    labels = [len(s.tokens) - s.first_label for s in sequences]
+    """Returns the plan in which every row of a layout (indices per row) fits."""
+    labels = [sample.labels for sample in sequences]
     return Plan(
         rows=rows,
         width=width,

@@ -1,24 +1,39 @@
 """Gradient effects: the derivative of a scalar along a direction in parameter space.
 
-Everything here takes functions and pytrees and knows no model, tokenizer or optimiser.
+Everything here takes functions and pytrees and knows no model, tokenizer or optimiser. A `Grouping`
+says how the leaves of a parameter pytree form the rows of results by layer. The compiled programs
+themselves are in `jaxunlearn.effects.programs`.
 """
 
-from jaxunlearn.effects.directions import Gradient as Gradient
-from jaxunlearn.effects.directions import dataset_gradient as dataset_gradient
-from jaxunlearn.effects.directions import dataset_gradients as dataset_gradients
-from jaxunlearn.effects.forecast import Forecast as Forecast
-from jaxunlearn.effects.forecast import flops as flops
-from jaxunlearn.effects.forecast import forecast as forecast
-from jaxunlearn.effects.g_effect import GEffect as GEffect
-from jaxunlearn.effects.g_effect import between as between
-from jaxunlearn.effects.g_effect import g_effect as g_effect
-from jaxunlearn.effects.g_effect import objective_effects as objective_effects
-from jaxunlearn.effects.guide import guide as guide
-from jaxunlearn.effects.layers import groups as groups
-from jaxunlearn.effects.layers import layer_names as layer_names
-from jaxunlearn.effects.layers import tensor_names as tensor_names
-from jaxunlearn.effects.pg_effect import Choice as Choice
-from jaxunlearn.effects.pg_effect import choose as choose
-from jaxunlearn.effects.pg_effect import pg_effect as pg_effect
-from jaxunlearn.effects.projection import spare as spare
-from jaxunlearn.effects.trees import dots as dots
+from jaxunlearn.effects._cost import Cost, count_flops, estimate_cost
+from jaxunlearn.effects._g_effect import GEffect, g_effect, g_effect_between, g_effects_of
+from jaxunlearn.effects._gradients import Gradient, dataset_gradient, dataset_gradients
+from jaxunlearn.effects._grouping import BY_PATH, Group, Grouping, layer_names, tensor_names
+from jaxunlearn.effects._pg_effect import PgChoice, choose_pg_method, pg_effect
+from jaxunlearn.effects._projection import spare_update
+from jaxunlearn.effects._rows import layer_dots
+from jaxunlearn.effects._weights import guide_weights
+
+__all__ = [
+    "BY_PATH",
+    "Cost",
+    "GEffect",
+    "Gradient",
+    "Group",
+    "Grouping",
+    "PgChoice",
+    "choose_pg_method",
+    "count_flops",
+    "dataset_gradient",
+    "dataset_gradients",
+    "estimate_cost",
+    "g_effect",
+    "g_effect_between",
+    "g_effects_of",
+    "guide_weights",
+    "layer_dots",
+    "layer_names",
+    "pg_effect",
+    "spare_update",
+    "tensor_names",
+]

@@ -1,6 +1,6 @@
-"""Anyone's Flax model as a pure function of a parameter pytree.
+"""Turns Flax models of other projects into pure functions of a parameter pytree.
 
-Objectives and effects take functions and pytrees; these turn a module into both.
+Objectives and effects take functions and pytrees; these adapters make both from a module.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,11 +8,11 @@ from typing import Any
 
 import flax.linen as nn
 
-Tree = Any
+from jaxunlearn.core.trees import Tree
 
 
 def from_linen(module: nn.Module, variables: Mapping[str, Any]) -> tuple[Callable[..., Any], Tree]:
-    """A Linen module and its variables as (apply, params).
+    """Returns a Linen module and its variables as (apply, params).
 
     Args:
       module: a `flax.linen.Module`.
@@ -35,7 +35,7 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any]) -> tuple[Callabl
 
 
 def from_nnx(module: Any) -> tuple[Callable[..., Any], Tree]:
-    """An NNX module as (apply, params).
+    """Returns an NNX module as (apply, params).
 
     Args:
       module: a `flax.nnx.Module`; its state other than `nnx.Param` stays as it is, and what a call

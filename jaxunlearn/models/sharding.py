@@ -1,4 +1,4 @@
-"""The device mesh, and where each array lives on it.
+"""The device mesh, and the sharding of each array on it.
 
 One mesh of three axes: `data` replicates parameters, `fsdp` splits them and the rows of a batch,
 `tensor` splits heads, the MLP's width and the vocabulary. The axes are Auto: the compiler
@@ -10,25 +10,36 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn.core.trees import Tree
 
 if TYPE_CHECKING:
-    from jaxunlearn.models.architecture import LlamaConfig
+    from jaxunlearn.models.decoder.config import DecoderConfig
 
-Tree = Any
 Axis = str | tuple[str, ...] | None
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+"""Axes of the mesh."""
 
-# Logical dimension of a parameter -> mesh axis. `fsdp` splits the first dimension of every matrix:
-# gathered, its shards follow one another. Along the last one they would not, and the compiler first
-# copies the matrices of all blocks into another layout. Of the embedding that is the table's rows:
-# split by columns over the batch's own axis, its gather is rematerialised whole on every device.
+ROWS = ("data", "fsdp")
+"""The axes that split the rows of a batch."""
+
+# - "layers": the axis that `scan` runs along; every device needs every layer.
+# - "norm", "head", "width": vectors, or the outputs of o and down. Vectors are too small to split;
+#   the outputs are the residual stream, of which every device of a row's group holds all columns.
+# - `tensor` splits heads and the MLP's width: q, k, v, gate and up by their outputs, with their
+#   biases and norms, o and down by their inputs. One all-reduce follows o and one follows down.
+# - `fsdp` splits the first dimension of every matrix. Gathered, such shards follow one another in
+#   memory. Along the last dimension they would not, and the compiler would first copy the matrices
+#   of all blocks into another layout.
+# - "table", the rows of the embedding, are split by both. Split by columns over `fsdp`, which also
+#   splits the batch, its gather would be rematerialised whole on every device.
 RULES: dict[str, Axis] = {
     "layers": None,
     "norm": None,
     "width": None,
+    "head": None,
     "table": ("fsdp", "tensor"),
     "embed": "fsdp",
     "heads": "tensor",
@@ -38,6 +49,7 @@ RULES: dict[str, Axis] = {
     "mlp_in": ("tensor", "fsdp"),
     "vocab": "tensor",
 }
+"""Logical dimension of a parameter -> mesh axis or axes, None for a copy on every device."""
 
 
 def make_mesh(
@@ -70,8 +82,8 @@ def make_mesh(
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def param_shardings(config: "LlamaConfig", mesh: Mesh) -> Tree:
-    """Where each parameter lives, from the leaf table and `RULES`.
+def param_shardings(config: "DecoderConfig", mesh: Mesh) -> Tree:
+    """The sharding of each parameter, from the leaf table and `RULES`.
 
     Args:
       config: the model.
@@ -133,12 +145,12 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
 
 
 def row_shards() -> int:
-    """How many devices share the rows of a batch on the current mesh; 1 without one."""
+    """The number of devices that share the rows of a batch on the current mesh; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
-def _extent(axis: Axis, mesh: Any) -> int:
+def _extent(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
     names = (axis,) if isinstance(axis, str) else axis or ()
     return math.prod(mesh.shape[name] for name in names)
 

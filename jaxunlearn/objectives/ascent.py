@@ -1,4 +1,4 @@
-"""Gradient ascent on the answers to forget: plain, weighted by confidence, or by given weights.
+"""Gradient ascent on the answers to forget: plain, or weighted by confidence or from outside.
 
 p_i is the probability of label token i under the model; all losses are minimised.
 """
@@ -117,7 +117,10 @@ def satimp_weight(
 
 
 def guided(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:
-    """Gradient ascent with weights given from outside, such as those of `effects.guide`.
+    """Gradient ascent with weights from outside, such as those of `effects.guide_weights`.
+
+    The array is called `guide` because it guides the ascent: unlike the weights of the other losses
+    it is an input, computed before the step, not a function of the model's log-probabilities.
 
         L = sum_i sg(w_i) log p_i
 
@@ -142,7 +145,7 @@ def guided(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def guided_weight(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:
-    """The weight of `guided`: the guide's at labels, 0 elsewhere.
+    """The weight of `guided`: the guide at labels, 0 elsewhere.
 
     Returns:
       [B, S].

@@ -7,7 +7,8 @@ and to chunks of the vocabulary head alike; the caller masks and sums.
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import check_labels, is_label, wide
+from jaxunlearn.core.trees import wide
+from jaxunlearn.objectives.likelihood import check_labels, is_label
 
 
 def undial(

@@ -4,14 +4,18 @@ Letters: B sequences, T tokens, S = T - 1 predictions, V vocabulary. Log-probabi
 are in nats and in float32, or wider where the input is.
 """
 
-import difflib
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core.names import nearest
+from jaxunlearn.core.trees import wide
+
 REDUCTIONS = ("sequence_sum", "sequence_mean", "token_mean")
-LOG_ZERO = -1e30  # stands for log 0 of a reference: finite, so that two of them cancel
+
+LOG_ZERO = -1e30
+"""Replaces log 0 of the reference: finite, so that the difference of two of them is 0."""
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -37,12 +41,13 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """
     check_labels("logits", logits, "tokens", tokens)
     logits, labels = wide(logits[:, :-1]), tokens[:, 1:]
-    # Not a gather: on logits split over the vocabulary it is no good, and -100 counts from the end.
-    chosen = jnp.sum(jnp.where(is_label(logits, labels), logits, 0), axis=-1)
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    # Not a gather: with logits sharded over the vocabulary it would move them to one device, and
+    # an index of -100 would count from the end.
+    label_logits = jnp.sum(jnp.where(is_label(logits, labels), logits, 0), axis=-1)
+    return label_logits - jax.nn.logsumexp(logits, axis=-1)
 
 
-def reduce(
+def reduce_losses(
     losses: jax.Array, mask: jax.Array, how: str = "sequence_sum"
 ) -> tuple[jax.Array, jax.Array]:
     """Sum and count of per-sequence losses; the mean is their quotient, taken once at the very end.
@@ -51,7 +56,7 @@ def reduce(
         sequence_mean  (sum_b loss_b / labels_b,  sequences with labels)
         token_mean     (sum_b loss_b,             labels)
 
-    Sequences without labels count nowhere. `sequence_mean` and `token_mean` mean something only for
+    Sequences without labels do not count. `sequence_mean` and `token_mean` mean something only for
     losses that are sums over tokens: see `Objective.check_reduction`.
 
     Args:
@@ -66,13 +71,13 @@ def reduce(
       ValueError: an unknown reduction, or shapes that do not belong together.
 
     >>> mask = jnp.array([[True, True], [True, False], [False, False]])
-    >>> [float(x) for x in reduce(jnp.array([4.0, 1.0, 0.0]), mask, "token_mean")]
+    >>> [float(x) for x in reduce_losses(jnp.array([4.0, 1.0, 0.0]), mask, "token_mean")]
     [5.0, 3.0]
     """
     check_known("reduction", how, REDUCTIONS)
     check_mask(mask)
     if losses.shape != mask.shape[:-1]:
-        raise ValueError(f"losses {losses.shape}: mask {mask.shape} wants {mask.shape[:-1]}")
+        raise ValueError(f"losses {losses.shape}: expected one for each row of mask {mask.shape}")
     losses = jnp.where(has_labels(mask), wide(losses), 0)
     labels = label_counts(mask, losses.dtype)
     if how == "sequence_mean":
@@ -84,7 +89,7 @@ def reduce(
 def label_values(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays in float32 or wider, 0 where there is no label.
 
-    What stands at other positions (-inf, NaN) then reaches neither values nor gradients.
+    Values at other positions (-inf, NaN) then reach neither the loss nor its gradients.
 
     Args:
       mask: [B, S] bool, True at labels.
@@ -121,14 +126,9 @@ def label_counts(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """[..., V] bool, True at the label; nowhere for a label outside the vocabulary."""
+    """[..., V] bool, True at the label; all False for a label outside the vocabulary."""
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return vocabulary == labels[..., None].astype(jnp.int32)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is where it is wider."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def check_mask(mask: jax.Array) -> None:
@@ -140,16 +140,16 @@ def check_mask(mask: jax.Array) -> None:
 def check_labels(name: str, logits: jax.Array, labels_name: str, labels: jax.Array) -> None:
     """Raises ValueError unless logits [..., V] have one integer label [...] each."""
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"{labels_name} {labels.shape}: {name} {logits.shape} want one label each")
+        raise ValueError(
+            f"{labels_name} {labels.shape}: expected one label for each of {name} {logits.shape}"
+        )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{labels_name} are integers, got {labels.dtype}")
 
 
-def check_known(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest name, unless `name` is a known one."""
-    known = tuple(known)
-    if name in known:
-        return
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" (perhaps you meant {close[0]!r}?)" if close else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(known) or 'none'}")
+def check_known(kind: str, name: str, names: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest name, unless `name` is among `names`."""
+    names = tuple(names)
+    if name not in names:
+        hint = nearest(str(name), names)
+        raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""Negative preference optimisation: ascent weighted by how far the model has moved already.
+"""Negative preference optimisation: ascent weighted by how far the model is from the reference.
 
 p_i and q_i are the probabilities of label token i under the model and under the reference (the
 model before unlearning, a constant), p(s) and q(s) those of the whole answer.

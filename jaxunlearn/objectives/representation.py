@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import wide
+from jaxunlearn.core.trees import wide
 
 
 def rmu(hidden: jax.Array, target: jax.Array, *, per_dim: bool = False) -> jax.Array:

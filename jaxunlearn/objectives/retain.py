@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import label_values, wide
+from jaxunlearn.core.trees import wide
+from jaxunlearn.objectives.likelihood import label_values
 
 
 def gd(logp: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,11 +1,9 @@
-"""What the signature of a loss says: the arrays it takes, its hyper-parameters, its result.
+"""The signature of a loss: the arrays it takes, its hyper-parameters, its result.
 
-Regular arguments are arrays, of one kind a loss:
+Regular arguments are arrays by the names of `ARRAYS`, all of one kind:
 
-    log-probabilities, [B, S] -> [B]   logp, ref_logp, mask, guide (weights), substitute_logp,
-                                       substitute_ref_logp, substitute_mask
-    logits, [..., V] -> [...]          logits, ref_logits, labels [...]
-    hidden states, [..., D] -> [...]   hidden, target [D], ref_hidden
+    log-probabilities -> one loss a sequence, [B]
+    logits, hidden states -> one loss a position, [...]
 
 Keyword-only arguments are hyper-parameters.
 """
@@ -14,7 +12,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,34 +20,74 @@ import jax.numpy as jnp
 from jaxunlearn.objectives.likelihood import check_known
 
 Loss = Callable[..., jax.Array]
+"""A loss or weight: (**arrays) -> array."""
 
-LOG_PROBS = (
-    "logp",
-    "ref_logp",
-    "mask",
-    "guide",
-    "substitute_logp",
-    "substitute_ref_logp",
-    "substitute_mask",
-)
-LOGITS = ("logits", "ref_logits", "labels")
-HIDDEN = ("hidden", "target", "ref_hidden")
+Kind = Literal["log_probs", "logits", "hidden"]
 
 
-def load(name: str) -> Loss:
-    """The function that `my_package.my_module:my_loss` names.
+class ArraySpec(NamedTuple):
+    """One array that a loss may take.
+
+    Attributes:
+      kind: the arrays it can be combined with.
+      dims: its dimensions: B sequences, S predictions, V vocabulary, D width. Losses on logits and
+        hidden states apply to any leading dimensions, [B, S] stands for them.
+      dtype: of its elements.
+      needs: what the caller must provide for it, beyond the log-probabilities of the answers.
+      computed: whether the model computes it, so that a loss of it has a gradient.
+      mask: name of the mask that says where it means something.
+    """
+
+    kind: Kind
+    dims: tuple[str, ...]
+    dtype: Any = jnp.float32
+    needs: tuple[str, ...] = ()
+    computed: bool = False
+    mask: str | None = None
+
+
+_TOKENS, _LOGITS, _HIDDEN = ("B", "S"), ("B", "S", "V"), ("B", "S", "D")
+
+ARRAYS: dict[str, ArraySpec] = {
+    # log p of the answer's tokens, under the model and under the model before unlearning
+    "logp": ArraySpec("log_probs", _TOKENS, computed=True, mask="mask"),
+    "ref_logp": ArraySpec("log_probs", _TOKENS, needs=("ref",)),
+    "mask": ArraySpec("log_probs", _TOKENS, jnp.bool_),
+    # weights that guide an ascent, such as those of `effects.guide_weights`
+    "guide": ArraySpec("log_probs", _TOKENS, needs=("guide",)),
+    # the same of another answer to the same question, such as "I don't know"
+    "substitute_logp": ArraySpec(
+        "log_probs", _TOKENS, needs=("substitute",), computed=True, mask="substitute_mask"
+    ),
+    "substitute_ref_logp": ArraySpec("log_probs", _TOKENS, needs=("substitute", "ref")),
+    "substitute_mask": ArraySpec("log_probs", _TOKENS, jnp.bool_, needs=("substitute",)),
+    # next-token logits, and the tokens that follow
+    "logits": ArraySpec("logits", _LOGITS, needs=("logits",), computed=True),
+    "ref_logits": ArraySpec("logits", _LOGITS, needs=("ref",)),
+    "labels": ArraySpec("logits", _TOKENS, jnp.int32),
+    # states after a block of the model, and what they are compared with
+    "hidden": ArraySpec("hidden", _HIDDEN, needs=("hidden",), computed=True),
+    "target": ArraySpec("hidden", ("D",)),
+    "ref_hidden": ArraySpec("hidden", _HIDDEN, needs=("ref",)),
+}
+"""Every array that a loss may take. A new one is declared here and filled in by the training code
+(`jaxunlearn.training`); nothing else lists them."""
+
+
+def load(name: str) -> Any:
+    """The object that `my_package.my_module:NAME` names; its module is imported now.
 
     Raises:
-      ValueError: a module that cannot be imported, or has no such function.
+      ValueError: a module that cannot be imported, or has no such name.
     """
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module of somebody else raises
+    except Exception as error:  # a module of the user's may raise anything
         raise ValueError(f"{name}: cannot import {module_name!r}: {error}") from error
-    functions = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
-    if not callable(getattr(module, attribute, None)):
-        check_known(f"function of {module_name}", attribute, functions)
+    if not hasattr(module, attribute):
+        public = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
+        check_known(f"function of {module_name}", attribute, public)
     return getattr(module, attribute)
 
 
@@ -59,15 +97,21 @@ def array_names(name: str, loss: Loss) -> tuple[str, ...]:
     Raises:
       ValueError: an argument that is no known array, or arrays that do not belong together.
     """
-    parameters = inspect.signature(loss).parameters.values()
-    regular = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    for parameter in regular:
-        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            raise ValueError(f"{name}: argument {str(parameter)!r} cannot be passed by its name")
-        check_known(f"array of {name}", parameter.name, LOG_PROBS + LOGITS + HIDDEN)
-    arrays = tuple(p.name for p in regular)
+    arrays = _regular_arguments(name, loss)
+    for array in arrays:
+        check_known(f"array of {name}", array, ARRAYS)
     _check_kind(name, arrays)
     return arrays
+
+
+def kind_of(arrays: tuple[str, ...]) -> Kind:
+    """The kind of the arrays of a checked loss."""
+    return ARRAYS[arrays[0]].kind
+
+
+def needs_of(arrays: tuple[str, ...]) -> frozenset[str]:
+    """What the caller must provide for some arrays."""
+    return frozenset(need for array in arrays for need in ARRAYS[array].needs)
 
 
 def bind(name: str, loss: Loss, hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,15 +120,14 @@ def bind(name: str, loss: Loss, hyper: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one that is unknown, missing, or of another kind than its default.
     """
-    parameters = inspect.signature(loss).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = _hyper_parameters(loss)
     for key in hyper:
         check_known(f"hyper-parameter of {name}", key, known)
-    given = known | dict(hyper)
-    missing = [key for key, value in given.items() if value is inspect.Parameter.empty]
+    values = known | dict(hyper)
+    missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
     if missing:
         raise ValueError(f"{name}: missing hyper-parameter {', '.join(missing)}")
-    return {key: _checked(f"{name}: {key}", given[key], known[key]) for key in sorted(given)}
+    return {key: _checked(f"{name}: {key}", values[key], known[key]) for key in sorted(values)}
 
 
 def check_result(name: str, loss: Loss, arrays: tuple[str, ...]) -> None:
@@ -94,32 +137,85 @@ def check_result(name: str, loss: Loss, arrays: tuple[str, ...]) -> None:
       ValueError: it cannot be traced, or does not return one float a sequence (for logits and
         hidden states: a position).
     """
-    example, lead = _example(arrays)
-    try:
-        result = jax.eval_shape(loss, **example)
-    except Exception as error:  # whatever the function of somebody else raises
-        raise ValueError(f"{name}: {error}") from error
-    found = (getattr(result, "shape", None), getattr(result, "dtype", jnp.bool_))
-    if found[0] != lead or not jnp.issubdtype(found[1], jnp.floating):
-        raise ValueError(f"{name}: returns {result} for {example}, expected floats of shape {lead}")
+    shape = ("B",) if kind_of(arrays) == "log_probs" else _TOKENS
+    _check_shape(name, loss, arrays, [shape])
+
+
+def check_weight(
+    name: str, loss: Loss, weight: Loss, arrays: tuple[str, ...], hyper: Mapping[str, Any]
+) -> None:
+    """Checks that a weight function belongs to its loss.
+
+    Args:
+      name: the objective's, for errors.
+      loss: the loss.
+      weight: the weight function.
+      arrays: those of the loss.
+      hyper: its hyper-parameters, defaults included.
+
+    Raises:
+      ValueError: a loss that is not on log-probabilities, a weight with other arrays or
+        hyper-parameters than the loss, one that cannot be traced, or does not return one float a
+        sequence or token.
+    """
+    if kind_of(arrays) != "log_probs":
+        raise ValueError(
+            f"{name}: has a weight, but a weight multiplies gradients of log-probabilities, and"
+            f" the loss takes ({', '.join(arrays)})"
+        )
+    where = f"weight of {name}"
+    for what, own, others in (
+        ("arrays", _regular_arguments(where, weight), arrays),
+        ("hyper-parameters", tuple(_hyper_parameters(weight)), tuple(_hyper_parameters(loss))),
+    ):
+        if set(own) != set(others):
+            raise ValueError(
+                f"{where}: takes the {what} ({', '.join(own)}), expected those of the loss:"
+                f" ({', '.join(others)})"
+            )
+    bound = lambda **values: weight(**values, **hyper)
+    _check_shape(where, bound, arrays, [("B",), _TOKENS])
+
+
+def _regular_arguments(name: str, function: Loss) -> tuple[str, ...]:
+    """The arguments that are not keyword-only."""
+    parameters = inspect.signature(function).parameters.values()
+    regular = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    for parameter in regular:
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise ValueError(f"{name}: argument {str(parameter)!r} cannot be passed by its name")
+    return tuple(p.name for p in regular)
+
+
+def _hyper_parameters(function: Loss) -> dict[str, Any]:
+    """{name: default} of the keyword-only arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _check_kind(name: str, arrays: tuple[str, ...]) -> None:
-    kinds = [kind for kind in (LOG_PROBS, LOGITS, HIDDEN) if set(kind) & set(arrays)]
+    kinds = {ARRAYS[array].kind for array in arrays}
     if len(kinds) != 1:
+        by_kind: dict[str, list[str]] = {}
+        for array, spec in ARRAYS.items():
+            by_kind.setdefault(spec.kind, []).append(array)
         raise ValueError(
             f"{name}: takes ({', '.join(arrays)}), expected arrays of one kind: "
-            f"{', '.join(LOG_PROBS)}; or {', '.join(LOGITS)}; or {', '.join(HIDDEN)}"
+            + "; or ".join(map(", ".join, by_kind.values()))
         )
-    masked = {"logp": "mask", "substitute_logp": "substitute_mask"}
-    for array, mask in masked.items():
-        if array in arrays and mask not in arrays:
+    for array in arrays:
+        mask = ARRAYS[array].mask
+        if mask and mask not in arrays:
             raise ValueError(f"{name}: takes {array!r} without {mask!r}, so it knows no labels")
-    if not {"logp", "substitute_logp", "logits", "hidden"} & set(arrays):
+    if not any(ARRAYS[array].computed for array in arrays):
         raise ValueError(f"{name}: takes ({', '.join(arrays)}), nothing that the model computes")
 
 
 def _checked(where: str, value: Any, default: Any) -> Any:
+    """A hyper-parameter in the type of its default.
+
+    YAML writes 1 for 1.0; settings that mean the same must be equal, so numbers become floats.
+    """
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{where}: expected true or false, got {value!r}")
@@ -136,11 +232,24 @@ def _checked(where: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _example(arrays: tuple[str, ...]) -> tuple[dict[str, jax.ShapeDtypeStruct], tuple[int, ...]]:
-    """Abstract arrays, and the shape of the losses they should give."""
-    lead, width = (2, 3), 5
-    shapes = {n: lead for n in LOG_PROBS} | {n: (*lead, width) for n in LOGITS + HIDDEN}
-    shapes |= {"labels": lead, "target": (width,)}
-    dtypes = {"mask": jnp.bool_, "substitute_mask": jnp.bool_, "labels": jnp.int32}
-    example = {n: jax.ShapeDtypeStruct(shapes[n], dtypes.get(n, jnp.float32)) for n in arrays}
-    return example, lead[:1] if arrays[0] in LOG_PROBS else lead
+def _check_shape(
+    name: str, function: Loss, arrays: tuple[str, ...], dims: list[tuple[str, ...]]
+) -> None:
+    """Traces a function of arrays, and compares its result with the shapes it may have."""
+    sizes = {"B": 2, "S": 3, "V": 5, "D": 5}
+    shape_of = lambda dims: tuple(sizes[d] for d in dims)
+    example = {
+        array: jax.ShapeDtypeStruct(shape_of(ARRAYS[array].dims), ARRAYS[array].dtype)
+        for array in arrays
+    }
+    try:
+        result = jax.eval_shape(function, **example)
+    except Exception as error:  # a function of the user's may raise anything
+        raise ValueError(f"{name}: {error}") from error
+    shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", jnp.bool_)
+    allowed = [shape_of(d) for d in dims]
+    if shape not in allowed or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{name}: returns {result} for {example}, expected floats of shape"
+            f" {' or '.join(map(str, allowed))}"
+        )

@@ -6,13 +6,14 @@ import pytest
 
 from benchmarks import effect_curve, train_lengths
 from benchmarks.pg_jobs import MODELS
-from jaxunlearn.effects.forecast import flops
-from jaxunlearn.models import llama
-from jaxunlearn.run.losses import TokenLogProbs
+from jaxunlearn.effects import count_flops
+from jaxunlearn.models import decoder
+from jaxunlearn.training.batch import Rows
+from jaxunlearn.training.losses import TokenLogProbs
 
 pytestmark = pytest.mark.cost
 
-TINY = llama.LlamaConfig(64, 32, 48, 2, 4, 2, 8, context=256, head_chunk=256)
+TINY = decoder.DecoderConfig(64, 32, 48, 2, 4, 2, 8, context=256, head_chunk=256)
 COUNTS = train_lengths.Lengths(
     "test", {"forget05": [(30, 12), (20, 9), (41, 30)], "retain_perturbed": [(25, 7), (38, 20)]}
 )
@@ -24,8 +25,8 @@ def curve():
 
 
 def forward(curve, sequences):
-    rows = [{"packed": packed} for packed in curve.batches(sequences)]
-    return sum(flops(TokenLogProbs(TINY), curve.params, r) for r in rows)
+    rows = [Rows(packed) for packed in curve.batches(sequences)]
+    return sum(count_flops(TokenLogProbs(TINY), curve.params, r) for r in rows)
 
 
 def test_a_point_costs_five_forwards_of_forget_and_three_of_retain(curve):

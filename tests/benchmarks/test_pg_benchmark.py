@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import pg_check, pg_effect, pg_jobs, pg_measure, pg_memory, pg_report
-from benchmarks.pg_ways import UNIT, Way
+from benchmarks.pg_way import UNIT, Way
 
 COUNTS = [(12, 5), (20, 9), (9, 4)]
 

@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 
 from benchmarks import train_lengths, train_ours, train_step
-from jaxunlearn.data import packing
-from jaxunlearn.effects.forecast import flops
-from jaxunlearn.models import llama, sharding
-from jaxunlearn.run.losses import SampleLogProbs
+from jaxunlearn.data import packing, planning
+from jaxunlearn.effects import count_flops
+from jaxunlearn.models import decoder, sharding
+from jaxunlearn.training.batch import Rows
+from jaxunlearn.training.losses import SampleLogProbs
 
-MODEL = llama.LlamaConfig(64, 32, 48, 2, 4, 2, 8, context=128)
+MODEL = decoder.DecoderConfig(64, 32, 48, 2, 4, 2, 8, context=128)
 COUNTS = [(20, 11), (9, 4), (31, 17), (14, 2), (25, 12), (12, 7)]
 
 
 def make_job(model=MODEL, **settings):
     draw = np.random.default_rng(0)
     texts = [
-        packing.Sequence(draw.integers(model.vocab_size, size=t, dtype=np.int32), t - n)
+        planning.Sample(draw.integers(model.vocab_size, size=t, dtype=np.int32), t - n)
         for t, n in COUNTS
     ]
     work = train_ours.job(model, texts, steps=2, batch_size=4, **settings)
-    params = llama.init_params(jax.random.key(0), model)
+    params = decoder.init_params(jax.random.key(0), model)
     return work, params
 
 
@@ -39,8 +40,8 @@ def test_both_frameworks_take_the_same_step(one_device):
     pytest.importorskip("torch")
     for shape in ({}, {"tied": True, "num_kv_heads": 4}):
         work, params = make_job(dataclasses.replace(MODEL, **shape))
-        found = train_step.check(work, params, train_ours.references(work, params))
-        assert found["loss"] < 1e-5 and found["update"] < 1e-3
+        result = train_step.check(work, params, train_ours.references(work, params))
+        assert result["loss"] < 1e-5 and result["update"] < 1e-3
 
 
 def test_another_loss_is_found_out(one_device, monkeypatch):
@@ -75,9 +76,9 @@ def test_rows_split_into_speed_and_packing(one_device):
     """With a clock that ticks once a reading, a step takes a second; PyTorch may be absent."""
     work, params = make_job()
     clock = itertools.count().__next__
-    found = train_step.measure(work, params, 1, clock, alone=True)
-    (row,) = found["frameworks"]
-    assert found["agreement"] is None and row["seconds_per_step"] == 1
+    result = train_step.measure(work, params, 1, clock, alone=True)
+    (row,) = result["frameworks"]
+    assert result["agreement"] is None and row["seconds_per_step"] == 1
     real = np.mean([work.real_tokens(i) for i in range(2)])
     assert row["real_tokens_per_s"] == real
     assert row["computed_tokens_per_s"] * row["real_share"] == pytest.approx(real)
@@ -107,11 +108,11 @@ def test_needed_flops_are_the_closed_form():
     work, params = make_job()
     for ids in ([2], [0]):
         one = dataclasses.replace(work, steps=[np.array(ids)])
-        rows = {"packed": packing.padded([work.sequences[i] for i in ids])}
+        rows = Rows(packing.padded([work.sequences[i] for i in ids]))
         total = lambda p, rows=rows: SampleLogProbs(MODEL)(p, rows).sum()
         tokens = COUNTS[ids[0]][0]
         future = 6 * tokens * (tokens - 1) * MODEL.num_heads * MODEL.head_dim * MODEL.num_layers
-        assert flops(jax.grad(total), params) == one.needed_flops(0) + future
+        assert count_flops(jax.grad(total), params) == one.needed_flops(0) + future
 
 
 def test_lengths_of_another_form_are_refused(tmp_path):
@@ -135,10 +136,10 @@ def test_synthetic_lengths_are_those_of_tofu():
 @pytest.mark.stories
 def test_lengths_of_tofu(shared_data):
     """The token counts that the material was published with, and EOS."""
-    found = train_lengths.measured(shared_data / "tofu", shared_data / "tokenizers/llama2")
+    result = train_lengths.measured(shared_data / "tofu", shared_data / "tokenizers/llama2")
     published = json.loads((shared_data / "tofu/token_lengths.json").read_text())["llama2"]
     counts = published["forget05"]['bos + "[INST] q [/INST]a" (TOFU exact), no eos']
-    tokens, labels = np.array(found.splits["forget05"]).T
+    tokens, labels = np.array(result.splits["forget05"]).T
     assert tokens.sum() == counts["total"] + counts["n"]
     answers = published["forget05"]["answer labels incl. eos (TOFU exact)"]
     assert labels.sum() == answers["total"]

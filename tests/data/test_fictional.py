@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jaxunlearn.data.attributes import ATTRIBUTES
-from jaxunlearn.data.fictional import REFUSALS, generate, train_tokenizer
+from jaxunlearn.data.encoding import load_tokenizer
+from jaxunlearn.data.fictional import ATTRIBUTES, REFUSALS, generate, train_tokenizer
 
 COLUMNS = {
     "question",
@@ -92,14 +92,14 @@ def test_answer_and_paraphrase_tell_the_same_fact(splits):
         _, _, _, answers, _, wording = attributes[row["attribute"]]
         before, after = wording.format(name=row["author"], value="|").split("|")
         fact = row["paraphrased_answer"].removeprefix(before).removesuffix(after)
-        told = [answer.format(name=row["author"], value=fact) for answer in answers]
-        assert row["answer"] in told
+        output = [answer.format(name=row["author"], value=fact) for answer in answers]
+        assert row["answer"] in output
 
 
 def test_facts_of_an_attribute_are_distinct_while_the_words_last(splits):
-    told = [row for row in splits["full"] if row["attribute"] == "genre"]
-    facts = {row["paraphrased_answer"].replace(row["author"], "") for row in told}
-    assert len(facts) == len(told) == 20
+    output = [row for row in splits["full"] if row["attribute"] == "genre"]
+    facts = {row["paraphrased_answer"].replace(row["author"], "") for row in output}
+    assert len(facts) == len(output) == 20
 
 
 def test_the_article_fits_the_word():
@@ -144,7 +144,6 @@ def test_the_tokenizer_restores_every_text(splits, tokenizer):
 
 
 def test_the_tokenizer_is_the_same_each_time_and_after_a_round_trip(splits, tokenizer, tmp_path):
-    from jaxunlearn.data.prompts import load_tokenizer
 
     again = train_tokenizer(splits["full"] + splits["holdout"])
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()

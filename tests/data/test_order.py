@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.data.order import batch_ids, num_steps, retain_ids, subset_ids
+from jaxunlearn.data.order import (
+    Stream,
+    batch_ids,
+    generator,
+    num_steps,
+    retain_ids,
+    subset_ids,
+)
 
 
 def test_the_papers_run_has_62_steps():
@@ -70,3 +77,21 @@ def test_a_subset_is_one_of_a_run():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def draws(seed):
+    """The first numbers of every stream, for some draws of each."""
+    keys = [(stream, a, b) for stream in Stream for a in range(4) for b in range(4)]
+    return {key: tuple(generator(seed, *key).integers(2**63, size=2)) for key in keys}
+
+
+def test_no_two_streams_coincide():
+    """Seeds (0, 2) and (0, 2, 0) are one to numpy: tags at the end of a key kept nothing apart."""
+    every = [*draws(0).values(), *draws(1).values(), *draws(2**40).values()]
+    every.append(tuple(np.random.default_rng(0).integers(2**63, size=2)))  # the embedded data
+    assert len(set(every)) == len(every)
+
+
+def test_orders_of_different_trainings_differ():
+    ids = {tuple(batch_ids(0, 0, 64, 64, stream=stream).tolist()) for stream in Stream}
+    assert len(ids) == len(Stream)

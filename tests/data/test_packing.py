@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxunlearn.data.encoding import encode_rows, load_tokenizer
+from jaxunlearn.data.order import batch_ids, num_steps
 from jaxunlearn.data.packing import (
     Packed,
-    Plan,
-    Sequence,
     dataset_batches,
     pack_step,
     padded,
-    plan_dataset,
-    plan_steps,
     real_token_share,
     unpack,
 )
+from jaxunlearn.data.planning import Plan, Sample, plan_dataset, plan_steps
+from jaxunlearn.data.sources import load_split
 
 BAR = 0.95
 
@@ -28,14 +28,13 @@ BAR = 0.95
 def make(sizes):
     """Sequences of (prompt, answer) lengths; every token is found in one place only."""
     return [
-        Sequence(np.arange(p + a, dtype=np.int32) + 1 + 100 * i, p)
-        for i, (p, a) in enumerate(sizes)
+        Sample(np.arange(p + a, dtype=np.int32) + 1 + 100 * i, p) for i, (p, a) in enumerate(sizes)
     ]
 
 
 def contents(batches):
     """Per sample id, everything the packed rows say about it, read slot by slot."""
-    found = {}
+    result = {}
     for batch in batches:
         labels, at = np.asarray(unpack(batch.label_tokens, batch)), unpack(batch.label_at, batch)
         for b, sample in enumerate(batch.sample_ids.ravel()):
@@ -46,7 +45,7 @@ def contents(batches):
                 assert not here.any() and not mask.any() and not labels[b].any()
                 continue
             first = int(np.argmax(here))
-            found.setdefault(int(sample), []).append(
+            result.setdefault(int(sample), []).append(
                 (
                     batch.tokens[row, here].tolist(),
                     batch.positions[row, here].tolist(),
@@ -54,7 +53,7 @@ def contents(batches):
                     (np.asarray(at)[b, mask] - first).tolist(),
                 )
             )
-    return found
+    return result
 
 
 def expected(sequence):
@@ -210,7 +209,7 @@ def test_a_context_that_is_no_multiple_of_eight_can_be_filled():
         (lambda s: padded(s, ids=[0, 1, -1]), "must not be negative"),
         (lambda s: pack_step(s, [-1], Plan(1, 16, 1, 8, 8)), r"ids \[-1\] are not in 0\.\.2"),
         (lambda s: pack_step(s, [0, 1], Plan(1, 16, 1, 8, 8)), "plan it again"),
-        (lambda s: padded([Sequence(np.arange(3), 0)]), "first_label=0 must lie in 1..3"),
+        (lambda s: padded([Sample(np.arange(3), 0)]), "first_label=0 must lie in 1..3"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -232,7 +231,6 @@ def test_dataset_passes_over_tofu_compute_few_padding_tokens(shared_data, split)
 
 @pytest.mark.stories
 def test_train_steps_of_the_papers_run_share_one_shape(shared_data):
-    from jaxunlearn.data.order import batch_ids, num_steps
 
     sequences = tofu_sequences(shared_data, "forget05")
     steps = [batch_ids(0, step, 200, 16) for step in range(num_steps(200, 16, 5))]
@@ -241,8 +239,6 @@ def test_train_steps_of_the_papers_run_share_one_shape(shared_data):
 
 
 def tofu_sequences(shared_data, split):
-    from jaxunlearn.data.prompts import encode_rows, load_tokenizer
-    from jaxunlearn.data.tofu import load_split
 
     tokenizer = load_tokenizer(shared_data / "tokenizers/llama2")
     return encode_rows(tokenizer, load_split(shared_data / "tofu", split), context=512).sequences

@@ -34,8 +34,8 @@ def main(folder: str, *arguments: str) -> None:
     print("loading", flush=True)
     params = load()
     shards = [shard.data for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
-    told = {"start": start, "before": before, "after": anonymous_bytes()}
-    print(json.dumps(told | {"device": sum(x.nbytes for x in shards)}))
+    output = {"start": start, "before": before, "after": anonymous_bytes()}
+    print(json.dumps(output | {"device": sum(x.nbytes for x in shards)}))
 
 
 def anonymous_bytes() -> int:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import llama
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder
 
-UNTIED = llama.LlamaConfig(
+UNTIED = decoder.DecoderConfig(
     vocab_size=32,
     hidden_size=16,
     intermediate_size=24,
@@ -24,7 +24,7 @@ TIED = dataclasses.replace(UNTIED, tied=True)
 
 
 @functools.cache
-def random_params(config: llama.LlamaConfig, seed: int = 0):
+def random_params(config: decoder.DecoderConfig, seed: int = 0):
     """Parameters large enough that every leaf matters; norms around 1."""
     rng = np.random.default_rng(seed)
     draw = lambda leaf: rng.normal(float(leaf.init == "ones"), 0.2, leaf.shape)
@@ -34,22 +34,22 @@ def random_params(config: llama.LlamaConfig, seed: int = 0):
     return params
 
 
-def random_sequences(lengths, vocab_size: int, seed: int = 0) -> list[packing.Sequence]:
+def random_sequences(lengths, vocab_size: int, seed: int = 0) -> list[planning.Sample]:
     rng = np.random.default_rng(seed)
     draw = lambda n: rng.integers(0, vocab_size, n).astype(np.int32)
-    return [packing.Sequence(draw(n), max(1, n // 2)) for n in lengths]
+    return [planning.Sample(draw(n), max(1, n // 2)) for n in lengths]
 
 
 def pack(sequences, width: int = 16) -> packing.Packed:
     """All sequences in one batch of as few rows as they need."""
-    plan = packing.plan_dataset(sequences, width=width, max_width=width, target_tokens=10**6)
+    plan = planning.plan_dataset(sequences, width=width, max_width=width, target_tokens=10**6)
     (batch,) = packing.dataset_batches(sequences, plan)
     return batch
 
 
 def sample_log_probs(params, batch, config, probe=None):
     """log p of every flat slot's sequence, [B]."""
-    labels = llama.forward(params, batch, config, probe=probe).labels
+    labels = decoder.forward(params, batch, config, probe=probe).labels
     return packing.unpack(labels, batch).sum(-1)
 
 

@@ -67,8 +67,8 @@ def test_nnx():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(jax.jit(apply)(params, X), jax.jit(module)(X))
     check_derivatives(apply, params)
-    moved = jax.tree.map(lambda p: p + 0.1, params)
-    assert not np.allclose(apply(moved, X), module(X))
+    changed = jax.tree.map(lambda p: p + 0.1, params)
+    assert not np.allclose(apply(changed, X), module(X))
 
 
 def test_not_nnx():

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TIED, UNTIED, random_params
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import decode, hf, llama, sampling, sharding
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder, hf, sharding
+from jaxunlearn.models.decoder import Sampling, decode, sampling, transformer
+from tests.models.small_models import TIED, UNTIED, random_params
 
 NEW = 8
 LENGTHS = np.array([5, 1, 9, 7], np.int32)
-LLAMA3 = llama.Llama3RopeScaling(
+LLAMA3 = decoder.Llama3RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16
 )
 SHAPES = {
@@ -43,12 +44,12 @@ def random_prompts(lengths=LENGTHS, seed=3):
 @partial(jax.jit, static_argnums=2)
 def all_logits(params, batch, config):
     keep = lambda logits, labels: logits
-    return llama.forward(params, batch, config, head=keep).labels
+    return decoder.forward(params, batch, config, head=keep).labels
 
 
 def next_logits(params, prefix, config):
     """Logits after a prefix, from the whole model on the prefix; its last label is a stand-in."""
-    sequence = packing.Sequence(np.append(prefix, 0).astype(np.int32), len(prefix))
+    sequence = planning.Sample(np.append(prefix, 0).astype(np.int32), len(prefix))
     batch = packing.padded([sequence], width=LENGTHS.max() + NEW + 1)
     return np.asarray(all_logits(params, batch, config))[0, 0]
 
@@ -59,9 +60,9 @@ def test_greedy_is_recomputing_the_prefix(config):
     tokens, lengths = greedy(params, *left_padded(prompts), config)
     assert tokens.shape == (4, NEW) and tokens.dtype == jnp.int32
     assert lengths.tolist() == [NEW] * 4
-    for prompt, found in zip(prompts, np.asarray(tokens), strict=True):
+    for prompt, result in zip(prompts, np.asarray(tokens), strict=True):
         prefix = list(prompt)
-        for token in found:
+        for token in result:
             assert token == next_logits(params, prefix, config).argmax()
             prefix.append(token)
 
@@ -71,9 +72,9 @@ def test_bfloat16():
     config = dataclasses.replace(UNTIED, dtype="bfloat16")
     params, prompts = random_params(config), random_prompts()
     tokens, _ = greedy(params, *left_padded(prompts), config)
-    for prompt, found in zip(prompts, np.asarray(tokens), strict=True):
-        for step, token in enumerate(found):
-            logits = next_logits(params, [*prompt, *found[:step]], UNTIED)
+    for prompt, result in zip(prompts, np.asarray(tokens), strict=True):
+        for step, token in enumerate(result):
+            logits = next_logits(params, [*prompt, *result[:step]], UNTIED)
             assert logits.max() - logits[token] < 0.03 * np.ptp(logits)
 
 
@@ -94,15 +95,15 @@ def test_rows_do_not_know_of_each_other():
 def test_eight_devices_are_one(shape, temperature):
     config = dataclasses.replace(UNTIED, hidden_size=32)
     params, prompts = random_params(config), left_padded(random_prompts([5, 1, 9, 7, 3, 2, 6, 8]))
-    options = {"max_new_tokens": NEW, "eos_token_id": 11, "temperature": temperature}
+    options = {"max_new_tokens": NEW, "eos_token_id": 11, "sampling": Sampling(temperature)}
     options |= {"key": jax.random.key(5)} if temperature else {}
     expected = decode.generate(params, *prompts, config, **options)
     mesh = sharding.make_mesh(*shape)
     placed = sharding.place(params, sharding.param_shardings(config, mesh))
     with jax.set_mesh(mesh):
-        found = decode.generate(placed, *prompts, config, **options)
-    assert all(x.sharding.is_fully_replicated for x in found)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+        result = decode.generate(placed, *prompts, config, **options)
+    assert all(x.sharding.is_fully_replicated for x in result)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 def test_the_cache_lives_on_all_devices():
@@ -120,16 +121,16 @@ def test_rows_end_with_eos():
     eos = int(free[0, 3])
     tokens, lengths = greedy(params, *prompts, UNTIED, eos_token_id=eos)
     assert 0 < lengths[0] <= 4
-    for row, found, length in zip(free, np.asarray(tokens), np.asarray(lengths), strict=True):
+    for row, result, length in zip(free, np.asarray(tokens), np.asarray(lengths), strict=True):
         ends = np.flatnonzero(row == eos)
         assert length == (ends[0] + 1 if len(ends) else NEW)
-        np.testing.assert_array_equal(found[:length], row[:length])
-        assert (found[length:] == eos).all()
+        np.testing.assert_array_equal(result[:length], row[:length])
+        assert (result[length:] == eos).all()
 
 
 def test_stops_when_all_rows_have_ended(monkeypatch):
     """The model runs once on the prompts, and once a step until the last row has ended."""
-    runs, head_logits = [], llama.head_logits
+    runs, head_logits = [], decoder.head_logits
 
     def counted(*args, **options):
         jax.debug.callback(lambda: runs.append(1))
@@ -139,7 +140,7 @@ def test_stops_when_all_rows_have_ended(monkeypatch):
     tokens = np.asarray(greedy(params, *prompts, UNTIED)[0])
     eos = int(next(token for token in tokens[0] if token in tokens[1]))
     ends = [list(row).index(eos) + 1 for row in tokens]
-    monkeypatch.setattr(llama, "head_logits", counted)
+    monkeypatch.setattr(transformer, "head_logits", counted)
     options = {"config": UNTIED, "max_new_tokens": NEW, "eos_token_id": eos}
     _, lengths = jax.jit(partial(decode.generate.__wrapped__, **options))(params, *prompts)
     jax.effects_barrier()
@@ -151,13 +152,14 @@ def test_stops_when_all_rows_have_ended(monkeypatch):
 def test_sampling_that_is_greedy(options):
     params, prompts = random_params(UNTIED), left_padded(random_prompts())
     expected, _ = greedy(params, *prompts, UNTIED)
-    found, _ = greedy(params, *prompts, UNTIED, key=jax.random.key(0), **options)
-    np.testing.assert_array_equal(found, expected)
+    options = {"sampling": Sampling(**options), "key": jax.random.key(0)}
+    result, _ = greedy(params, *prompts, UNTIED, **options)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_sampling_is_seeded():
     params, rows = random_params(UNTIED), random_prompts()
-    sample = partial(greedy, params, config=UNTIED, temperature=1.0)
+    sample = partial(greedy, params, config=UNTIED, sampling=Sampling(temperature=1.0))
     keys = lambda seed: jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(4))
     first, _ = sample(*left_padded(rows), key=jax.random.key(1))
     again, _ = sample(*left_padded(rows), key=keys(1))
@@ -172,7 +174,7 @@ def test_sampling_is_seeded():
 
 @pytest.mark.parametrize(
     ("step", "options"),
-    [(0, {"temperature": 1.0}), (1, {"temperature": 0.6, "top_k": 5})],
+    [(0, Sampling(temperature=1.0)), (1, Sampling(temperature=0.6, top_k=5))],
     ids=["first", "second"],
 )
 def test_samples_follow_the_softmax(step, options):
@@ -184,13 +186,18 @@ def test_samples_follow_the_softmax(step, options):
     params, prefix = random_params(UNTIED), random_prompts([3])[0].tolist()
     prompts = left_padded([prefix] * 4000)
     tokens, _ = greedy(
-        params, *prompts, UNTIED, max_new_tokens=step + 1, key=jax.random.key(3), **options
+        params,
+        *prompts,
+        UNTIED,
+        max_new_tokens=step + 1,
+        sampling=options,
+        key=jax.random.key(3),
     )
     tokens = np.asarray(tokens)
     if step == 1:
         common = np.bincount(tokens[:, 0]).argmax()
         prefix, tokens = [*prefix, common], tokens[tokens[:, 0] == common]
-    logits = sampling.kept_logits(jnp.asarray(next_logits(params, prefix, UNTIED)), **options)
+    logits = sampling.filter_logits(jnp.asarray(next_logits(params, prefix, UNTIED)), options)
     expected = np.asarray(jax.nn.softmax(logits), np.float64) * len(tokens)
     observed = np.bincount(tokens[:, step], minlength=UNTIED.vocab_size)
     assert not observed[expected == 0].any()
@@ -200,7 +207,7 @@ def test_samples_follow_the_softmax(step, options):
     assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 0.01
 
 
-def test_kept_logits_are_those_of_transformers():
+def test_filtered_logits_are_those_of_transformers():
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     logits = np.random.default_rng(0).normal(0, 3, (20, 50)).astype(np.float32)
     warpers = [
@@ -212,9 +219,9 @@ def test_kept_logits_are_those_of_transformers():
         expected = torch.from_numpy(logits)
         for i in used:
             expected = warpers[i](None, expected)
-        options = {"top_k": 12 if 1 in used else None, "top_p": 0.85 if 2 in used else None}
-        found = sampling.kept_logits(jnp.asarray(logits), temperature=0.8, **options)
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+        options = Sampling(0.8, 12 if 1 in used else None, 0.85 if 2 in used else None)
+        result = sampling.filter_logits(jnp.asarray(logits), options)
+        np.testing.assert_allclose(result, expected.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,17 +229,27 @@ def test_kept_logits_are_those_of_transformers():
     [
         ({"max_new_tokens": 56}, "prompts of 9 tokens and max_new_tokens=56 .* context of 64"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"temperature": -1.0}, r"temperature=-1.0 must be 0 \(greedy\) or more"),
-        ({"top_k": 3}, "top_k=3, top_p=None: greedy decoding"),
-        ({"temperature": 1.0}, r"temperature=1.0 draws tokens: give key=jax.random.key\(SEED\)"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k=0 must be at least 1"),
-        ({"temperature": 1.0, "top_p": 1.5}, r"top_p=1.5 is not in \(0, 1\]"),
-        ({"temperature": 1.0, "key": jax.random.PRNGKey(0)}, r"one jax.random.key or \[4\]"),
-        ({"temperature": 1.0, "key": jax.random.split(jax.random.key(0), 3)}, r"of shape \(3,\)"),
+        ({"sampling": {"temperature": -1.0}}, r"temperature=-1.0 must be 0 \(greedy\) or more"),
+        ({"sampling": {"top_k": 3}}, "top_k=3, top_p=None: greedy decoding"),
+        (
+            {"sampling": {"temperature": 1.0}},
+            r"temperature=1.0 draws tokens: give key=jax.random.key\(SEED\)",
+        ),
+        ({"sampling": {"temperature": 1.0, "top_k": 0}}, "top_k=0 must be at least 1"),
+        ({"sampling": {"temperature": 1.0, "top_p": 1.5}}, r"top_p=1.5 is not in \(0, 1\]"),
+        (
+            {"sampling": {"temperature": 1.0}, "key": jax.random.PRNGKey(0)},
+            r"one jax.random.key or \[4\]",
+        ),
+        (
+            {"sampling": {"temperature": 1.0}, "key": jax.random.split(jax.random.key(0), 3)},
+            r"of shape \(3,\)",
+        ),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
+        options = options | {"sampling": Sampling(**options.get("sampling", {}))}
         greedy(random_params(UNTIED), *left_padded(random_prompts()), UNTIED, **options)
 
 
@@ -280,12 +297,14 @@ def test_transformers_writes_the_same(stories):
     width = prompts.shape[1]
     mask = np.arange(width) >= width - np.asarray(sizes)[:, None]
     ids = torch.tensor(prompts.tolist())
-    written = model.generate(
+    expected_rows = model.generate(
         ids,
         attention_mask=torch.from_numpy(mask).long(),
         do_sample=False,
         pad_token_id=0,
         **options,
     )[:, width:].numpy()
-    for found, length, row in zip(np.asarray(tokens), np.asarray(lengths), written, strict=True):
-        np.testing.assert_array_equal(found[:length], row[:length])
+    for result, length, row in zip(
+        np.asarray(tokens), np.asarray(lengths), expected_rows, strict=True
+    ):
+        np.testing.assert_array_equal(result[:length], row[:length])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
-from small_models import TIED, UNTIED, random_params
 
-from jaxunlearn.models import hf, llama
+from jaxunlearn.models import decoder, hf
+from jaxunlearn.models.hf import weights
+from tests.models.small_models import TIED, UNTIED, random_params
 
 # Llama-2-7b's config.json as transformers 4 wrote it, and Llama-3.2's scaling.
 LLAMA2 = {
@@ -55,7 +56,7 @@ def write_config(folder, **changes):
 
 def test_llama2(tmp_path):
     config = hf.load_config(write_config(tmp_path), dtype="bfloat16", remat="full")
-    assert config == llama.LlamaConfig(
+    assert config == decoder.DecoderConfig(
         vocab_size=32000,
         hidden_size=4096,
         intermediate_size=11008,
@@ -85,7 +86,7 @@ def test_llama2(tmp_path):
 )
 def test_rope_scaling(tmp_path, changes):
     config = hf.load_config(write_config(tmp_path, **changes))
-    assert config.rope_scaling == llama.Llama3RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert config.rope_scaling == decoder.Llama3RopeScaling(32.0, 1.0, 4.0, 8192)
     assert config.rope_theta == 5e5
 
 
@@ -104,14 +105,20 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type='mistral' is not supported, only 'llama'"),
+        ({"model_type": "phi3"}, "model_type='phi3' is not supported, only 'llama', 'mistral'"),
+        ({"model_type": "qwen"}, "model_type='qwen' is not .*; perhaps you meant 'qwen[23]'"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\] is not supported"),
+        ({"model_type": "absent"}, "model_type='missing' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"attention_bias": 1}, "attention_bias should be of type bool, found 1"),
+        ({"mlp_bias": None}, "mlp_bias should be of type bool, found None"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
         ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
         ({"quantization_config": {"bits": 4}}, "unknown key 'quantization_config'"),
-        ({"rms_norm_epsilon": 1e-3}, "unknown key 'rms_norm_epsilon'.*perhaps 'rms_norm_eps'"),
+        (
+            {"rms_norm_epsilon": 1e-3},
+            "unknown key 'rms_norm_epsilon'.*perhaps you meant 'rms_norm_eps'",
+        ),
         ({"hidden_size": "absent"}, "hidden_size should be of type int, and is missing"),
         ({"vocab_size": "32k"}, "vocab_size should be of type int, found '32k'"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings should be of type bool, found 1"),
@@ -120,6 +127,9 @@ def test_defaults(tmp_path):
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
             "rope_type='linear' is not supported",
         ),
+        ({"rope_theta": "1e6"}, "rope_theta should be a number, found '1e6'"),
+        ({"rope_scaling": SCALING | {"factor": "8"}}, "factor should be a number, found '8'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling should be an object, found 'yarn'"),
         ({"rope_scaling": SCALING | {"beta": 1}}, "'llama3' takes .*found .*'beta'"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "takes no further keys"),
         (
@@ -135,6 +145,16 @@ def test_defaults(tmp_path):
 def test_refused_configs(tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"config.json: .*{message}"):
         hf.load_config(write_config(tmp_path, **changes))
+
+
+def test_all_refused_keys_are_named_at_once(tmp_path):
+    changes = {"hidden_act": "gelu", "hiden_size": 1, "logit_scale": 2.0, "vocab_size": "32k"}
+    changes |= {"rope_scaling": {"type": "linear", "factor": 2.0}, "sliding_window": 4096}
+    with pytest.raises(ValueError) as error:
+        hf.load_config(write_config(tmp_path, **changes))
+    names = ("hidden_act='gelu'", "'hidden_size'", "'logit_scale'", "vocab_size should be")
+    for part in (*names, "rope_type='linear'", "sliding_window=4096"):
+        assert part in str(error.value)
 
 
 def test_unreadable_configs(tmp_path):
@@ -177,7 +197,9 @@ def test_tensors_that_do_not_fit(model):
 def test_tensors_too_many(model):
     bias = "model.layers.0.self_attn.q_proj.bias"
     edit(model, lambda t: t.update({bias: np.zeros(16, np.float32)}))
-    with pytest.raises(ValueError, match=rf"safetensors: tensor {bias} belongs to no Llama"):
+    with pytest.raises(
+        ValueError, match=rf"safetensors: tensor {bias} has no place in the model of config.json"
+    ):
         hf.load_params(model, UNTIED)
 
 
@@ -231,7 +253,7 @@ def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "save_file", full_disk)
+        patch.setattr(weights, "save_file", full_disk)
         with pytest.raises(OSError, match="No space left"):
             hf.save_params(tmp_path / "model", params, UNTIED)
     assert list(tmp_path.iterdir()) == []
@@ -251,8 +273,8 @@ def test_companions(tmp_path):
     }
     (source / "config.json").write_text(json.dumps(raw))
     hf.save_params(tmp_path / "copy", random_params(UNTIED), UNTIED, source=source)
-    written = json.loads((tmp_path / "copy" / "config.json").read_text())
-    assert written["eos_token_id"] == [1, 2] and "pad_token_id" not in written
+    content = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert content["eos_token_id"] == [1, 2] and "pad_token_id" not in content
     for name in ("generation_config.json", "tokenizer.json"):
         assert (tmp_path / "copy" / name).read_text() == (source / name).read_text()
 

@@ -16,7 +16,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
-from jaxunlearn.models import architecture, hf, hf_config, pieces, sharding
+from jaxunlearn.models import decoder, hf, sharding
+from jaxunlearn.models.hf import sharded_read, weights
 
 BAR = 0.05  # of the bytes of the model's files
 PROGRAMS = 64 * 10**6  # bytes: what the compiler keeps of its programs, twice what was seen
@@ -30,17 +31,12 @@ def shape(hidden, layers, **changes):
         "intermediate_size": hidden * 43 // 16,
     }
     heads = {"num_heads": hidden // 32, "num_kv_heads": hidden // 32, "head_dim": 32}
-    return architecture.LlamaConfig(**sizes, **heads, num_layers=layers, context=64, **changes)
+    return decoder.DecoderConfig(**sizes, **heads, num_layers=layers, context=64, **changes)
 
 
 def tensor_names(config):
     """{tensor: its shape in the files}."""
-    names = {}
-    for leaf in config.leaves():
-        size = leaf.shape[1:] if leaf.stacked else leaf.shape
-        for layer in range(leaf.shape[0] if leaf.stacked else 1):
-            names[leaf.hf_name.format(layer=layer)] = size[::-1] if leaf.transposed else size
-    return names
+    return {name: tensor.shape for name, tensor in hf.tensor_table(config).items()}
 
 
 def write(folder, config, files=4):
@@ -54,7 +50,7 @@ def write(folder, config, files=4):
         save_file({name: draw(names[name]) for name in inside}, folder / file)
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
-    (folder / "config.json").write_text(json.dumps(hf_config.config_json(config, "bfloat16", {})))
+    (folder / "config.json").write_text(json.dumps(hf.config_json(config, "bfloat16", {})))
     return folder
 
 
@@ -76,14 +72,14 @@ class Counted:
 @pytest.fixture
 def counts(monkeypatch):
     """{tensor: elements of each read}, of all that is loaded."""
-    found, opened = {}, hf._open_tensors
+    result, opened = {}, weights._open_tensors
 
     def counting(folder, stack):
         tensors = opened(folder, stack).items()
-        return {name: (file, Counted(part, found, name)) for name, (file, part) in tensors}
+        return {name: (file, Counted(part, result, name)) for name, (file, part) in tensors}
 
-    monkeypatch.setattr(hf, "_open_tensors", counting)
-    return found
+    monkeypatch.setattr(weights, "_open_tensors", counting)
+    return result
 
 
 MESHES = [(1, 8, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1)]
@@ -93,8 +89,8 @@ MESHES = [(1, 8, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1)]
 @pytest.mark.parametrize("few", [0, 2**20], ids=["pieces", "shards"])
 def test_every_byte_is_read_once(tmp_path, counts, monkeypatch, mesh, few):
     """By however many devices hold it; and what is loaded is what the files hold."""
-    monkeypatch.setattr(hf, "_FEW", few)
-    monkeypatch.setattr(hf, "_SHARE", 32)
+    monkeypatch.setattr(weights, "_FEW", few)
+    monkeypatch.setattr(weights, "_SHARE", 32)
     config = shape(128, 2)
     folder = write(tmp_path / "model", config)
     whole = hf.load_params(folder, config)
@@ -105,7 +101,7 @@ def test_every_byte_is_read_once(tmp_path, counts, monkeypatch, mesh, few):
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     sizes = {name: math.prod(size) for name, size in tensor_names(config).items()}
     assert {name: sum(reads) for name, reads in counts.items()} == sizes
-    most = max(sum(sizes.values()) // hf._SHARE, few)
+    most = max(sum(sizes.values()) // weights._SHARE, few)
     assert max(max(reads) for reads in counts.values()) <= most
 
 
@@ -114,7 +110,7 @@ def test_every_byte_is_read_once(tmp_path, counts, monkeypatch, mesh, few):
 )
 def test_host_buffers(tmp_path, monkeypatch, mesh, dtype):
     """What Python and numpy allocate: exact, and nothing of the devices among it."""
-    monkeypatch.setattr(hf, "_FEW", 0)
+    monkeypatch.setattr(weights, "_FEW", 0)
     config = shape(256, 8)
     folder = write(tmp_path / "model", config)
     shardings = mesh and sharding.param_shardings(config, sharding.make_mesh(*mesh))
@@ -157,12 +153,12 @@ def test_peak_memory_of_the_process(tmp_path_factory, mesh, dtype):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "loading\n"
         peak = watched(process)
-        told = json.loads(process.stdout.read())
+        output = json.loads(process.stdout.read())
     files = sum(2 * math.prod(size) for size in tensor_names(config).values())
-    extra = max(peak, told["after"]) - told["before"] - told["device"]
-    print(f"{mesh} {dtype}: {extra / files:.2%} of {files} bytes beside {told}")
+    extra = max(peak, output["after"]) - output["before"] - output["device"]
+    print(f"{mesh} {dtype}: {extra / files:.2%} of {files} bytes beside {output}")
     assert extra <= BAR * files
-    assert told["before"] - told["start"] <= PROGRAMS  # nothing of the first load is left
+    assert output["before"] - output["start"] <= PROGRAMS  # nothing of the first load is left
 
 
 def watched(process) -> int:
@@ -199,8 +195,8 @@ def test_read_array(spec, dtype, most):
         return values[index]
 
     with jax.set_mesh(mesh):
-        wanted = jax.NamedSharding(mesh, SHARDINGS[spec])
-        found = pieces.read_array(values.shape, values.dtype, wanted, read, most)
-    assert found.sharding == wanted and found.dtype == values.dtype
-    assert np.asarray(found).tobytes() == values.tobytes()
+        expected = jax.NamedSharding(mesh, SHARDINGS[spec])
+        result = sharded_read.read_array(values.shape, values.dtype, expected, read, most)
+    assert result.sharding == expected and result.dtype == values.dtype
+    assert np.asarray(result).tobytes() == values.tobytes()
     assert sum(sizes) == values.size and (max(sizes) <= max(most // 8, 1) or len(set(sizes)) == 1)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import hf, llama
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder, hf
 
 log_probs = jax.jit(
-    lambda params, batch, config: llama.forward(params, batch, config).labels, static_argnums=2
+    lambda params, batch, config: decoder.forward(params, batch, config).labels, static_argnums=2
 )
 pytestmark = [pytest.mark.golden, pytest.mark.stories]
 
@@ -32,7 +32,7 @@ def stories(folder):
 
 
 def encoded(ids, first_label=1):
-    return packing.Sequence(np.array(ids, np.int32), first_label)
+    return planning.Sample(np.array(ids, np.int32), first_label)
 
 
 def test_config(stories):
@@ -56,8 +56,8 @@ def test_token_log_probs(stories, golden):
 def test_last_logits(stories, golden):
     config, params = stories
     batch = packing.padded([encoded([*golden["story_ids"], 0])])
-    final = jax.jit(lambda p: llama.forward(p, batch, config, head=None).final_hidden)(params)
-    last = llama.head_logits(params, final, config)[0, -1, :8]
+    final = jax.jit(lambda p: decoder.forward(p, batch, config, head=None).final_hidden)(params)
+    last = decoder.head_logits(params, final, config)[0, -1, :8]
     np.testing.assert_allclose(last, golden["last_logits_first8"], atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_greedy_text(stories, golden, folder):
     prompt = tokenizer("Once upon a time")["input_ids"]
     assert golden["greedy_ids"][: len(prompt)] == prompt
     batch = packing.padded([encoded(golden["greedy_ids"], len(prompt))])
-    statistics = lambda p: llama.forward(p, batch, config, head=llama.label_statistics).labels
+    statistics = lambda p: decoder.forward(p, batch, config, head=decoder.label_statistics).labels
     assert jax.jit(statistics)(params)["correct"].all()
     text = tokenizer.decode(golden["greedy_ids"], skip_special_tokens=True)
     assert text == golden["greedy_text"]
@@ -80,7 +80,7 @@ def test_tofu_answers(stories, golden):
     config, params = stories
     rows = golden["tofu"]
     sequences = [encoded(row["ids"], row["num_question_tokens"]) for row in rows]
-    plan = packing.plan_dataset(sequences, width=256, max_width=512)
+    plan = planning.plan_dataset(sequences, width=256, max_width=512)
     (batch,) = packing.dataset_batches(sequences, plan)
     logp = packing.unpack(log_probs(params, batch, config), batch)
     ids = batch.sample_ids.reshape(-1)
@@ -97,14 +97,13 @@ def test_gradient_norms(stories, golden):
     config, params = stories
     row, check = golden["tofu"][0], golden["grad_check"]
     batch = packing.padded([encoded(row["ids"], row["num_question_tokens"])])
-    mean_nll = lambda params: -llama.forward(params, batch, config).labels.mean()
+    mean_nll = lambda params: -decoder.forward(params, batch, config).labels.mean()
     loss, gradient = jax.jit(jax.value_and_grad(mean_nll))(params)
     np.testing.assert_allclose(loss, check["loss"], rtol=1e-5)
     norms = {}
-    for leaf in config.leaves():
+    for name, (leaf, layer, _) in hf.tensor_table(config).items():
         value = np.asarray(leaf.get(gradient), np.float64)
-        for layer, part in enumerate(value if leaf.stacked else [value]):
-            norms[leaf.hf_name.format(layer=layer)] = np.linalg.norm(part)
+        norms[name] = np.linalg.norm(value[layer] if leaf.stacked else value)
     assert norms.keys() == check["l2"].keys()
     for name, norm in check["l2"].items():
         np.testing.assert_allclose(norms[name], norm, rtol=1e-4, err_msg=name)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import hf, llama, sharding
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder, hf, sharding
+from jaxunlearn.models.hf import weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -59,10 +60,10 @@ def test_logits(pair):
     params = hf.load_params(folder, config)
     tokens = np.random.default_rng(0).integers(0, 64, (2, 100)).astype(np.int32)
     batch = packing.padded(
-        [packing.Sequence(np.append(row, 0).astype(np.int32), 1) for row in tokens]
+        [planning.Sample(np.append(row, 0).astype(np.int32), 1) for row in tokens]
     )
     keep = lambda logits, labels: logits
-    logits = jax.jit(lambda p: llama.forward(p, batch, config, head=keep).labels)(params)
+    logits = jax.jit(lambda p: decoder.forward(p, batch, config, head=keep).labels)(params)
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens).long()).logits.numpy()
     np.testing.assert_allclose(
@@ -77,12 +78,12 @@ def test_hidden_states(pair):
     config = hf.load_config(folder)
     params = hf.load_params(folder, config)
     tokens = np.arange(12, dtype=np.int32)
-    batch = packing.padded([packing.Sequence(np.append(tokens, 0).astype(np.int32), 1)])
+    batch = packing.padded([planning.Sample(np.append(tokens, 0).astype(np.int32), 1)])
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)[None].long(), output_hidden_states=True)
-    taps = lambda params: [llama.forward(params, batch, config, tap=k).hidden for k in range(4)]
-    for found, hidden in zip(jax.jit(taps)(params), expected.hidden_states, strict=True):
-        np.testing.assert_allclose(found, hidden, atol=1e-5)
+    taps = lambda params: [decoder.forward(params, batch, config, tap=k).hidden for k in range(4)]
+    for result, hidden in zip(jax.jit(taps)(params), expected.hidden_states, strict=True):
+        np.testing.assert_allclose(result, hidden, atol=1e-5)
 
 
 def test_gradients(pair):
@@ -91,20 +92,19 @@ def test_gradients(pair):
     config = hf.load_config(folder)
     params = hf.load_params(folder, config)
     tokens = np.random.default_rng(1).integers(0, 64, 40).astype(np.int32)
-    batch = packing.padded([packing.Sequence(tokens, 10)])
-    total = lambda params: llama.forward(params, batch, config).labels.sum()
+    batch = packing.padded([planning.Sample(tokens, 10)])
+    total = lambda params: decoder.forward(params, batch, config).labels.sum()
     gradient = jax.jit(jax.grad(total))(params)
     ids = torch.from_numpy(tokens).long()[None]
     logp = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[9:].sum()
     model.zero_grad()
     logp.backward()
     names = dict(model.named_parameters())
-    for leaf in config.leaves():
-        value = np.asarray(leaf.get(gradient))
-        for layer, part in enumerate(value if leaf.stacked else [value]):
-            grad = names[leaf.hf_name.format(layer=layer)].grad.numpy()
-            part = part.T if leaf.transposed else part
-            assert np.linalg.norm(part - grad) < 1e-5 * np.linalg.norm(grad)
+    for name, (leaf, layer, _) in hf.tensor_table(config).items():
+        value, grad = np.asarray(leaf.get(gradient)), names[name].grad.numpy()
+        part = value[layer] if leaf.stacked else value
+        part = part.T if leaf.transposed else part
+        assert np.linalg.norm(part - grad) < 1e-5 * np.linalg.norm(grad)
 
 
 def tensors_of(folder):
@@ -174,15 +174,15 @@ def test_bfloat16_on_a_mesh(pair, tmp_path):
 )
 def test_meshes(pair, tmp_path, monkeypatch, mesh):
     """Several files, onto eight devices in pieces, and back: transformers computes the same."""
-    monkeypatch.setattr(hf, "_FEW", 0)
+    monkeypatch.setattr(weights, "_FEW", 0)
     model, folder = pair
     config, mesh = hf.load_config(folder), sharding.make_mesh(*mesh)
     tokens = np.random.default_rng(2).integers(0, 64, (8, 50)).astype(np.int32)
-    batch = packing.padded([packing.Sequence(row, 1) for row in tokens])
+    batch = packing.padded([planning.Sample(row, 1) for row in tokens])
     with jax.set_mesh(mesh):
         shardings = sharding.param_shardings(config, mesh)
         params = hf.load_params(folder, config, shardings=shardings)
-        logp = jax.jit(lambda p: llama.forward(p, batch, config).labels)(params)
+        logp = jax.jit(lambda p: decoder.forward(p, batch, config).labels)(params)
         hf.save_params(tmp_path / "export", params, config, source=folder, max_shard_bytes=20_000)
     ids = torch.from_numpy(tokens).long()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")

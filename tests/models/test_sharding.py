@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TIED, UNTIED, layer_dots, random_params, random_sequences
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import llama, sharding
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder, sharding
+from tests.models.small_models import TIED, UNTIED, layer_dots, random_params, random_sequences
 
 CONFIG = dataclasses.replace(UNTIED, hidden_size=32, head_chunk=5, remat="full")
 MESHES = {"8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
@@ -19,7 +19,7 @@ MESHES = {"8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
 @pytest.fixture(scope="module")
 def batch():
     sequences = random_sequences([5, 9, 4, 7, 8, 6, 3, 9, 5, 4, 8, 7, 6, 9, 5], 32)
-    plan = packing.plan_dataset(sequences, rows=8, width=16, max_width=16, row_multiple=8)
+    plan = planning.plan_dataset(sequences, rows=8, width=16, max_width=16, row_multiple=8)
     (batch,) = packing.dataset_batches(sequences, plan)
     return batch
 
@@ -31,7 +31,7 @@ def quantities(params, direction, batch, config):
 
     def logp(params, gates=None):
         probe = None if gates is None else {"directions": (direction,), "gates": gates}
-        out = llama.forward(params, batch, config, probe=probe)
+        out = decoder.forward(params, batch, config, probe=probe)
         return packing.unpack(out.labels, batch).sum(-1)
 
     values, tangents = jax.jvp(logp, (params,), (direction,))
@@ -59,12 +59,12 @@ def test_eight_devices_are_one(shape, batch, on_one_device, capfd):
     direction = sharding.place(random_params(CONFIG, 7), shardings)
     placed = sharding.place(batch, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        found = jax.jit(quantities, static_argnames="config")(params, direction, placed, CONFIG)
+        result = jax.jit(quantities, static_argnames="config")(params, direction, placed, CONFIG)
 
     def close(a, b):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
-    jax.tree.map(close, found, on_one_device)
+    jax.tree.map(close, result, on_one_device)
     # The compiler says so where it has to copy an array whole to every device.
     assert "rematerialization" not in capfd.readouterr().err
 
@@ -155,7 +155,7 @@ def test_vmapped_gradients_on_a_mesh(batch):
 
     def one(params, example):
         example = jax.tree.map(lambda x: x[None], example)
-        loss = lambda p: packing.unpack(llama.forward(p, example, config).labels, example).sum()
+        loss = lambda p: packing.unpack(decoder.forward(p, example, config).labels, example).sum()
         return layer_dots(jax.grad(loss)(params), direction)
 
     table = lambda params, batch: jax.vmap(partial(one, params))(batch)
@@ -163,5 +163,5 @@ def test_vmapped_gradients_on_a_mesh(batch):
     placed = sharding.place(batch, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         shards = sharding.place(params, sharding.param_shardings(config, mesh))
-        found = jax.jit(table)(shards, placed)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        result = jax.jit(table)(shards, placed)
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())

@@ -1,0 +1,39 @@
+"""The configuration of a run: its schema, its reader, and the check of its values."""
+
+from jaxunlearn.config.reader import dump, load, only
+from jaxunlearn.config.schema import (
+    Compute,
+    Config,
+    ConfigError,
+    Data,
+    Evaluate,
+    Fictional,
+    FineTune,
+    Guide,
+    Measure,
+    NewModel,
+    Objective,
+    Relearn,
+    Unlearn,
+)
+from jaxunlearn.config.validate import validate
+
+__all__ = [
+    "Compute",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Evaluate",
+    "Fictional",
+    "FineTune",
+    "Guide",
+    "Measure",
+    "NewModel",
+    "Objective",
+    "Relearn",
+    "Unlearn",
+    "dump",
+    "load",
+    "only",
+    "validate",
+]

@@ -1,0 +1,192 @@
+"""Reads configurations from YAML and writes them back; errors name file, line and key."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jaxunlearn.config.schema import Config, ConfigError
+from jaxunlearn.core.names import nearest
+
+
+def load(path: str | Path) -> Config:
+    """Reads a configuration from YAML.
+
+    Types and names are checked here; values by `validate`, when the configuration is used.
+
+    Args:
+      path: file whose keys are the fields of `Config`; absent keys keep their defaults.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ConfigError: no such file, bad YAML, an unknown key or a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if node is None:
+        raise ConfigError(f"{path}: the configuration is empty")
+    return _Reader(str(path)).read(Config, node, "")
+
+
+def dump(config: Config) -> str:
+    """Returns a configuration, defaults included, as YAML that `load` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def only(config: Config, names: typing.Sequence[str]) -> Config:
+    """Returns the configuration with only some of its objectives.
+
+    Args:
+      config: the configuration.
+      names: its objectives to run, in this order.
+
+    Raises:
+      ConfigError: it has no objective of this name.
+    """
+    known = config.objectives
+    if isinstance(names, str):
+        raise ConfigError(f"only (--only): {names!r} is one string; give a list of names")
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known)
+            raise ConfigError(f"objectives: no {name!r}; there are: {', '.join(known)}{hint}")
+    return dataclasses.replace(config, objectives={name: known[name] for name in names})
+
+
+def _plain(value: Any) -> Any:
+    """Returns a nested value with lists in the place of tuples, which YAML does not know."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class _Reader:
+    """Builds dataclasses from YAML nodes, whose line numbers go into the errors."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def read(self, kind: Any, node: yaml.Node, key: str) -> Any:
+        if dataclasses.is_dataclass(kind):
+            return self._dataclass(typing.cast(type, kind), node, key)
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
+        if origin in (types.UnionType, typing.Union):
+            return self._union(args, node, key)
+        if origin is Literal:
+            return self._choice(args, node, key)
+        if origin is tuple:
+            return self._tuple(args, node, key)
+        if origin is dict:
+            return self._mapping(args, node, key)
+        return self._scalar(kind, node, key)
+
+    def _dataclass(self, kind: type, node: yaml.Node, key: str) -> Any:
+        hints = typing.get_type_hints(kind)
+        fields = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+        values = {}
+        for name, value in self._items(node, key):
+            if name.value not in fields:
+                self._fail(
+                    name,
+                    f"unknown key '{_join(key, name.value)}'; known here: {', '.join(fields)}"
+                    + nearest(name.value, fields),
+                )
+            values[name.value] = self.read(fields[name.value], value, _join(key, name.value))
+        return kind(**values)
+
+    def _mapping(self, args: tuple[Any, ...], node: yaml.Node, key: str) -> dict[str, Any]:
+        items = self._items(node, key)
+        return {k.value: self._entry(args[1], v, _join(key, k.value)) for k, v in items}
+
+    def _entry(self, kind: Any, node: yaml.Node, key: str) -> Any:
+        """Reads the value of a mapping; an entry without one (`ga:`) has all the defaults."""
+        if dataclasses.is_dataclass(kind) and _is_null(node):
+            return typing.cast(type, kind)()
+        return self.read(kind, node, key)
+
+    def _items(self, node: yaml.Node, key: str) -> list[tuple[Any, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            self._fail(node, f"'{key or 'the file'}' must be a mapping of keys to values")
+        items = typing.cast(list, node.value)
+        seen: set[str] = set()
+        for name, _ in items:
+            if not isinstance(name, yaml.ScalarNode):
+                place = f"'{key}'" if key else "the file"
+                self._fail(name, f"a key of {place} must be text, not a list or mapping")
+            if name.value in seen:
+                self._fail(name, f"key '{_join(key, name.value)}' is given twice")
+            seen.add(name.value)
+        return items
+
+    def _union(self, args: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
+        if type(None) in args and _is_null(node):
+            return None
+        *first, last = (a for a in args if a is not type(None))
+        for kind in first:
+            try:
+                return self.read(kind, node, key)
+            except ConfigError:
+                continue
+        words = [w for kind in first if typing.get_origin(kind) is Literal for w in kind.__args__]
+        try:
+            return self.read(last, node, key)
+        except ConfigError as error:
+            if not words:
+                raise
+            raise ConfigError(f"{error}; or write {', '.join(words)}") from error
+
+    def _choice(self, choices: tuple[Any, ...], node: yaml.Node, key: str) -> Any:
+        value = node.value if isinstance(node, yaml.ScalarNode) else None
+        if value not in choices:
+            options = ", ".join(map(str, choices))
+            hint = nearest(str(value), choices)
+            self._fail(node, f"'{key}' must be one of {options}, not {value!r}{hint}")
+        return value
+
+    def _tuple(self, args: tuple[Any, ...], node: yaml.Node, key: str) -> tuple[Any, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            self._fail(node, f"'{key}' must be a list")
+        items = typing.cast(list, node.value)
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            self._fail(node, f"'{key}' must be a list of {len(args)} values, not {len(items)}")
+        return tuple(self.read(args[0], item, key) for item in items)
+
+    def _scalar(self, kind: type, node: yaml.Node, key: str) -> Any:
+        value = node.value if isinstance(node, yaml.ScalarNode) else None
+        try:
+            if value is None or _is_null(node):
+                raise ValueError
+            if kind is bool:
+                return {"true": True, "false": False}[value.lower()]
+            return kind(value)
+        except (ValueError, KeyError):
+            actual = "a list or mapping" if value is None else repr(value)
+            self._fail(node, f"'{key}' must be {_in_words(kind)}, not {actual}")
+
+    def _fail(self, node: yaml.Node, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{self.path}:{node.start_mark.line + 1}: {message}")
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null"
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _in_words(kind: type) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, kind.__name__)

@@ -1,0 +1,207 @@
+"""Checks every value of a configuration that can be checked without data, model or devices."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+from jaxunlearn.config.schema import Config, ConfigError, Objective
+from jaxunlearn.core.names import nearest
+
+RESERVED_NAMES = ("before", "base", "retrained")
+"""Names of models that a run makes by itself, and so not of objectives."""
+
+RETAIN_TERMS = ("gd", "kl", "rr")
+
+
+class Range(NamedTuple):
+    """The values that a number may have.
+
+    Attributes:
+      words: the end of the sentence "KEY: VALUE must ...".
+      holds: whether a finite number is in the range.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+FINITE = Range("be a finite number", lambda x: True)
+POSITIVE = Range("be positive", lambda x: x > 0)
+NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
+SHARE = Range("be between 0 and 1, both excluded", lambda x: 0 < x < 1)
+
+
+def at_least(least: int) -> Range:
+    """Returns the range of the numbers from `least` on."""
+    return Range(f"be at least {least}", lambda x: x >= least)
+
+
+# A TPU pod has less than 2**14 chips. A forecast makes as many devices as it is asked for.
+DEVICES = Range("be in 1..16384", lambda x: 1 <= x <= 2**14)
+
+RANGES: Mapping[str, Range] = {
+    # Seeds of 64 bits and more do not fit the random keys.
+    "seed": Range("be in 0..2**63-1", lambda x: 0 <= x < 2**63),
+    "new_model.hidden_size": at_least(1),
+    "new_model.intermediate_size": at_least(1),
+    "new_model.num_layers": at_least(1),
+    "new_model.num_heads": at_least(1),
+    "new_model.num_kv_heads": at_least(1),
+    "new_model.context": at_least(1),
+    "new_model.vocab_size": at_least(259),  # 256 bytes and three special tokens
+    "compute.batch_tokens": at_least(1),
+    "compute.width_step": at_least(1),
+    "compute.data": DEVICES,
+    "compute.fsdp": DEVICES,
+    "compute.tensor": DEVICES,
+    "data.fictional.authors": at_least(2),
+    "data.fictional.questions": Range("be in 1..20", lambda x: 1 <= x <= 20),
+    "data.fictional.forget_share": SHARE,
+    "finetune.epochs": NOT_NEGATIVE,
+    "finetune.batch_size": at_least(1),
+    "finetune.lr": POSITIVE,
+    "finetune.warmup_epochs": NOT_NEGATIVE,
+    "finetune.weight_decay": NOT_NEGATIVE,
+    "finetune.evaluate_every": at_least(1),
+    "finetune.target_nll": POSITIVE,
+    "finetune.patience": at_least(1),
+    "unlearn.epochs": at_least(1),
+    "unlearn.batch_size": at_least(1),
+    "unlearn.lr": POSITIVE,
+    "unlearn.warmup_epochs": NOT_NEGATIVE,
+    "unlearn.weight_decay": NOT_NEGATIVE,
+    "unlearn.accumulate": at_least(1),
+    "unlearn.keep_checkpoints": at_least(1),
+    # 0 would stop all updates, and a negative norm would turn the gradient round.
+    "unlearn.clip_norm": POSITIVE,
+    "objectives.*.hyper.*": FINITE,
+    "objectives.*.gamma": FINITE,
+    "objectives.*.retain_hyper.*": FINITE,
+    "objectives.*.retain_weight": FINITE,
+    "objectives.*.layer": NOT_NEGATIVE,
+    "objectives.*.scale": POSITIVE,
+    "objectives.*.guide.every": at_least(1),
+    "objectives.*.guide.penalty": NOT_NEGATIVE,
+    "objectives.*.guide.power": NOT_NEGATIVE,
+    "objectives.*.lr": POSITIVE,
+    "measure.every": NOT_NEGATIVE,
+    "measure.steps": NOT_NEGATIVE,
+    "measure.pg_steps": NOT_NEGATIVE,
+    "measure.token_steps": NOT_NEGATIVE,
+    "measure.layer_cuts": NOT_NEGATIVE,
+    "evaluate.generate": NOT_NEGATIVE,
+    "evaluate.recite": NOT_NEGATIVE,
+    "evaluate.every": NOT_NEGATIVE,
+    "relearn.samples": at_least(1),
+    "relearn.steps": at_least(1),
+    "relearn.lr": POSITIVE,
+}
+"""The range of every number of the schema; `*` stands for the keys of a mapping."""
+
+
+def validate(config: Config) -> None:
+    """Checks the values of a configuration, alone and against each other.
+
+    What depends on data, model or devices is checked when a run is prepared.
+
+    Args:
+      config: the configuration.
+
+    Raises:
+      ConfigError: the first bad value; names the key, the value and what is allowed.
+    """
+    for key, pattern, value in _numbers(config, "", ""):
+        _check_number(key, RANGES[pattern], value)
+    if not config.name:
+        raise ConfigError("name: '' must not be empty")
+    if config.model is None:
+        _check_new_model(config)
+    _check_batches(config)
+    _check_measurements(config)
+    if not config.objectives:
+        raise ConfigError("objectives: there are none; name at least one")
+    for name, spec in config.objectives.items():
+        _check_objective(f"objectives.{name}", name, spec)
+
+
+def _numbers(value: Any, key: str, pattern: str) -> Iterator[tuple[str, str, Real]]:
+    """Yields every number of a configuration as (key, key in `RANGES`, value)."""
+    below = lambda name: f"{key}.{name}".lstrip(".")
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            part = f"{pattern}.{field.name}".lstrip(".")
+            yield from _numbers(getattr(value, field.name), below(field.name), part)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, below(name), f"{pattern}.*")
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _numbers(item, key, pattern)
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        yield key, pattern, value
+
+
+def _check_number(key: str, allowed: Range, value: Any) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} must be a finite number")
+    if not allowed.holds(value):
+        raise ConfigError(f"{key}: {value} must {allowed.words}")
+
+
+def _check_new_model(config: Config) -> None:
+    sizes = config.new_model
+    for key, parts, whole in (
+        ("num_heads", sizes.num_heads, "hidden_size"),
+        ("num_kv_heads", sizes.num_kv_heads, "num_heads"),
+    ):
+        if getattr(sizes, whole) % parts:
+            raise ConfigError(
+                f"new_model.{key}: {parts} must divide new_model.{whole}, {getattr(sizes, whole)}"
+            )
+    width = sizes.hidden_size // sizes.num_heads
+    if width % 2:
+        raise ConfigError(
+            f"new_model.num_heads: {sizes.num_heads} makes heads of width {width}, which must be"
+            " even for rotary positions"
+        )
+
+
+def _check_batches(config: Config) -> None:
+    size, parts = config.unlearn.batch_size, config.unlearn.accumulate
+    if size % parts:
+        raise ConfigError(f"unlearn.accumulate: {parts} does not divide the batch_size of {size}")
+    if config.finetune.retrained and not config.finetune.epochs:
+        raise ConfigError("finetune.retrained: needs finetune.epochs of at least 1")
+    if config.finetune.epochs and not config.finetune.splits:
+        raise ConfigError("finetune.splits: there are none; name at least one")
+    if config.compute.attention == "cudnn" and config.compute.dtype != "bfloat16":
+        raise ConfigError(
+            f"compute.attention: cudnn needs compute.dtype: bfloat16, not {config.compute.dtype}"
+        )
+
+
+def _check_measurements(config: Config) -> None:
+    measure = config.measure
+    extra = set(measure.token_steps) - set(measure.pg_steps)
+    if extra:
+        raise ConfigError(f"measure.token_steps: {min(extra)} is not one of measure.pg_steps")
+
+
+def _check_objective(key: str, name: str, spec: Objective) -> None:
+    if name in RESERVED_NAMES or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+        raise ConfigError(
+            f"{key}: names are letters, digits, '_' and '.', and none of"
+            f" {', '.join(RESERVED_NAMES)}"
+        )
+    if spec.retain is not None and ":" not in spec.retain and spec.retain not in RETAIN_TERMS:
+        raise ConfigError(
+            f"{key}.retain: {spec.retain!r} must be one of {', '.join(RETAIN_TERMS)}, or"
+            f" my_package.my_module:my_term{nearest(spec.retain, RETAIN_TERMS)}"
+        )
+    if spec.retain is None and spec.retain_hyper:
+        raise ConfigError(f"{key}.retain_hyper: needs a retain term; set {key}.retain: gd")
+    if spec.retain is None and spec.spare is not None:
+        raise ConfigError(f"{key}.spare: needs a retain term to spare; set {key}.retain: gd")

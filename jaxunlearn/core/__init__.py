@@ -1,0 +1,1 @@
+"""Foundations that everything else uses: parameter trees, files, processes, names, progress."""

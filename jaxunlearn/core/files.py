@@ -1,0 +1,176 @@
+"""Files that are written whole or not at all, and JSON-lines logs that survive a crash.
+
+On several processes only the first one writes; the others return at once.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.core import hosts
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that a crash leaves either the old file or the new one, never a part.
+
+    Args:
+      path: the file; its folder is made where it is missing.
+      write: writes the content to the path that it is given, a temporary neighbour of `path`,
+        which is then renamed.
+    """
+    if not hosts.is_first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    replace_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all; see `to_json`."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an .npy file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        # Given a name, `np.save` would add the suffix .npy to it; an open file it takes as it is.
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    replace_whole(path, write)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an .npz file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    replace_whole(path, write)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: no such file.
+      ValueError: it is no JSON; names the file and the line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON text, with NaN and infinities as null because JSON has neither."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds one record to a JSON-lines file, after removing a last line that a crash cut short."""
+    if not hosts.is_first():
+        return
+    _cut_torn_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json(record) + "\n")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Reads the records of a JSON-lines file, [] where there is no file.
+
+    A last line without its line break was cut short by a crash and is left out.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    complete = lines[:-1]  # the text after the last line break is empty, or a torn line
+    return [json.loads(line) for line in complete]
+
+
+def cut_back(path: Path, objective: str, from_step: int) -> None:
+    """Removes the records of an objective from a step on, before a resumed run writes them again.
+
+    Args:
+      path: a JSON-lines file whose records have the keys "objective" and "step".
+      objective: whose records are removed; those of others stay.
+      from_step: the first step that is removed.
+    """
+    remaining = [
+        record
+        for record in records(path)
+        if record["objective"] != objective or record["step"] < from_step
+    ]
+    if path.exists():
+        write_text(path, "".join(to_json(record) + "\n" for record in remaining))
+
+
+def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns records as columns, {key: one value a record}; a key that a record lacks is None.
+
+    >>> columns([{"step": 0, "loss": 1.5}, {"step": 1}])
+    {'step': [0, 1], 'loss': [1.5, None]}
+    """
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _finite(value: Any) -> Any:
+    """Returns a nested value with None in the place of every NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes a last line without its line break; of a file without one it reads a single byte."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that appears whole or not at all.
+
+    Args:
+      path: of the folder; it must not exist, or be empty.
+
+    Yields:
+      A temporary folder next to it, to be filled; it is renamed at the end, or removed with all it
+      holds when an exception ends the block.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

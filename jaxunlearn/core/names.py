@@ -1,0 +1,31 @@
+"""Names that users type: hints for misspelt ones, and modules named in configurations."""
+
+import difflib
+import sys
+from collections.abc import Iterable
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Returns a hint for an error message, or "" where no known name is similar.
+
+    Args:
+      word: the unknown name.
+      words: the known names.
+
+    >>> nearest("tnop", ["ga", "npo", "tnpo"])
+    "; perhaps you meant 'tnpo'"
+    >>> nearest("colour", ["ga", "npo", "tnpo"])
+    ''
+    """
+    close = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
+    return f"; perhaps you meant {close[0]!r}" if close else ""
+
+
+def search_working_directory(*names: str | None) -> None:
+    """Lets Python import from the working directory if any of the names is `module:function`.
+
+    The directory goes to the end of the search path, and only when a configuration asks for it: a
+    file there can then add a module, but never replace one that is installed.
+    """
+    if any(":" in name for name in names if name is not None) and "" not in sys.path:
+        sys.path.append("")

@@ -1,0 +1,95 @@
+"""Refusals: texts such as "I don't know", which preference objectives put in place of answers."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxunlearn.data import planning
+from jaxunlearn.data.fictional import REFUSALS
+from jaxunlearn.data.order import Stream, generator
+from jaxunlearn.data.rows import DataRows
+
+REFUSAL_FILE = "idontknow.jsonl"
+
+
+def load_refusals(source: str | Path | None = None) -> list[str]:
+    """Reads refusals: plain text, one a line.
+
+    Args:
+      source: a file, or a folder that holds ``idontknow.jsonl`` (TOFU's own name and format, 100
+        lines); None gives the packaged ones.
+
+    Returns:
+      The lines, without the blank ones.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no lines in it.
+    """
+    if source is None:
+        return list(REFUSALS)
+    path = Path(source)
+    path = path / REFUSAL_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no refusals; expected plain text, one answer a line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError(f"{path}: empty; expected plain text, one answer a line")
+    return lines
+
+
+def refusal_index(seed: int, sample: int, epoch: int | None, n: int) -> int:
+    """Draws the refusal for a sample uniformly; the draw depends on the arguments alone.
+
+    Args:
+      seed: of the run.
+      sample: id of the sample.
+      epoch: from 0 in training; None in measurements, which all use the same refusal of a sample.
+      n: number of refusals.
+
+    Returns:
+      An index in 0..n-1.
+
+    Raises:
+      ValueError: ``n`` is not positive, or a negative argument.
+
+    >>> refusal_index(0, 3, None, 100) == refusal_index(0, 3, None, 100)
+    True
+    """
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    turn = 0 if epoch is None else epoch + 1  # 0 is the draw for measurements
+    return int(generator(seed, Stream.REFUSAL, sample, turn).integers(n))
+
+
+class Refusals:
+    """The refusals of a run: which text stands in for a sample's answer, encoded with its question.
+
+    A refusal is a text; objectives such as `po` and `dpo` call the encoded pair of question and
+    refusal the `substitute` of a sample.
+
+    Args:
+      rows: the rows of the samples, of which only the questions are read.
+      lines: the refusals to draw from.
+      encode: (question, refusal) -> the encoded pair.
+      seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        rows: DataRows,
+        lines: Sequence[str],
+        encode: Callable[[str, str], planning.Sample],
+        seed: int,
+    ):
+        # A pair is drawn in many epochs, and encoded when it is drawn first.
+        @functools.cache
+        def encoded(sample: int, line: int) -> planning.Sample:
+            return encode(rows[sample]["question"], lines[line])
+
+        self._seed, self._count, self._encoded = seed, len(lines), encoded
+
+    def draw(self, sample: int, epoch: int | None) -> planning.Sample:
+        """Returns the substitute of a sample in an epoch, or with None the one for measurements."""
+        return self._encoded(sample, refusal_index(self._seed, sample, epoch, self._count))

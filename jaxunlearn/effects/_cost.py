@@ -1,0 +1,121 @@
+"""The cost of a function before it runs: memory by the compiler, FLOPs by its program.
+
+Nothing is allocated: arguments may be `jax.ShapeDtypeStruct`, with shardings of a mesh of devices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend
+from jax.interpreters import partial_eval
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Bytes on each device, by kind, and the FLOPs of all devices together.
+
+    Attributes:
+      arguments: bytes of the call's arguments.
+      output: bytes of its results.
+      alias: bytes of results that take the place of donated arguments.
+      temp: bytes of everything in between.
+      flops: FLOPs of all devices together, see `count_flops`.
+    """
+
+    arguments: int
+    output: int
+    alias: int
+    temp: int
+    flops: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at once: arguments + output - alias + temp."""
+        return self.arguments + self.output - self.alias + self.temp
+
+
+def estimate_cost(step: Callable[..., Any], /, *args: Any, **static: Any) -> Cost:
+    """Compiles a function for abstract arguments and reads off what it needs.
+
+    Args:
+      step: a function, or one compiled by `jax.jit` (with its donations and output shardings).
+      *args: arrays or `jax.ShapeDtypeStruct`, whose shardings say where they live.
+      **static: static keyword arguments of a jitted `step`.
+
+    Returns:
+      Cost. `temp` depends on the backend that compiles: a CPU's compiler keeps bfloat16 products in
+      float32 and orders operations without regard to memory, a TPU's may keep a bfloat16 copy of
+      the parameters.
+
+    >>> import jax.numpy as jnp
+    >>> x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    >>> cost = estimate_cost(lambda x: x @ x, x)
+    >>> cost.flops, cost.arguments, cost.output
+    (524288, 16384, 16384)
+    """
+    jitted: Any = step if hasattr(step, "lower") else jax.jit(step)
+    return cost_of_compiled(jitted.lower(*args, **static).compile(), step, *args, **static)
+
+
+def cost_of_compiled(compiled: Any, step: Callable[..., Any], /, *args: Any, **static: Any) -> Cost:
+    """The cost of a function that is compiled already.
+
+    Args:
+      compiled: the result of `step.lower(*args, **static).compile()`.
+      step: the function.
+      *args: the arguments it was compiled for.
+      **static: its static keyword arguments.
+
+    Returns:
+      Cost.
+    """
+    memory = compiled.memory_analysis()
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        output=memory.output_size_in_bytes,
+        alias=memory.alias_size_in_bytes,
+        temp=memory.temp_size_in_bytes,
+        flops=count_flops(step, *args, **static),
+    )
+
+
+def count_flops(fn: Callable[..., Any], /, *args: Any, **static: Any) -> int:
+    """FLOPs of a function: 2 x multiply-adds of every matrix product that its results need.
+
+    Scans are multiplied out and dead code is left out, as the compiler does; its own cost analysis
+    counts the body of a loop once. Element-wise work, 1-2 % of a transformer, does not count.
+
+    Args:
+      fn: a function, compiled or not.
+      *args: arrays or `jax.ShapeDtypeStruct`.
+      **static: static keyword arguments.
+
+    Returns:
+      The number, of all devices together.
+
+    >>> import jax.numpy as jnp
+    >>> x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    >>> count_flops(lambda x: x @ x.T, x)
+    24
+    """
+    program = jax.make_jaxpr(lambda *args: fn(*args, **static))(*args).jaxpr
+    live, _ = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    return _count(live)
+
+
+def _count(program: Any) -> int:
+    """FLOPs of the matrix products in a jaxpr and in those nested in it."""
+    total = 0
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            # Each element of the result is a sum of as many products as the contracted axes hold.
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            total += times * _count(inner)
+    return total

@@ -1,0 +1,253 @@
+"""G-effect: how an objective's gradient moves a risk.
+
+    e(D) = grad R(D; theta) . grad L_u(D_u; theta)        (arXiv 2502.19301, definition 1)
+
+A gradient step of size eta on L_u changes R(D) by about -eta e(D): e < 0 on the data to forget
+removes, e >= 0 on the data to retain keeps.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.core import trees
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.effects import _checks, _gradients, _grouping, _probes, _rows
+from jaxunlearn.effects._grouping import BY_PATH, Grouping
+
+By = Literal["layer", "tensor", "total"]
+
+
+class GEffect(NamedTuple):
+    """A G-effect: one value, or one value a row of a table by layer or tensor.
+
+    Attributes:
+      value: grad R . direction, [] or [rows].
+      cosine: of the angle between the two, like `value`; 0 where either is 0. None where grad R was
+        never formed (method="gates").
+      risk_norm: ||grad R||, like `value`; None where grad R was never formed.
+      direction_norm: ||direction||, like `value`.
+      rows: the names of the rows; None for the total.
+    """
+
+    value: jax.Array
+    cosine: jax.Array | None
+    risk_norm: jax.Array | None
+    direction_norm: jax.Array
+    rows: tuple[str, ...] | None
+
+    def total(self) -> "GEffect":
+        """The G-effect of the whole parameters, from that of their rows.
+
+        Values add up, norms by their squares; the cosine follows from these sums. From rows by
+        layer these are the numbers of by="total", to the last bit.
+        """
+        if self.rows is None:
+            return self
+        risk_norm = None if self.risk_norm is None else trees.norm(self.risk_norm)
+        return _with_cosine(self.value.sum(), risk_norm, trees.norm(self.direction_norm), None)
+
+
+def g_effect(
+    risk_fn: Callable[..., tuple[jax.Array, jax.Array]],
+    params: Tree,
+    batches: Iterable[Any],
+    direction: Tree,
+    *,
+    by: By = "layer",
+    method: Literal["gates", "full"] = "full",
+    grouping: Grouping = BY_PATH,
+) -> GEffect:
+    """The exact G-effect of a direction on a risk over a dataset.
+
+    Args:
+      risk_fn: (params, batch) -> (sum, count), and for method="gates" also `probe=None`.
+      params: pytree of arrays; for method="gates" a mapping whose keys are layers.
+      batches: the whole dataset in pytrees of one static shape.
+      direction: tree like `params`: the gradient of the objective (or an optimiser's update).
+      by: one value per layer or per tensor (named by `.rows`), or the total alone.
+      method: "full" forms the risk's gradient and so knows cosine and norms; "gates" never forms it
+        (one scalar per layer or tensor in the reverse pass): the lean way for large models.
+      grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
+        follow from the paths of leaves and nothing is stacked.
+
+    Returns:
+      GEffect; the rows' values sum to the total.
+
+    Raises:
+      ValueError: another `by` or `method`, no batches, a direction that is not like the parameters,
+        a count of zero, or a grouping that does not fit the parameters.
+      TypeError: method="gates", and `risk_fn` has no argument `probe` or `params` is no mapping.
+    """
+    _check(by, method)
+    _checks.check_like("direction", direction, params)
+    if method == "full":
+        risk = _gradients.dataset_gradient(risk_fn, params, batches)
+        return g_effect_between(risk.gradient, direction, by=by, grouping=grouping)
+    _probes.require(risk_fn, "g_effect", "method='full'")
+    # The total is the sum of the layers, so that both have the same rounding.
+    rows: _rows.By = "tensor" if by == "tensor" else "layer"
+    values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
+    norms = _norms(direction, rows, grouping)
+    effect = GEffect(values, None, None, norms, _names(params, rows, grouping))
+    return effect.total() if by == "total" else effect
+
+
+def g_effect_between(
+    risk_gradient: Tree,
+    direction: Tree,
+    *,
+    by: By = "layer",
+    grouping: Grouping = BY_PATH,
+) -> GEffect:
+    """The G-effect of two gradients that are already formed.
+
+    Args:
+      risk_gradient: grad R(D).
+      direction: grad L_u, or an update; a tree like `risk_gradient`.
+      by: one value per layer or per tensor (named by `.rows`), or the total alone.
+      grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
+        follow from the paths of leaves and nothing is stacked.
+
+    Returns:
+      GEffect with cosine and both norms; the cosine of a zero gradient is 0. The total of a result
+      by layer is its `total()`: no second call is needed.
+
+    Raises:
+      ValueError: trees that are not like each other, or a grouping that does not fit them.
+    """
+    _checks.check_like("direction", direction, risk_gradient, "risk_gradient")
+    rows: _rows.By = "tensor" if by == "tensor" else "layer"
+    value = _dots(risk_gradient, direction, rows, grouping)
+    risk_norm, direction_norm = (_norms(t, rows, grouping) for t in (risk_gradient, direction))
+    names = _names(direction, rows, grouping)
+    effect = _with_cosine(value, risk_norm, direction_norm, names)
+    return effect.total() if by == "total" else effect
+
+
+def g_effects_of(
+    losses_fn: _gradients.LossesFn, params: Tree, batches: Iterable[Any], risk_gradient: Tree
+) -> dict[str, jax.Array]:
+    """K objectives' total G-effects at one theta, by one forward-mode pass.
+
+    e_k = d/da L_k(theta + a grad R) at a = 0: the derivative of the vector of objectives along one
+    direction. It costs three forward passes however many objectives there are, and forms none of
+    their gradients.
+
+    Args:
+      losses_fn: (params, batch) -> {name: (sum, count)}, the objectives on one batch.
+      params: pytree of arrays.
+      batches: the dataset the objectives are averaged over.
+      risk_gradient: grad R(D), like `params`.
+
+    Returns:
+      {name: e}, scalars.
+
+    Raises:
+      ValueError: no batches, or a risk gradient that is not like the parameters.
+    """
+    _checks.check_like("risk_gradient", risk_gradient, params)
+    # jax.jvp takes tangents of the parameters' own types.
+    tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), risk_gradient, params)
+    totals: dict[str, tuple[jax.Array, jax.Array]] = {}
+    for batch in batches:
+        for name, (effect, count) in _push(params, batch, tangent, losses_fn=losses_fn).items():
+            sums = totals.get(name, (0.0, 0.0))
+            totals[name] = (sums[0] + effect, sums[1] + count)
+    if not totals:
+        raise ValueError("g_effects_of needs at least one batch, got none")
+    return {name: total / count for name, (total, count) in totals.items()}
+
+
+@partial(jax.jit, static_argnames=("risk_fn", "by", "grouping"))
+def g_by_gates(params, batch, direction, *, risk_fn, by, grouping):
+    """[rows], count: grad (sum of a batch's risk) . direction by layer or tensor, never formed.
+
+    Args:
+      params, batch, direction, risk_fn: as in `g_effect`, for one batch.
+      by: "layer" or "tensor".
+      grouping: how leaves form rows.
+    """
+    probe = _probes.make(params, (direction,), by=by, grouping=grouping)
+
+    def risk(gates):
+        return risk_fn(params, batch, probe={"directions": probe["directions"], "gates": gates})
+
+    gates, count = jax.grad(risk, has_aux=True)(probe["gates"])
+    # One direction, and one gate for all samples.
+    return _probes.to_rows(gates, params, by, grouping)[:, 0, 0], count
+
+
+def _by_gates(
+    risk_fn: Callable[..., Any],
+    params: Tree,
+    batches: Iterable[Any],
+    direction: Tree,
+    by: _rows.By,
+    grouping: Grouping,
+) -> jax.Array:
+    """[rows]: sums and counts are added over batches, and divided once."""
+    pairs = [
+        g_by_gates(params, batch, direction, risk_fn=risk_fn, by=by, grouping=grouping)
+        for batch in batches
+    ]
+    if not pairs:
+        raise ValueError("g_effect needs at least one batch, got none")
+    sums, counts = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *pairs)
+    if counts == 0:
+        raise ValueError("g_effect: nothing to average over (a count of 0 in every batch)")
+    return sums / counts
+
+
+def _with_cosine(
+    value: jax.Array,
+    risk_norm: jax.Array | None,
+    direction_norm: jax.Array,
+    rows: tuple[str, ...] | None,
+) -> GEffect:
+    if risk_norm is None:
+        return GEffect(value, None, None, direction_norm, rows)
+    zero = (risk_norm == 0) | (direction_norm == 0)
+    # Divided one norm after the other: their product may overflow or vanish.
+    cosine = jnp.where(zero, 0, value / jnp.where(zero, 1, risk_norm))
+    cosine = cosine / jnp.where(zero, 1, direction_norm)
+    return GEffect(value, cosine, risk_norm, direction_norm, rows)
+
+
+@partial(jax.jit, static_argnames=("by", "grouping"))
+def _dots(a, b, by, grouping):
+    return _rows.layer_dots(a, b, by=by, grouping=grouping)
+
+
+@partial(jax.jit, static_argnames=("by", "grouping"))
+def _norms(a, by, grouping):
+    return _rows.layer_norms(a, by=by, grouping=grouping)
+
+
+def _names(params: Tree, by: _rows.By, grouping: Grouping) -> tuple[str, ...]:
+    names_of = _grouping.tensor_names if by == "tensor" else _grouping.layer_names
+    return tuple(names_of(params, grouping=grouping))
+
+
+def _check(by: str, method: str) -> None:
+    if by not in get_args(By) or method not in ("gates", "full"):
+        raise ValueError(
+            f"g_effect: by={by!r}, method={method!r}; by is 'layer', 'tensor' or 'total', method"
+            " 'gates' or 'full'"
+        )
+
+
+@partial(jax.jit, static_argnames="losses_fn")
+def _push(params, batch, tangent, *, losses_fn):
+    """{name: (derivative of the sum along the tangent, count)} of one batch."""
+
+    def sums(p):
+        pairs = losses_fn(p, batch)
+        values = {name: trees.wide(total) for name, (total, _) in pairs.items()}
+        return values, {name: count for name, (_, count) in pairs.items()}
+
+    _, tangents, counts = jax.jvp(sums, (params,), (tangent,), has_aux=True)
+    return {n: (tangents[n], trees.wide(jnp.asarray(counts[n]))) for n in tangents}

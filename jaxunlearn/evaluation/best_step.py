@@ -1,0 +1,127 @@
+"""Evaluation during unlearning: suites at some steps of an objective, and the best step.
+
+The rows of a step are one part of the table `evaluation_steps`. A resumed run drops the parts after
+its checkpoint and measures these steps again, so that no step is missing or there twice.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxunlearn.core import files
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.evaluation.suite import Evaluation, MetricRows, all_finite
+from jaxunlearn.evaluation.suites import DURING_UNLEARNING
+from jaxunlearn.metrics.uwc import SHARE
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.record.steps import timed
+
+TABLE = "evaluation_steps"
+STRENGTH = ("extraction_strength", "extraction_strength.suffix")
+"""Metric and definition of the extraction strength that steps are compared by."""
+QUALITY = ("forget_quality", "forget_quality.geometric")
+"""Metric and definition of the forget quality that steps are compared by."""
+
+
+def evaluate(evaluation: Evaluation, folder: RunFolder, name: str, step: int, params: Tree) -> None:
+    """Measures theta_t of an objective, and writes the step's rows.
+
+    Args:
+      evaluation: all suites of the run; those of `DURING_UNLEARNING` are measured.
+      folder: of the run.
+      name: the objective.
+      step: t, updates made.
+      params: theta_t; where they are not finite the step has no rows.
+    """
+    model, rows = f"{name}-{step:06d}", []
+    with timed(folder.path, f"evaluate {model}"):
+        if all_finite(params):
+            rows = [
+                {"suite": suite_name} | _table_columns(row)
+                for suite_name, suite in evaluation.suites.items()
+                if suite_name in DURING_UNLEARNING
+                for row in suite.measure(model, params)
+            ]
+        tables.write_part(folder.path, TABLE, name, step, rows)
+
+
+def _table_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a row that the table has columns for."""
+    return {key: row[key] for key in tables.SCHEMAS[TABLE].names if key in row}
+
+
+def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Finds the best step of every objective that was evaluated during unlearning.
+
+    Args:
+      folder: of the run.
+      models: {model: {suite: {"results": rows}}} of the final models and of the one before
+        unlearning.
+
+    Returns:
+      {objective: {"evaluated": steps, "last": step, "least_forget_es": {"step", "forget_es",
+      "retain_es"} among steps that keep SHARE of the retain ES before unlearning, None where none
+      does, "best_forget_quality": {"step", "value"} or None}}.
+    """
+    by_objective: dict[str, dict[int, MetricRows]] = {}
+    for row in _table_rows(folder):
+        by_objective.setdefault(row["objective"], {}).setdefault(row["step"], []).append(row)
+    retained_before = _value(_suite_rows(models.get(BASE, {})), *STRENGTH, "retain")
+    summary = {}
+    for name, by_step in by_objective.items():
+        if name in models:
+            last = files.read_json(folder.result(name))["steps"]
+            every = by_step | {last: _suite_rows(models[name])}
+            summary[name] = best_of(every, retained_before) | {"last": last}
+    return summary
+
+
+def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) -> dict[str, Any]:
+    """Finds the best steps of one objective; among equal steps, the earliest.
+
+    Args:
+      by_step: rows of the suites at each step.
+      retained_before: the retain ES before unlearning; without it no step has a least forget ES.
+
+    Returns:
+      {"evaluated", "least_forget_es", "best_forget_quality"}, see `summarise`.
+    """
+    # --- the least forget ES, among steps that keep enough of the retain ES -----------------------
+    least = None
+    for step in sorted(by_step):
+        forget, retain = (_value(by_step[step], *STRENGTH, over) for over in ("forget", "retain"))
+        if not retained_before or forget is None or retain is None:
+            continue
+        if retain >= SHARE * retained_before and (least is None or forget < least["forget_es"]):
+            least = {"step": step, "forget_es": forget, "retain_es": retain}
+
+    # --- the best forget quality ------------------------------------------------------------------
+    best = None
+    for step in sorted(by_step):
+        quality = _value(by_step[step], *QUALITY, "forget")
+        if quality is not None and (best is None or quality > best["value"]):
+            best = {"step": step, "value": quality}
+    return {
+        "evaluated": sorted(by_step),
+        "least_forget_es": least,
+        "best_forget_quality": best,
+    }
+
+
+def _table_rows(folder: RunFolder) -> MetricRows:
+    """The merged table of all evaluated steps, row by row."""
+    table = tables.read(folder.path, TABLE)
+    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+
+
+def _suite_rows(suites: Mapping[str, Any]) -> MetricRows:
+    """The rows of a model's suites that are also measured during unlearning."""
+    return [row for name in DURING_UNLEARNING for row in suites.get(name, {}).get("results", [])]
+
+
+def _value(rows: MetricRows, metric: str, definition: str, over: str) -> float | None:
+    """A number of one step, None where it was not measured."""
+    for row in rows:
+        if (row["metric"], row["definition"], row["set"]) == (metric, definition, over):
+            return row["value"]
+    return None

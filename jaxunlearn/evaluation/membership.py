@@ -1,0 +1,232 @@
+"""The membership suite: attacks that try to tell the forget set from texts never trained on."""
+
+import dataclasses
+import functools
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import packing
+from jaxunlearn.data.packing import unpack
+from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.evaluation.suite import (
+    NO_RETRAINED,
+    Context,
+    MetricRows,
+    Suite,
+    encode_items,
+    flat,
+    own_pair,
+    split_of,
+    versions,
+)
+from jaxunlearn.metrics import membership, privacy
+from jaxunlearn.metrics.definitions import missing_row
+from jaxunlearn.models import decoder
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.record.folder import RETRAINED
+from jaxunlearn.training.batch import Rows, Split
+from jaxunlearn.training.losses import TokenLogProbs
+
+OVER = "forget, holdout"
+"""The set in the rows of the table."""
+GRADIENT_ENTRIES = 2**28
+"""Entries of the gradients held at a time: 1 GiB, or one gradient where that is more."""
+MAX_GRADIENTS = 8
+
+Scores = dict[str, np.ndarray]
+"""{attack: [n], larger where a text looks more like a member}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The texts of the forget set, then those of the held-out set, encoded.
+
+    Attributes:
+      members: the number of texts of the forget set.
+      answers: the n answers as text.
+      split: all sequences, packed.
+      mask: [n, S] bool, the labels of each.
+      single: one sequence a row, whole on every device: gradients are taken sample by sample.
+    """
+
+    members: int
+    answers: list[str]
+    split: Split
+    mask: np.ndarray
+    single: Rows
+
+
+class Signals(NamedTuple):
+    """The quantities of one model from which attacks compute their scores.
+
+    Attributes:
+      logp: [n, S] log p of the labels.
+      mu: [n, S] mean of log p under the model's own predictions.
+      sigma: [n, S] its standard deviation.
+      norms: [n] norms of the gradients of log p of each text.
+    """
+
+    logp: np.ndarray
+    mu: np.ndarray
+    sigma: np.ndarray
+    norms: np.ndarray
+
+
+def mia_suite(context: Context) -> Suite:
+    """Reads and encodes the forget set and the held-out set.
+
+    Raises:
+      ValueError: a held-out row that the run forgets or was fine-tuned on.
+    """
+    split = holdout_name(context.config.data.forget)
+    holdout = context.sources.find(split)
+    settings: dict[str, Any] = {
+        "holdout": None if holdout is None else split,
+        "compared_with": RETRAINED if context.retrained else None,
+        "definitions": versions(privacy.DEFINITIONS),
+    }
+    if holdout is None:
+        reason = (
+            f"no split {split!r} in {context.config.data.source}: give one, questions and answers"
+            " like the forget set's that no model of the run was trained on"
+        )
+        missing = [_missing(name, reason) for name in privacy.DEFINITIONS]
+        return Suite(settings, lambda name, params: missing)
+    check_unseen(context, holdout, split)
+    texts = _encode(context, holdout, split)
+    settings["items"] = [texts.members, len(texts.answers) - texts.members]
+    model = context.model
+    # Every model is compared with the retrained one, which is measured once.
+    retrained = functools.cache(lambda: _signals(model, context.load(RETRAINED), texts))
+
+    def measure(name: str, params: Tree) -> MetricRows:
+        # A model that is being measured as the retrained one is not measured twice.
+        signals = retrained() if name == RETRAINED else _signals(model, params, texts)
+        return _rows(texts, signals, retrained() if context.retrained else None)
+
+    return Suite(settings, measure)
+
+
+def holdout_name(forget: str) -> str:
+    """The name of the held-out split that belongs to a forget split.
+
+    >>> holdout_name("forget05"), holdout_name("authors")
+    ('holdout05', 'holdout')
+    """
+    return forget.replace("forget", "holdout") if "forget" in forget else "holdout"
+
+
+def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
+    """Checks that no held-out row is in the data that the run forgets or fine-tunes on.
+
+    Args:
+      context: of the evaluation.
+      holdout: the held-out rows.
+      split: their split, for messages.
+
+    Raises:
+      ValueError: names the first row that is.
+      OSError: the data that they are compared with cannot be read.
+    """
+    data, spec, sources = context.config.data, context.config.finetune, context.sources
+    training_rows = [sources.require(data.forget, "data.forget")]
+    for name in spec.splits:
+        # A run that does not fine-tune may lack the fine-tuning data. Where they are there, the
+        # model was probably trained on them before.
+        rows = sources.require(name, "finetune.splits") if spec.epochs else sources.find(name)
+        training_rows.append(rows or [])
+    training_keys = {row_key(row) for rows in training_rows for row in rows}
+    for i, row in enumerate(holdout):
+        if row_key(row) in training_keys:
+            raise ValueError(
+                f"{split}:{i}: the row is also in the data that the run forgets or was fine-tuned"
+                f" on, so it is not held out: {row['question']!r}"
+            )
+
+
+def _encode(context: Context, holdout: DataRows, split: str) -> Texts:
+    """Encodes both sets, packed for forward passes and one sequence a row for gradients."""
+    forget = context.config.data.forget
+    sets = [
+        encode_items(context, context.sources.require(forget, "data.forget"), own_pair, forget),
+        encode_items(context, holdout, own_pair, split),
+    ]
+    packed = split_of(context, sets)
+    return Texts(
+        members=len(sets[0].rows),
+        answers=[row["answer"] for items in sets for row in items.rows],
+        split=packed,
+        mask=packed.by_sample([p.mask.reshape(-1, p.mask.shape[-1]) for p in packed.packed]),
+        single=context.layout.replicate(Rows(packing.padded(flat(sets)))),
+    )
+
+
+def _rows(texts: Texts, signals: Signals, retrained: Signals | None) -> MetricRows:
+    """AUC of every attack, and PrivLeak where there is a retrained model."""
+    ref_logp = None if retrained is None else retrained.logp
+    forget, holdout = split_scores(texts, signals, ref_logp)
+    if retrained is None:
+        missing = [_missing(name, NO_RETRAINED) for name in ("mia.reference", "privleak")]
+        return [*privacy.table(forget, holdout), *missing]
+    # The retrained model's reference is itself: it gets an AUC of 0.5 by that attack.
+    retain_model = split_scores(texts, retrained, ref_logp)
+    return privacy.table(forget, holdout, retain_model=retain_model)
+
+
+def split_scores(
+    texts: Texts, signals: Signals, ref_logp: np.ndarray | None
+) -> tuple[Scores, Scores]:
+    """The scores of all attacks on one model.
+
+    Args:
+      texts: both sets.
+      signals: of the model.
+      ref_logp: [n, S] of a model that saw none of the texts, if there is one.
+
+    Returns:
+      The scores of the forget set, and those of the held-out set.
+    """
+    scores = membership.scores(
+        signals.logp,
+        texts.mask,
+        texts=texts.answers,
+        moments=(signals.mu, signals.sigma),
+        ref_logp=ref_logp,
+        norms=signals.norms,
+    )
+    parts = (slice(texts.members), slice(texts.members, None))
+    forget, holdout = ({attack: x[part] for attack, x in scores.items()} for part in parts)
+    return forget, holdout
+
+
+def _signals(model: DecoderConfig, params: Tree, texts: Texts) -> Signals:
+    """Measures one model on both sets."""
+    moments = [_moments(params, rows.packed, model=model) for rows in texts.split.batches]
+    by_name = {
+        name: texts.split.by_sample([batch[name] for batch in moments])
+        for name in ("logp", "mu", "sigma")
+    }
+    size = sum(math.prod(leaf.shape) for leaf in model.leaves())
+    norms = membership.gradient_norms(
+        TokenLogProbs(model.with_forward_mode()),
+        params,
+        [texts.single],
+        microbatch=min(max(GRADIENT_ENTRIES // size, 1), MAX_GRADIENTS),
+    )
+    return Signals(**by_name, norms=norms)
+
+
+@partial(jax.jit, static_argnames="model")
+def _moments(params, packed, *, model):
+    """Log p, mean and standard deviation of every label of packed rows, [B, S] each, compiled."""
+    labels = decoder.forward(params, packed, model, head=decoder.label_moments).labels
+    return {name: unpack(x, packed) for name, x in labels.items()}
+
+
+def _missing(name: str, reason: str) -> dict[str, Any]:
+    return missing_row(name.replace(".", "_"), OVER, reason, privacy.DEFINITIONS[name])

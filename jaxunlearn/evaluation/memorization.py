@@ -1,0 +1,239 @@
+"""The memorisation suite: extraction strength and exact memorisation, in all their definitions."""
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import encoding
+from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.rows import DataRows
+from jaxunlearn.evaluation.suite import (
+    Context,
+    MetricRows,
+    Suite,
+    encode_items,
+    generate_text,
+    own_pair,
+    split_of,
+    versions,
+)
+from jaxunlearn.measurement import statistics
+from jaxunlearn.metrics import memorization
+from jaxunlearn.metrics.definitions import metric_row, missing_row
+
+GENERATED = (
+    "extraction_strength.generation",
+    "verbatim_rouge.rougeL_f1",
+    "verbatim_rouge.rougeL_f1_stemmed",
+)
+"""Definitions of the metrics of generated text."""
+
+TEACHER_FORCED: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "extraction_strength": (
+        memorization.extraction_strength,
+        typing.get_args(memorization.Strength),
+    ),
+    "exact_memorization": (memorization.exact_memorization, typing.get_args(memorization.Exact)),
+}
+"""The metrics that need no generated text: (correct, mask, definition=variant) -> [n], and their
+variants. The definition of each is METRIC.VARIANT in `metrics.memorization.DEFINITIONS`."""
+
+EXTRA_TOKENS = 8
+"""Tokens past the longest answer, so that a model that fails to emit EOS is noticed."""
+
+
+class RecitedQuestions(NamedTuple):
+    """Questions of all sets whose answers are continued from a prefix.
+
+    Attributes:
+      sets: the set of each question.
+      questions: the questions.
+      answers: their true answers.
+      max_new_tokens: most tokens of a continuation.
+    """
+
+    sets: list[str]
+    questions: list[str]
+    answers: list[str]
+    max_new_tokens: int
+
+
+def memorization_suite(context: Context) -> Suite:
+    """Reads and encodes the forget set, the retain set D_r, and both with paraphrased questions."""
+    sets = _sets(context)
+    split = split_of(context, sets.values())
+    recited = recited_questions(sets, context.recite, context.model.context)
+    settings = {
+        "items": {over: len(items.rows) for over, items in sets.items()},
+        "generated": {over: recited.sets.count(over) for over in sets},
+        "definitions": versions(memorization.DEFINITIONS),
+    }
+
+    def measure(name: str, params: Tree) -> MetricRows:
+        del name
+        stats, rows, first = statistics.statistics(params, split, context.model), [], 0
+        for over, items in sets.items():
+            part = slice(first, first + len(items.rows))
+            rows += teacher_forced_rows(over, stats.correct[part], stats.mask[part])
+            first = part.stop
+        values = _generated_values(context, params, recited) if recited.questions else {}
+        for over in sets:
+            rows += generated_rows(over, recited.sets, values, none_requested=context.recite == 0)
+        return rows
+
+    return Suite(settings, measure)
+
+
+# ------------------------------------------------------------------------------- data
+
+
+def _sets(context: Context) -> dict[str, Items]:
+    """Both sets, and each once more with paraphrased questions where the data have them."""
+    data, sets = context.config.data, {}
+    for over, key, split in (
+        ("forget", "data.forget", data.forget),
+        ("retain", "data.measured_retain", data.measured_retain),
+    ):
+        rows = context.sources.require(split, key)
+        sets[over] = encode_items(context, rows, own_pair, split)
+        if paraphrased := paraphrased_rows(context.sources.find, split):
+            source = f"{split}, paraphrased_question"
+            sets[f"{over}.paraphrased"] = encode_items(context, paraphrased, own_pair, source)
+    return sets
+
+
+def paraphrased_rows(find: Callable[[str], DataRows | None], split: str) -> DataRows | None:
+    """The rows of a split with their paraphrased questions in the place of the questions.
+
+    Args:
+      find: (name of a split) -> its rows, None where there is none.
+      split: the split; where its own rows have no paraphrases, those of `SPLIT_perturbed` are
+        taken.
+
+    Returns:
+      Rows, None where neither split has paraphrases.
+    """
+    for name in (split, f"{split}_perturbed"):
+        rows = find(name)
+        if rows and "paraphrased_question" in rows[0]:
+            return [{**row, "question": row["paraphrased_question"]} for row in rows]
+    return None
+
+
+def recited_questions(sets: dict[str, Items], count: int | None, context: int) -> RecitedQuestions:
+    """The first rows of each set whose continuations have room in the context.
+
+    Args:
+      sets: encoded rows, one sequence each.
+      count: rows of each set; None for all.
+      context: the model's context, in tokens.
+    """
+    first = [
+        (over, row, sequence)
+        for over, items in sets.items()
+        for row, (sequence,) in zip(items.rows[:count], items.sequences[:count], strict=True)
+    ]
+    max_new_tokens = max((sample.labels for *_, sample in first), default=0) + EXTRA_TOKENS
+    room = context - max_new_tokens - EXTRA_TOKENS
+    fitting = [(over, row) for over, row, sample in first if len(sample.tokens) <= room]
+    return RecitedQuestions(
+        [over for over, _ in fitting],
+        [row["question"] for _, row in fitting],
+        [row["answer"] for _, row in fitting],
+        max_new_tokens,
+    )
+
+
+# ------------------------------------------------------------------------------- teacher forcing
+
+
+def teacher_forced_rows(over: str, correct: np.ndarray, mask: np.ndarray) -> MetricRows:
+    """Rows of one set that need no generated text.
+
+    Args:
+      over: the set.
+      correct: [n, S] bool, whether the label is the model's most likely token.
+      mask: [n, S] bool, which entries are labels.
+    """
+    rows = []
+    for metric, (function, variants) in TEACHER_FORCED.items():
+        for variant in variants:
+            values = np.asarray(function(correct, mask, definition=variant), np.float64)
+            definition = memorization.DEFINITIONS[f"{metric}.{variant}"]
+            rows.append(metric_row(metric, over, values.mean(), definition, items=len(values)))
+    return rows
+
+
+# ------------------------------------------------------------------------------- generated text
+
+
+def _generated_values(
+    context: Context, params: Tree, recited: RecitedQuestions
+) -> dict[str, np.ndarray]:
+    """Metrics of greedily generated text, {definition: one value a question}."""
+    count = len(recited.questions)
+
+    def complete(ids: Sequence[int], prefixes: Sequence[str]) -> list[str]:
+        prompts = [
+            _prompt(context, recited.questions[i], prefix)
+            for i, prefix in zip(ids, prefixes, strict=True)
+        ]
+        # Prompts are filled up to a fixed number, so that decoding is compiled once.
+        filled = [*prompts, *[prompts[-1]] * (count - len(prompts))]
+        return generate_text(context, params, filled, recited.max_new_tokens)[: len(prompts)]
+
+    # --- extraction strength: a round of decoding for every number of words -----------------------
+    strength = memorization.generated_extraction_strength(recited.answers, complete)
+
+    # --- verbatim recall: the second half of each answer, cut to the length of the true one -------
+    prefixes, rest = memorization.split_answers(recited.answers)
+    texts = complete(range(count), prefixes)
+    cut = [_cut(context.tokenizer, text, true) for text, true in zip(texts, rest, strict=True)]
+    return {
+        "extraction_strength.generation": strength,
+        "verbatim_rouge.rougeL_f1": memorization.verbatim_rouge(cut, rest),
+        "verbatim_rouge.rougeL_f1_stemmed": memorization.verbatim_rouge(cut, rest, stem=True),
+    }
+
+
+def generated_rows(
+    over: str, sets: Sequence[str], values: dict[str, np.ndarray], *, none_requested: bool
+) -> MetricRows:
+    """The rows of one set of the metrics of generated text, with a reason where it has none.
+
+    Args:
+      over: the set.
+      sets: the set of each recited question.
+      values: {definition: one value a question}.
+      none_requested: whether no text was asked for.
+    """
+    in_set = np.array([name == over for name in sets], bool)
+    rows = []
+    for name in GENERATED:
+        metric, definition = name.partition(".")[0], memorization.DEFINITIONS[name]
+        if in_set.any():
+            value = values[name][in_set].mean()
+            rows.append(metric_row(metric, over, value, definition, items=int(in_set.sum())))
+        else:
+            no_room = "the context has no room for it"
+            reason = "nothing was recited" if none_requested else no_room
+            rows.append(missing_row(metric, over, reason, definition))
+    return rows
+
+
+def _prompt(context: Context, question: str, prefix: str) -> np.ndarray:
+    """The question and the start of an answer, [T] int32."""
+    style = context.config.data.prompt
+    if not prefix:
+        return encoding.encode_prompt(context.tokenizer, question, style=style)
+    sample = encoding.encode(context.tokenizer, question, prefix, style=style)
+    return sample.tokens[:-1]  # without EOS: the model goes on
+
+
+def _cut(tokenizer: Any, text: str, reference: str) -> str:
+    """The text, cut to as many tokens as the reference has."""
+    count = len(tokenizer(reference, add_special_tokens=False)["input_ids"])
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:count])

@@ -1,0 +1,84 @@
+"""The calibration suite: forgetting of each model at equal retention (UWC)."""
+
+import functools
+
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.evaluation.suite import (
+    Context,
+    MetricRows,
+    Suite,
+    encode_items,
+    own_pair,
+    split_of,
+    versions,
+)
+from jaxunlearn.measurement import statistics
+from jaxunlearn.metrics import uwc
+from jaxunlearn.metrics.definitions import metric_row, missing_row
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.record.folder import BASE
+from jaxunlearn.training.batch import Split
+
+STEPS = 6
+"""Halvings of the bisection on the mixing weight."""
+
+_ALPHA, _RETENTION, _STRENGTH = uwc.DEFINITIONS.values()
+_OVER = ((_ALPHA, "retain"), (_RETENTION, "retain"), (_STRENGTH, "forget"))
+
+
+def uwc_suite(context: Context) -> Suite:
+    """Reads and encodes the forget set and the retain set D_r.
+
+    Measuring holds three models in memory: the one before unlearning, the unlearned one, and their
+    mixture.
+    """
+    data = context.config.data
+    names = {"forget": data.forget, "retain": data.measured_retain}
+    keys = {"forget": "data.forget", "retain": "data.measured_retain"}
+    items = {
+        over: encode_items(context, context.sources.require(split, keys[over]), own_pair, split)
+        for over, split in names.items()
+    }
+    splits = {over: split_of(context, [encoded]) for over, encoded in items.items()}
+    settings = {
+        "items": {over: len(encoded.rows) for over, encoded in items.items()},
+        "share": uwc.SHARE,
+        "steps": STEPS,
+        "definitions": versions(uwc.DEFINITIONS),
+    }
+    base = functools.cache(lambda: context.load(BASE))
+
+    def measure(name: str, params: Tree) -> MetricRows:
+        del name
+        return _rows(base(), params, splits, context.model)
+
+    return Suite(settings, measure)
+
+
+def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConfig) -> MetricRows:
+    """The largest mixing weight that retains enough, and both strengths there."""
+
+    def strength(mixture: Tree, over: str) -> float:
+        stats = statistics.statistics(mixture, splits[over], model)
+        return float(stats.extraction_strength.mean())
+
+    retained_before = strength(base, "retain")
+    if not retained_before:
+        reason = "the model before unlearning has a retain ES of 0: there is nothing to keep"
+        return [missing_row(_metric(d.name), over, reason, d) for d, over in _OVER]
+    calibration = uwc.calibrate(
+        lambda alpha: strength(uwc.mix(base, params, alpha), "retain"),
+        uwc.SHARE * retained_before,
+        steps=STEPS,
+    )
+    forgotten = strength(uwc.mix(base, params, calibration.alpha), "forget")
+    values = (calibration.alpha, calibration.retention, forgotten)
+    extra = ({"trace": calibration.trace}, {}, {})
+    return [
+        metric_row(_metric(definition.name), over, value, definition, **more)
+        for (definition, over), value, more in zip(_OVER, values, extra, strict=True)
+    ]
+
+
+def _metric(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,385 @@
+"""The programs of a run, compiled before it runs: bytes per device, FLOPs and calls of each.
+
+The run's own functions are compiled for abstract parameters, sharded over as many devices as the
+configuration names, whether this machine has them or not. Weights are neither read nor allocated.
+Fine-tuning, references, train steps, measurements and guided weights are covered. Evaluation
+suites, generated text and relearning attacks are not.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn import effects
+from jaxunlearn.core import trees
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import packing
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.effects import programs as effect_programs
+from jaxunlearn.forecasting import resident
+from jaxunlearn.measurement.guidance import guide_retain_samples, refresh_steps
+from jaxunlearn.measurement.statistics import label_statistics
+from jaxunlearn.pipeline.finetune import plan_finetuning
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.arrays import LabelValue
+from jaxunlearn.training.batch import Batch, LabelCache, Rows, Split
+from jaxunlearn.training.feed import StepBatches
+from jaxunlearn.training.losses import (
+    GROUPING,
+    FineTuning,
+    Risk,
+    RiskAndObjective,
+    SampleLogProbs,
+    TokenLogProbs,
+)
+from jaxunlearn.training.references import References, gather_references, label_references
+from jaxunlearn.training.step import abstract_state, optimizer, train_step
+from jaxunlearn.training.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One function of a run, compiled when its cost is read.
+
+    Attributes:
+      name: of the function, for the reader.
+      calls: how often the run calls it, at most.
+      shape: of its batch, for the reader.
+      resident_bytes: bytes per device that the run keeps in memory while the program runs.
+      mesh: the devices; this machine need not have them.
+      function: compiled by `jax.jit`.
+      args: its abstract arguments.
+      static: its static keyword arguments.
+    """
+
+    name: str
+    calls: int
+    shape: str
+    resident_bytes: int
+    mesh: jax.sharding.Mesh
+    function: Any
+    args: tuple[Any, ...]
+    static: Mapping[str, Any]
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The compiler's result for the devices of the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*self.args, **self.static).compile()
+
+    @functools.cached_property
+    def cost(self) -> effects.Cost:
+        """Bytes and FLOPs of one call."""
+        compiled = self.compiled
+        with jax.set_mesh(self.mesh):
+            return effect_programs.cost_of_compiled(
+                compiled, self.function, *self.args, **self.static
+            )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes per device while it runs: its own peak and `resident_bytes`."""
+        return self.cost.peak + self.resident_bytes
+
+
+def programs(prepared: Prepared) -> Iterator[Program]:
+    """Every program of a run that a forecast covers, in the order in which they first run."""
+    yield from learning(prepared)
+    yield from training(prepared, prepared.tasks)
+    yield from measuring(prepared)
+    yield from guiding(prepared)
+
+
+def learning(prepared: Prepared) -> Iterator[Program]:
+    """The programs of fine-tuning and of the reference pass."""
+    params = resident.sharded_params(prepared)
+    if prepared.config.finetune.epochs:
+        yield from _finetuning(prepared, params)
+    passes: list[tuple[Split, int | None]] = []
+
+    def record(name: str, samples: Sequence[Sample], values: Sequence[LabelValue]):
+        # As `references` does: one pass for each tap, and at least one.
+        taps = {value.tap for value in values if value.tap is not None} or {None}
+        split = prepared.layout.split(samples)
+        passes.extend((split, tap) for tap in taps)
+        return _zero_caches(prepared, samples, values)
+
+    gather_references(params, prepared.tasks, prepared.sets, prepared.config.unlearn, record)
+    if not passes:
+        return
+    largest, tap = max(passes, key=lambda one: one[0].packed[0].tokens.size)
+    calls = sum(len(split.batches) for split, _ in passes)
+    args = (params, largest.batches[0].packed)
+    static = {"model": prepared.model, "tap": tap}
+    make = functools.partial(_program, prepared, "reference pass", calls, largest, 0)
+    yield make(label_references, args, static)
+
+
+def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
+    """The train step of each of some objectives."""
+    params, references = resident.sharded_params(prepared), _references(prepared)
+    spec = prepared.config.unlearn
+    for task in tasks:
+        feed = _feed(prepared, task, references)
+        batch, _, share = feed.step(0)
+        tx = optimizer(
+            _rate, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare
+        )
+        rows, width = batch.forget.packed.tokens.shape[-2:]
+        shape = f"{rows} x {width}, {share:.0%} real"
+        parts = spec.accumulate
+        yield Program(
+            name=f"{task.name}: step",
+            calls=feed.steps,
+            shape=f"{parts} parts of {shape}" if parts > 1 else shape,
+            resident_bytes=resident.between_measurements(prepared),
+            mesh=prepared.mesh,
+            function=train_step,
+            args=(abstract_state(params, tx), batch),
+            static={"loss": task.loss, "tx": tx, "accumulate": parts, "guard": task.guard},
+        )
+
+
+def measuring(prepared: Prepared) -> Iterator[Program]:
+    """The programs of the measurements.
+
+    Only one objective is compiled: the first whose gradient needs a backward pass of its own. The
+    calls are those of all objectives.
+    """
+    measured, tasks = prepared.measured_steps, prepared.tasks
+    if not measured:
+        return
+    params, references = resident.sharded_params(prepared), _references(prepared)
+    forget = prepared.layout.split(prepared.sets.forget, references.forget)
+    retain = prepared.layout.split(prepared.retain_eval)
+
+    # --- statistics: at each measurement, after its update, and at the end ------------------------
+    # At step 0 they are theta_0's, which the run takes once for all objectives.
+    per_objective = 2 * len(measured) - (0 in measured) + 1
+    starting_points = 1 + prepared.config.finetune.retrained
+    passes = len(tasks) * per_objective + starting_points
+    calls = passes * (len(forget.batches) + len(retain.batches))
+    resident_bytes = resident.while_counting(prepared)
+    make = functools.partial(_program, prepared, "statistics", calls, retain, resident_bytes)
+    args = (params, retain.batches[0].packed)
+    yield make(label_statistics, args, {"model": prepared.model})
+
+    with_backward = [task for task in tasks if not task.loss.unlearn.objective.ascent]
+    task = (*with_backward, *tasks)[0]
+    batches = [_feed(prepared, each, references).measured(forget) for each in tasks]
+    batch, calls = batches[tasks.index(task)], len(measured) * sum(map(len, batches))
+    if prepared.config.measure.gradients == "full":
+        yield from _formed(prepared, task, batch, calls, forget, retain)
+    else:
+        yield from _gated(prepared, task, batch, calls, forget, retain)
+    yield from _pg_effects(prepared, forget)
+
+
+def guiding(prepared: Prepared) -> Iterator[Program]:
+    """The programs of a refresh of guided weights."""
+    tasks = [task for task in prepared.tasks if "guide" in task.needs]
+    if not tasks:
+        return
+    params, size = _params(prepared)
+    offloads = prepared.config.compute.offload
+    count = sum(len(refresh_steps(task, prepared.steps)) for task in tasks)
+    resident_bytes = resident.while_refreshing(prepared)
+    pool, seed = prepared.sets.retain, prepared.config.seed
+    retain_samples = guide_retain_samples(pool, len(prepared.retain_eval), seed)
+    forget = prepared.layout.split(prepared.sets.forget, _references(prepared).forget)
+    risk = Risk(prepared.model, tasks[0].loss.unlearn.reduction)
+    splits = {"R(retain)": (prepared.layout.split(retain_samples), 0), "R(D_u)": (forget, 1)}
+    for name, (split, gradients) in splits.items():
+        # Next to the pass: the sum over the batches so far, and the gradient formed before it.
+        more = (len(split.batches) > 1) + (0 if offloads else gradients)
+        calls, name = count * len(split.batches), f"guide: grad {name}"
+        make = functools.partial(
+            _program, prepared, name, calls, split, resident_bytes + more * size
+        )
+        yield make(*_gradient(prepared, risk, split.batches[0]))
+    name, calls = "guide: PG-effects (jvp)", count * len(forget.batches)
+    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
+    yield make(
+        effect_programs.pg_by_jvp,
+        (params, forget.batches[0], (params, params)),
+        token_options(prepared),
+    )
+
+
+def _formed(
+    prepared: Prepared,
+    task: Task,
+    batches: Sequence[Batch],
+    calls: int,
+    forget: Split,
+    retain: Split,
+) -> Iterator[Program]:
+    """The passes that form the gradients of both risks and of an objective."""
+    params, size = _params(prepared)
+    measured, tasks = prepared.measured_steps, prepared.tasks
+    resident_bytes, term = resident.while_measuring(prepared), task.loss.unlearn
+    # At step 0 the objectives of one reduction share theta_0's gradient.
+    reductions = {each.loss.unlearn.reduction for each in tasks}
+    shared = (len(tasks) - len(reductions)) * (0 in measured)
+    retain_calls = (len(tasks) * len(measured) - shared) * len(retain.batches)
+    sums = size if len(retain.batches) > 1 else 0  # over the batches so far
+    make = functools.partial(
+        _program, prepared, "grad R(D_r)", retain_calls, retain, resident_bytes + sums
+    )
+    yield make(*_gradient(prepared, Risk(prepared.model, term.reduction), retain.batches[0]))
+
+    gradients = 1 if term.objective.ascent else 2
+    sums = gradients * size if len(batches) > 1 else 0
+    more = sums + resident.risk_gradients(prepared)
+    name = f"grad R(D_u), grad L of {task.name}"
+    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes + more)
+    shardings = trees.named_shardings(params)
+    static = {"losses_fn": RiskAndObjective(term), "shardings": shardings}
+    yield make(effect_programs.gradient_sums, (params, batches[0]), static)
+
+
+def _gated(
+    prepared: Prepared,
+    task: Task,
+    batches: Sequence[Batch],
+    calls: int,
+    forget: Split,
+    retain: Split,
+) -> Iterator[Program]:
+    """The pass that forms an objective's gradient, and those that read it through gates."""
+    params, size = _params(prepared)
+    resident_bytes, term = resident.while_measuring(prepared), task.loss.unlearn
+    sums = size if len(batches) > 1 else 0
+    name = f"grad L of {task.name}"
+    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes + sums)
+    yield make(*_gradient(prepared, term, batches[0]))
+    # Once for the G-effect, once for the update, once for the interval.
+    passes = 3 * len(prepared.tasks) * len(prepared.measured_steps)
+    for name, split in (("R(D_u)", forget), ("R(D_r)", retain)):
+        calls = passes * len(split.batches)
+        name = f"G-effect on {name} (gates)"
+        make = functools.partial(_program, prepared, name, calls, split, resident_bytes)
+        risk = Risk(prepared.model, term.reduction)
+        static = {"risk_fn": risk, "by": "layer", "grouping": GROUPING}
+        yield make(effect_programs.g_by_gates, (params, split.batches[0], params), static)
+
+
+def _pg_effects(prepared: Prepared, forget: Split) -> Iterator[Program]:
+    """The passes for PG-effects along the gradients of both risks."""
+    measure, (params, _) = prepared.config.measure, _params(prepared)
+    steps = [step for step in measure.pg_steps if step < prepared.steps]
+    if not steps:
+        return
+    resident_bytes = resident.while_measuring(prepared)
+    calls = len(prepared.tasks) * len(steps) * len(forget.batches)
+    args = (params, forget.batches[0], (params, params))
+    if {"sample", "token"} & set(measure.pg_by) or measure.token_steps:
+        make = functools.partial(
+            _program, prepared, "PG-effects (jvp)", calls, forget, resident_bytes
+        )
+        yield make(effect_programs.pg_by_jvp, args, token_options(prepared))
+    for by in ("layer", "tensor"):
+        if by in measure.pg_by:
+            name = f"PG-effects by {by} (gates)"
+            make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
+            static = {"fn": SampleLogProbs(prepared.model), "by": by, "grouping": GROUPING}
+            yield make(effect_programs.pg_by_gates, args, static)
+
+
+def token_options(prepared: Prepared) -> dict[str, Any]:
+    """The static arguments with which the run calls `pg_by_jvp` for PG-effects by token."""
+    logp = TokenLogProbs(prepared.model.with_forward_mode())
+    return {"fn": logp, "by": "token", "grouping": GROUPING}
+
+
+def _finetuning(prepared: Prepared, params: Tree) -> Iterator[Program]:
+    """The train step of fine-tuning; the retrained model's is the same or a little smaller."""
+    spec, plan = prepared.config.finetune, plan_finetuning(prepared, prepared.finetune)
+    tx = optimizer(_rate, weight_decay=spec.weight_decay)
+    yield Program(
+        name="fine-tuning step",
+        calls=plan.steps * (1 + spec.retrained),
+        shape=f"{plan.shape.rows} x {plan.shape.width}",
+        resident_bytes=0,
+        mesh=prepared.mesh,
+        function=train_step,
+        args=(abstract_state(params, tx), prepared.layout.shard_rows(Rows(plan.batch(0)))),
+        static={"loss": FineTuning(prepared.model), "tx": tx},
+    )
+
+
+def _program(
+    prepared: Prepared,
+    name: str,
+    calls: int,
+    split: Split,
+    resident_bytes: int,
+    function: Any,
+    args: tuple[Any, ...],
+    static: Mapping[str, Any],
+) -> Program:
+    """A program over the batches of a set."""
+    rows, width = split.packed[0].tokens.shape
+    shape = f"{rows} x {width}, {packing.real_token_share(split.packed):.0%} real"
+    return Program(name, calls, shape, resident_bytes, prepared.mesh, function, args, static)
+
+
+def _gradient(prepared: Prepared, loss: Any, batch: Any) -> tuple[Any, tuple, dict[str, Any]]:
+    """(function, arguments, static arguments) of one batch of `effects.dataset_gradient`."""
+    params, _ = _params(prepared)
+    losses = effect_programs.SingleLoss(loss)
+    static = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
+    return effect_programs.gradient_sums, (params, batch), static
+
+
+def _params(prepared: Prepared) -> tuple[Tree, int]:
+    """The parameters as shapes, and their bytes on one device."""
+    params = resident.sharded_params(prepared)
+    return params, resident.device_bytes(params)
+
+
+def _feed(prepared: Prepared, task: Task, references: References) -> StepBatches:
+    return StepBatches(
+        task,
+        prepared.sets,
+        references,
+        layout=prepared.layout,
+        unlearn=prepared.config.unlearn,
+        seed=prepared.config.seed,
+    )
+
+
+def _references(prepared: Prepared) -> References:
+    """References with the shapes of the run's; their zeros take no memory."""
+    params, unlearn = resident.sharded_params(prepared), prepared.config.unlearn
+
+    def compute(name: str, samples: Sequence[Sample], values: Sequence[LabelValue]):
+        return _zero_caches(prepared, samples, values)
+
+    return gather_references(params, prepared.tasks, prepared.sets, unlearn, compute)
+
+
+def _zero_caches(
+    prepared: Prepared, samples: Sequence[Sample], values: Sequence[LabelValue]
+) -> dict[str, LabelCache]:
+    offsets = np.cumsum([0, *(sample.labels for sample in samples)])
+    params = resident.sharded_params(prepared)
+    rows = prepared.layout.split(samples[:1]).batches[0]
+    caches = {}
+    for value in values:
+        assert value.of_reference is not None
+        forward = functools.partial(label_references, model=prepared.model, tap=value.tap)
+        with jax.set_mesh(prepared.mesh):
+            outputs = jax.eval_shape(forward, params, rows.packed)
+        shape = value.of_reference(outputs).shape[2:]
+        zeros = np.broadcast_to(np.zeros((), np.float32), (offsets[-1], *shape))
+        caches[value.name] = LabelCache(zeros, offsets)
+    return caches
+
+
+def _rate(_: Any) -> float:
+    return 1e-5

@@ -1,0 +1,96 @@
+"""Prints a forecast: a table of programs, and the memory and disk that the run needs."""
+
+import math
+
+from rich.console import Console
+
+from jaxunlearn.config import Config
+from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.forecasting import resident
+from jaxunlearn.forecasting.advice import GIB, advise
+from jaxunlearn.forecasting.programs import Program, programs
+from jaxunlearn.forecasting.sketch import sketch
+from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
+
+HEADS = (
+    "program",
+    "calls",
+    "batch",
+    "args",
+    "output",
+    "temp",
+    "peak",
+    "resident",
+    "total",
+    "TFLOP",
+)
+
+
+def forecast(
+    config: Config, *, memory: float | None = None, console: Console | None = None
+) -> list[Program]:
+    """Compiles the programs of a run, prints what each needs, and advises how to make it fit.
+
+    Args:
+      config: the run.
+      memory: GiB of one device; None gives no advice.
+      console: for the table and the advice; default: nothing is printed.
+
+    Returns:
+      The programs, compiled.
+
+    Raises:
+      ValueError, OSError: bad input, as for `run`, or a memory that is not positive.
+    """
+    if memory is not None and not 0 < memory < math.inf:
+        raise ValueError(f"memory (--memory): {memory} must be a positive number of GiB")
+    console = console or quiet_console()
+    # --- compile every program --------------------------------------------------------------------
+    prepared = sketch(config)
+    for note in prepared.notes:
+        console.print(f"assumed: {note}", markup=False, highlight=False)
+    compiled = list(programs(prepared))
+    # --- the table --------------------------------------------------------------------------------
+    devices = prepared.mesh.devices
+    size = resident.device_bytes(resident.sharded_params(prepared))
+    title = f"{config.name}: GiB on each device, TFLOP of all"
+    table = rich_table(_table(compiled), title, left_aligned=("batch",), two_line_heads=False)
+    print_wide(table, console)
+    platform = devices.flat[0].platform
+    console.print(
+        f"{devices.size} devices, compiled for {platform}; {size / GIB:.3g} GiB of parameters on"
+        " each",
+        highlight=False,
+    )
+    console.print("not covered: evaluation suites, generated text, relearning attacks")
+    if platform == "cpu":
+        console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
+    # --- the run as a whole: devices, host and disk -----------------------------------------------
+    worst = max(compiled, key=lambda program: program.total_bytes)
+    console.print(f"most at once: {worst.total_bytes / GIB:.3g} GiB on each device, {worst.name}")
+    if parked := resident.host_bytes(prepared):
+        console.print(
+            f"parked in host memory: {parked / GIB:.3g} GiB for each device", highlight=False
+        )
+    disk, checkpoints = resident.disk_bytes(prepared), config.unlearn.keep_checkpoints
+    console.print(
+        f"disk: {disk / GIB:.3g} GiB at most (unlearn.keep_checkpoints: {checkpoints})",
+        highlight=False,
+    )
+    if memory is not None:
+        for line in advise(config, memory, compiled):
+            console.print(line, markup=False, highlight=False)
+    return compiled
+
+
+def _table(compiled: list[Program]) -> TextTable:
+    """One row a program."""
+    rows = []
+    for program in compiled:
+        cost = program.cost
+        sizes = (cost.arguments, cost.output - cost.alias, cost.temp, cost.peak)
+        sizes += (program.resident_bytes, program.total_bytes)
+        gib = (f"{size / GIB:.3g}" if size > GIB / 2000 else "0" for size in sizes)
+        tera = f"{cost.flops / 1e12:.3g}"
+        rows.append((program.name, str(program.calls), program.shape, *gib, tera))
+    return TextTable(HEADS, rows)

@@ -1,0 +1,101 @@
+"""Prepares a run for a forecast: only its shapes are known, nothing is downloaded or placed."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.config import Config, validate
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.data.refusals import Refusals
+from jaxunlearn.models import sizes
+from jaxunlearn.pipeline import prepare
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.sets import SampleSets
+from jaxunlearn.training.tasks import make_task
+
+SPLITS = {
+    "full": 4000,
+    "forget01": 40,
+    "forget05": 200,
+    "forget10": 400,
+    "retain90": 3600,
+    "retain95": 3800,
+    "retain99": 3960,
+    "retain_perturbed": 400,
+}
+"""The number of rows of each TOFU split."""
+MEAN, SPREAD, SHORTEST, LONGEST, LABELS = 71, 16, 33, 121, 0.6
+"""Tokens of a TOFU row with the Llama-2 tokenizer, and the share of them that are labels."""
+
+
+def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
+    """Prepares a run as shapes: from its files where this machine has them, else by assumption.
+
+    Args:
+      config: the run.
+      devices: of the mesh; default: all.
+
+    Returns:
+      Prepared, whose layout places nothing; `notes` say what is assumed.
+
+    Raises:
+      ValueError, OSError: as `prepare`, or a model or split of unknown size.
+    """
+    validate(config)
+    # --- with all files at hand the run is prepared as usual, but nothing is put on devices -------
+    has_model = config.model is None or Path(config.model).expanduser().is_dir()
+    has_data = config.data.source == "fictional" or Path(config.data.source).exists()
+    if has_model and has_data:
+        prepared = prepare.prepare(config, devices)
+        layout = dataclasses.replace(prepared.layout, abstract=True)
+        return dataclasses.replace(prepared, layout=layout)
+    if config.model is None:
+        raise ValueError("model: a new model is sized by its data; give a local data.source")
+    # --- the model's shape, from its name ---------------------------------------------------------
+    mesh = prepare.make_mesh(config, devices)
+    model = sizes.published_shape(config.model, prepare.compute_options(config))
+    data, spec = config.data, config.finetune
+    specs = config.objectives.items()
+    tasks = tuple(make_task(name, spec, model, config) for name, spec in specs)
+    # --- samples of assumed lengths; every refusal has the mean length ----------------------------
+    forget = _assumed(data.forget)
+    finetune = [s for name in spec.splits for s in _assumed(name)] if spec.epochs else []
+    refusals = Refusals(
+        [{"question": ""}] * len(forget), [""], lambda *_: _sample(MEAN), config.seed
+    )
+    needs_pool = any(task.reads_retain for task in tasks)
+    return Prepared(
+        config=config,
+        layout=prepare.make_layout(config, mesh, model, abstract=True),
+        tokenizer=None,
+        model=model,
+        initial=lambda: None,
+        sources=prepare.open_sources(config),
+        sets=SampleSets(forget, _assumed(data.retain) if needs_pool else [], refusals),
+        retain_eval=_assumed(data.measured_retain),
+        finetune=finetune,
+        retrain=finetune[len(forget) :] if spec.retrained else [],
+        tasks=tasks,
+        notes=(
+            f"{config.model}: shape from its name; lengths assumed as TOFU's with the Llama-2"
+            f" tokenizer (mean {MEAN} tokens, {LABELS:.0%} of them labels)",
+        ),
+    )
+
+
+def _assumed(split: str) -> list[Sample]:
+    """Samples of about TOFU's lengths, the same at every call."""
+    if split not in SPLITS:
+        raise ValueError(
+            f"{split}: how many rows it has is not known; give a local data.source, or one of"
+            f" TOFU's splits: {', '.join(SPLITS)}"
+        )
+    lengths = np.random.default_rng(0).normal(MEAN, SPREAD, SPLITS[split])
+    return [_sample(int(n)) for n in np.clip(lengths, SHORTEST, LONGEST)]
+
+
+def _sample(tokens: int) -> Sample:
+    return Sample(np.ones(tokens, np.int32), tokens - int(LABELS * tokens))

@@ -1,0 +1,1 @@
+"""Measurements of a model at one theta: statistics, gradient effects, table rows."""

@@ -1,0 +1,36 @@
+"""One decoder-only transformer on packed rows, whose variants are data of its configuration."""
+
+from jaxunlearn.models.decoder.config import (
+    STACKED,
+    DecoderConfig,
+    Llama3RopeScaling,
+    abstract_params,
+    init_params,
+)
+from jaxunlearn.models.decoder.groups import layer_groups
+from jaxunlearn.models.decoder.heads import (
+    Head,
+    label_log_probs,
+    label_moments,
+    label_statistics,
+)
+from jaxunlearn.models.decoder.sampling import GREEDY, Sampling
+from jaxunlearn.models.decoder.transformer import Outputs, forward, head_logits
+
+__all__ = [
+    "GREEDY",
+    "STACKED",
+    "DecoderConfig",
+    "Head",
+    "Llama3RopeScaling",
+    "Outputs",
+    "Sampling",
+    "abstract_params",
+    "forward",
+    "head_logits",
+    "init_params",
+    "label_log_probs",
+    "label_moments",
+    "label_statistics",
+    "layer_groups",
+]

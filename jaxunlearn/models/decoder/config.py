@@ -1,0 +1,267 @@
+"""The decoder's configuration, and the one table of its parameters.
+
+Model families differ only in the values of `DecoderConfig`. The table lists the parameters that a
+configuration has; how a family's files name them is written in `jaxunlearn.models.families`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxunlearn.core.trees import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeScaling:
+    """Llama 3.1's stretch of the slow rotary frequencies (rope_type "llama3").
+
+    Attributes:
+      factor: wavelengths of slow frequencies are multiplied by this.
+      low_freq_factor: slow means a wavelength over original_context / low_freq_factor.
+      high_freq_factor: frequencies of a wavelength under original_context / high_freq_factor stay.
+      original_context: longest sequence of the pretraining before the stretch, in tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+class Leaf(NamedTuple):
+    """One parameter of a model.
+
+    Attributes:
+      path: keys in the tree of parameters.
+      dims: names of the logical dimensions, see `sharding.RULES`.
+      shape: of the array; the parameters of all blocks are stacked along a first axis "layers".
+      init: how a new model draws it: "normal", "ones" or "zeros".
+    """
+
+    path: tuple[str, ...]
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    init: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the array holds one entry a block along its first axis."""
+        return self.dims[0] == "layers"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether Hugging Face's files hold the transpose: they write linear maps as [out, in]."""
+        return self.path[-1] == "kernel"
+
+    def put(self, tree: dict[str, Any], value: Any) -> None:
+        """Sets this leaf of a tree; creates the dictionaries on its path."""
+        for key in self.path[:-1]:
+            tree = tree.setdefault(key, {})
+        tree[self.path[-1]] = value
+
+    def get(self, tree: Mapping[str, Any]) -> Any:
+        """Returns this leaf of a tree."""
+        for key in self.path:
+            tree = tree[key]
+        return tree
+
+
+class _Row(NamedTuple):
+    """A row of the leaf table: path, logical dimensions, initial value, and who has the leaf."""
+
+    path: str
+    dims: str
+    init: str
+    present: Callable[["DecoderConfig"], bool] = lambda config: True
+
+
+_TABLE = (
+    _Row("embed/embedding", "table width", "normal"),
+    _Row("blocks/attn_norm/scale", "layers norm", "ones"),
+    _Row("blocks/q/kernel", "layers embed heads", "normal"),
+    _Row("blocks/q/bias", "layers heads", "zeros", lambda c: c.qkv_bias),
+    _Row("blocks/q_norm/scale", "layers head", "ones", lambda c: c.qk_norm == "head"),
+    _Row("blocks/q_norm/scale", "layers heads", "ones", lambda c: c.qk_norm == "projection"),
+    _Row("blocks/k/kernel", "layers embed kv_heads", "normal"),
+    _Row("blocks/k/bias", "layers kv_heads", "zeros", lambda c: c.qkv_bias),
+    _Row("blocks/k_norm/scale", "layers head", "ones", lambda c: c.qk_norm == "head"),
+    _Row("blocks/k_norm/scale", "layers kv_heads", "ones", lambda c: c.qk_norm == "projection"),
+    _Row("blocks/v/kernel", "layers embed kv_heads", "normal"),
+    _Row("blocks/v/bias", "layers kv_heads", "zeros", lambda c: c.qkv_bias),
+    _Row("blocks/o/kernel", "layers heads_in width", "normal"),
+    _Row("blocks/o/bias", "layers width", "zeros", lambda c: c.o_bias),
+    _Row("blocks/mlp_norm/scale", "layers norm", "ones"),
+    _Row("blocks/gate/kernel", "layers embed mlp", "normal"),
+    _Row("blocks/gate/bias", "layers mlp", "zeros", lambda c: c.mlp_bias),
+    _Row("blocks/up/kernel", "layers embed mlp", "normal"),
+    _Row("blocks/up/bias", "layers mlp", "zeros", lambda c: c.mlp_bias),
+    _Row("blocks/down/kernel", "layers mlp_in width", "normal"),
+    _Row("blocks/down/bias", "layers width", "zeros", lambda c: c.mlp_bias),
+    _Row("norm/scale", "norm", "ones"),
+    _Row("lm_head/kernel", "embed vocab", "normal", lambda c: not c.tied),
+)
+
+STACKED = {"blocks": "block"}
+"""The keys of the parameters whose leaves are stacked over layers, and what one layer is called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder and how to compute it; hashable, a static argument of `jax.jit`.
+
+    Attributes:
+      vocab_size: entries of the vocabulary.
+      hidden_size: width of the residual stream.
+      intermediate_size: width of the MLP.
+      num_layers: number of blocks.
+      num_heads: query heads.
+      num_kv_heads: key and value heads; a divisor of `num_heads`.
+      head_dim: width of a head, even.
+      context: longest sequence, in tokens.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: change of the rotary frequencies; None leaves them as they are.
+      norm_eps: added to the mean square in every norm.
+      tied: the unembedding is the embedding.
+      qkv_bias: the query, key and value projections add a bias.
+      o_bias: the output projection of the attention adds a bias.
+      mlp_bias: the three projections of the MLP add a bias.
+      qk_norm: RMS norm of queries and keys before the rotation: "head" over each head by itself,
+        with one scale [head_dim] for all of them; "projection" over all heads together.
+      sliding_window: a token attends to this many tokens of its sequence, itself included; None:
+        to all up to itself.
+      norm_placement: "pre" normalises the input of attention and MLP, x + f(norm(x)); "post" their
+        output, x + norm(f(x)).
+      family: whose files the model is read from and written as, a key of `families.FAMILIES`. It
+        changes nothing that is computed.
+      dtype: of the computation; parameters may be wider.
+      attention: "cudnn" is fused: bfloat16 on GPUs, and no forward mode.
+      remat: what the reverse pass recomputes: "none", all but matrix products ("dots"), or blocks
+        in "full".
+      head_chunk: labels of a row per chunk of the head; 0 chooses.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    rope_theta: float = 10000.0
+    rope_scaling: Llama3RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    sliding_window: int | None = None
+    norm_placement: Literal["pre", "post"] = "pre"
+    family: str = "llama"
+    dtype: str = "float32"
+    attention: Literal["xla", "cudnn"] = "xla"
+    remat: Literal["none", "dots", "full"] = "none"
+    head_chunk: int = 0
+
+    def __post_init__(self):
+        _check_choice("attention", self.attention, ("xla", "cudnn"))
+        _check_choice("remat", self.remat, ("none", "dots", "full"))
+        _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
+        _check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
+        _check_choice("norm_placement", self.norm_placement, ("pre", "post"))
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f"sliding_window={self.sliding_window} must be at least 1, or None for no window"
+            )
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(f"attention='cudnn' needs dtype='bfloat16', not {self.dtype!r}")
+
+    def with_forward_mode(self) -> "DecoderConfig":
+        """Returns the same model computed by parts that `jax.jvp` can differentiate.
+
+        Fused attention has no forward mode: it is a `jax.custom_vjp`. Plain attention computes the
+        same function.
+        """
+        return dataclasses.replace(self, attention="xla")
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The leaf table: shapes, initial values, shardings and files all follow from it."""
+        sizes = {
+            "layers": self.num_layers,
+            "norm": self.hidden_size,
+            "table": self.vocab_size,
+            "width": self.hidden_size,
+            "embed": self.hidden_size,
+            "head": self.head_dim,
+            "heads": self.num_heads * self.head_dim,
+            "kv_heads": self.num_kv_heads * self.head_dim,
+            "heads_in": self.num_heads * self.head_dim,
+            "mlp": self.intermediate_size,
+            "mlp_in": self.intermediate_size,
+            "vocab": self.vocab_size,
+        }
+        table = []
+        for row in _TABLE:
+            if row.present(self):
+                dims = tuple(row.dims.split())
+                shape = tuple(sizes[dim] for dim in dims)
+                table.append(Leaf(tuple(row.path.split("/")), dims, shape, row.init))
+        return tuple(table)
+
+
+def abstract_params(config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Tree:
+    """Shapes of the parameters, nothing allocated.
+
+    Args:
+      config: the model.
+      dtype: of every leaf.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`.
+    """
+    tree: dict[str, Any] = {}
+    for leaf in config.leaves():
+        leaf.put(tree, jax.ShapeDtypeStruct(leaf.shape, dtype))
+    return tree
+
+
+_INITIALIZERS = {
+    "normal": nn.initializers.normal(0.02),
+    "ones": nn.initializers.ones,
+    "zeros": nn.initializers.zeros,
+}
+
+
+def init_params(key: jax.Array, config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Tree:
+    """Random parameters as Hugging Face draws them: normal(0, 0.02), norms 1, biases 0.
+
+    Args:
+      key: a PRNG key.
+      config: the model.
+      dtype: of every leaf.
+
+    Returns:
+      The parameters.
+    """
+    tree: dict[str, Any] = {}
+    leaves = config.leaves()
+    for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+        leaf.put(tree, _INITIALIZERS[leaf.init](leaf_key, leaf.shape, dtype))
+    return tree
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")

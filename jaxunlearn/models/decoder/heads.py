@@ -1,0 +1,68 @@
+"""Heads: functions of logits and labels that `forward` applies chunk by chunk."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.core import trees
+
+
+def label_moments(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """A head for min-k++: log p of the label, and what log p is on average where p is true.
+
+    mu = sum_v p_v log p_v and sigma^2 = sum_v p_v (log p_v - mu)^2; a token that is impossible
+    (logit -inf) adds nothing. A head of `forward`.
+
+    Args:
+      logits: [..., V].
+      labels: [...] int.
+
+    Returns:
+      {"logp", "mu", "sigma"}, each [...] float32 or wider.
+
+    >>> moments = label_moments(jnp.zeros((1, 4)), jnp.array([2]))
+    >>> {name: f"{value[0]:.3f}" for name, value in moments.items()}
+    {'logp': '-1.386', 'mu': '-1.386', 'sigma': '0.000'}
+    """
+    logits = trees.wide(logits)
+    logp = logits - jax.nn.logsumexp(logits, -1, keepdims=True)
+    p = jnp.exp(logp)
+    logp = jnp.where(p > 0, logp, 0)  # 0 log 0 is 0 here, not NaN
+    mu = jnp.sum(p * logp, -1)
+    variance = jnp.sum(p * jnp.square(logp - mu[..., None]), -1)
+    return {
+        "logp": label_log_probs(logits, labels),
+        "mu": mu,
+        "sigma": jnp.sqrt(variance),
+    }
+
+
+Head = Callable[..., Any]
+
+
+def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """log p(label) = z_label - log sum_v exp z_v: the default head.
+
+    Args:
+      logits: [..., V].
+      labels: [...] int.
+
+    Returns:
+      [...] float32 or wider.
+
+    >>> [f"{logp:.4f}" for logp in label_log_probs(jnp.zeros((1, 4)), jnp.array([2]))]
+    ['-1.3863']
+    """
+    logits = trees.wide(logits)
+    vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    # Not a gather: that is no good on logits split over the vocabulary.
+    chosen = jnp.sum(jnp.where(vocabulary == labels[..., None], logits, 0), -1)
+    return chosen - jax.nn.logsumexp(logits, -1)
+
+
+def label_statistics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """A head for exact matches: {"logp": [...], "correct": [...] bool, argmax == label}."""
+    correct = jnp.argmax(logits, -1) == labels
+    return {"logp": label_log_probs(logits, labels), "correct": correct}

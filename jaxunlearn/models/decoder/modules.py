@@ -1,0 +1,298 @@
+"""The parts of the decoder: Flax modules used functionally, on packed rows.
+
+Letters: R rows, T tokens of a row, D model width, H head size, K directions of a probe. Every
+parameter is read in one place, `_read`, where a probe adds its gated directions.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxunlearn.core import trees
+from jaxunlearn.models.decoder.config import DecoderConfig
+from jaxunlearn.models.sharding import ROWS, constrain
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(query, key, value), each [R, T, heads, H] -> the mixed values [R, T, query heads, H]."""
+
+Rope = tuple[jax.Array, jax.Array]
+"""cos and sin of the rotary angles, each [R, T, 1, H / 2]."""
+
+QUERY_BLOCK = 64
+"""Fewest queries of a block of attention."""
+
+MAX_QUERY_BLOCKS = 8
+"""Most blocks of attention: every one of them is a part of the compiled program."""
+
+
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Returns float32, or `dtype` where that is wider; `core.trees.wide` does it to arrays."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+def _wide_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum added up and kept in float32; its reverse takes half-precision factors too."""
+    half = a.dtype == jnp.bfloat16
+    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if half else None
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=wide_dtype(a.dtype))
+
+
+def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Array:
+    """use(x, W), and under a probe the gated directions: use(x, W + sum_k a_k V_k) at a = 0.
+
+    Args:
+      module: holds W in "params"; under a probe (V_1, .., V_K) in "direction" and a, [R, T, K], in
+        "gates".
+      name: of the parameter.
+      use: the map (x, W) -> [R, T, ...], linear in the parameter.
+      x: [R, T, ...].
+    """
+    y = use(x, module.get_variable("params", name))
+    # Without a probe the program is that of the plain model.
+    if not module.has_variable("gates", name):
+        return y
+    # Gates of the layers below act through y. Inside the gated term they are a second-order effect,
+    # which is 0 at a = 0, so no gradient flows into x there.
+    gates, directions = (module.get_variable(kind, name) for kind in ("gates", "direction"))
+    return _gated(use, y, gates, jax.lax.stop_gradient(x), directions)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gated(use, y, gates, x, directions):
+    """y + sum_k a_k use(x, V_k) at a = 0, which is y.
+
+    The value needs no product with the directions, only the derivative with respect to the gates
+    does. A custom rule says so; autodiff would compute the products of the forward pass as well.
+    """
+    return y
+
+
+@_gated.defjvp
+def _gated_tangent(use, primals, tangents):
+    y, _, x, directions = primals
+    dy, d_gates, *_ = tangents
+
+    # Under remat the reverse pass keeps x and contracts it with V_k there: the forward pass neither
+    # computes nor keeps use(x, V_k). Common subexpressions cannot arise, so they are not prevented.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def along(d_gates, x, directions):
+        # A token's gate scales all of its output, which has one axis or two (heads) after [R, T].
+        trailing = (None,) * (y.ndim - 2)
+        parts = [
+            d_gates[(..., k, *trailing)] * use(x, v).astype(d_gates.dtype)
+            for k, v in enumerate(directions)
+        ]
+        return sum(parts[1:], parts[0]).astype(y.dtype)
+
+    return y, dy + along(d_gates, x, directions)
+
+
+class Linear(nn.Module):
+    """x @ kernel, plus a bias where the model has one."""
+
+    dtype: str
+    use_bias: bool = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        use = lambda x, kernel: x @ kernel.astype(self.dtype)
+        y = _read(self, "kernel", use, x.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        # The bias is spread over the tokens before it is read, for each has gates of its own.
+        spread = lambda y, bias: jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        return y + _read(self, "bias", spread, y)
+
+
+class Unembed(nn.Module):
+    """x @ kernel, added up and kept in float32."""
+
+    dtype: str
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        use = lambda x, kernel: _wide_einsum("rtd,dv->rtv", x, kernel.astype(self.dtype))
+        return _read(self, "kernel", use, x.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 or wider."""
+
+    eps: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        full = trees.wide(x)
+        normalised = full * jax.lax.rsqrt(jnp.mean(full**2, -1, keepdims=True) + self.eps)
+        use = lambda x, scale: x * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
+        return _read(self, "scale", use, normalised).astype(x.dtype)
+
+
+class Embed(nn.Module):
+    """Rows of the embedding, and `attend`, the tied unembedding."""
+
+    dtype: str
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(self.dtype)
+        return _read(self, "embedding", use, tokens)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        use = lambda x, table: _wide_einsum("rtd,vd->rtv", x, table.astype(self.dtype))
+        return _read(self, "embedding", use, x.astype(self.dtype))
+
+
+class Attention(nn.Module):
+    """Attention with grouped queries; its keys and values are sown into "cache" for decoding."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        config = self.config
+        linear = lambda name: Linear(config.dtype, config.qkv_bias, name=name)(x)
+        heads = lambda y: y.reshape(*x.shape[:2], -1, config.head_dim)
+
+        def rotated(name: str) -> jax.Array:
+            """Queries or keys: normalised where the model has such norms, then rotated."""
+            norm = lambda y: RMSNorm(config.norm_eps, name=f"{name}_norm")(y)
+            y = linear(name)
+            if config.qk_norm == "projection":
+                y = norm(y)
+            y = heads(y)
+            if config.qk_norm == "head":
+                y = norm(y)
+            return _rotate(y, rope)
+
+        query, key, value = rotated("q"), rotated("k"), heads(linear("v"))
+        # Sown values are dropped unless the caller makes "cache" mutable, as decoding does.
+        self.sow("cache", "key", key)
+        self.sow("cache", "value", value)
+        mixed = attend(query, key, value).reshape(*x.shape[:2], -1)
+        # The heads stay split over `tensor`, as `o` contracts them: one all-reduce a block.
+        mixed = constrain(mixed, ROWS, None, "tensor")
+        return Linear(config.dtype, config.o_bias, name="o")(mixed)
+
+
+class MLP(nn.Module):
+    """(silu(x @ gate) * (x @ up)) @ down, with biases where the model has them."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        linear = lambda name: Linear(self.config.dtype, self.config.mlp_bias, name=name)
+        gated = nn.silu(linear("gate")(x)) * linear("up")(x)
+        return linear("down")(constrain(gated, ROWS, None, "tensor"))
+
+
+class Block(nn.Module):
+    """One transformer block; Attention and MLP share its scope, so its parameters are flat."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
+        attn_norm, mlp_norm = (
+            RMSNorm(self.config.norm_eps, name=name) for name in ("attn_norm", "mlp_norm")
+        )
+        attention, mlp = Attention(self.config), MLP(self.config)
+        nn.share_scope(self, attention)
+        nn.share_scope(self, mlp)
+        if self.config.norm_placement == "post":
+            x = x + attn_norm(attention(x, rope, attend))
+            return x + mlp_norm(mlp(x))
+        x = x + attention(attn_norm(x), rope, attend)
+        return x + mlp(mlp_norm(x))
+
+
+def causal_attention(config: DecoderConfig, mask: jax.Array) -> Attend:
+    """Attention of a whole sequence to itself where the mask [R, 1, T, T] is True."""
+    if config.attention == "cudnn":
+        return partial(jax.nn.dot_product_attention, mask=mask, implementation="cudnn")
+    return partial(_attend_causally, mask=mask, window=config.sliding_window)
+
+
+def _attend_causally(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, window: int | None
+) -> jax.Array:
+    """`attend` in blocks of queries, each with the keys that its mask can let through.
+
+    Keys end with the block: nearly half the scores of packed rows lie in the future, and are not
+    computed. With a window they start with that of the block's first query.
+    """
+    tokens = query.shape[1]
+    size = max(QUERY_BLOCK, -(-tokens // MAX_QUERY_BLOCKS))
+    mixed = []
+    for first in range(0, tokens, size):
+        end = min(first + size, tokens)
+        start = 0 if window is None else max(first - window + 1, 0)
+        part = query[:, first:end], key[:, start:end], value[:, start:end]
+        mixed.append(attend(*part, mask[:, :, first:end, start:end]))
+    return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(H)) v, [R, T, heads, H]; a query head reads its group's key head.
+
+    jax.nn.dot_product_attention is the same but for its softmax, float32 even in float64.
+    """
+    rows, tokens, heads, head_dim = query.shape
+    query = query.reshape(rows, tokens, key.shape[2], -1, head_dim)
+    scores = _wide_einsum("rtkgh,rskh->rkgts", query, key) / math.sqrt(head_dim)
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("rkgts,rskh->rtkgh", weights, value).reshape(rows, tokens, heads, head_dim)
+
+
+def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
+    """Which keys a query sees: those not later, of the same segment, and inside the window.
+
+    Args:
+      segments: [R, T] int32, -1 on padding; padding sees padding.
+      window: tokens that a query sees, itself included; None for all. A segment's columns are
+        contiguous, so a distance in columns is one in positions of the segment.
+
+    Returns:
+      [R, 1, T, T] bool, queries before keys.
+    """
+    columns = jnp.arange(segments.shape[1])
+    causal = columns[:, None] >= columns[None]
+    if window is not None:
+        causal &= columns[:, None] - columns[None] < window
+    return (causal[None] & (segments[:, :, None] == segments[:, None, :]))[:, None]
+
+
+def rope_frequencies(config: DecoderConfig) -> np.ndarray:
+    """Rotary frequencies, [H / 2] in radians a token (arXiv 2104.09864).
+
+    theta^(-2i/H); with Llama 3's scaling, wavelengths over context / low_freq_factor are stretched
+    by `factor`, those under context / high_freq_factor kept, and those between blended.
+    """
+    frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    turns = scaling.original_context * frequency / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    unchanged = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+    return frequency * (unchanged + (1 - unchanged) / scaling.factor)
+
+
+def rope_tables(positions: jax.Array, config: DecoderConfig) -> Rope:
+    """cos and sin, [R, T, 1, H / 2]."""
+    dtype = wide_dtype(config.dtype)
+    frequencies = jnp.asarray(rope_frequencies(config), dtype)[None, None, None]
+    angle = positions[..., None, None].astype(dtype) * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates [R, T, heads, H] in pairs (i, i + H / 2), as Hugging Face's files have it."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(cos.dtype), 2, -1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)

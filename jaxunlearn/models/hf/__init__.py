@@ -1,0 +1,22 @@
+"""Model folders of Hugging Face: configurations, weights and hub names, of any family."""
+
+from jaxunlearn.models.hf.config import config_json, load_config
+from jaxunlearn.models.hf.hub import resolve
+from jaxunlearn.models.hf.weights import (
+    check_free,
+    check_params,
+    load_params,
+    save_params,
+    tensor_table,
+)
+
+__all__ = [
+    "check_free",
+    "check_params",
+    "config_json",
+    "load_config",
+    "load_params",
+    "resolve",
+    "save_params",
+    "tensor_table",
+]

@@ -1,0 +1,44 @@
+"""A model's folder: a local one, or the copy of one from the Hugging Face hub."""
+
+from pathlib import Path
+
+_PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+
+
+def resolve(model: str | Path) -> Path:
+    """The local folder of a model, downloaded where `model` is a name of the Hugging Face hub.
+
+    Args:
+      model: a folder, or a name such as "meta-llama/Llama-2-7b-hf".
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileNotFoundError: neither a folder nor a name that the hub knows.
+      PermissionError: a gated model whose licence is not accepted.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(model)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"{name}: no such folder (a hub model is called 'owner/name')")
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS))
+    except errors.GatedRepoError:
+        raise PermissionError(
+            f"{name} is gated: accept its licence on https://huggingface.co/{name} and set HF_TOKEN"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise FileNotFoundError(
+            f"{name}: no such folder, and no such model on the hub (for a private one set HF_TOKEN)"
+        ) from None
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name}: no such folder, and the hub is out of reach ({type(error).__name__}); "
+            "check the network and HF_HUB_OFFLINE"
+        ) from None

@@ -1,0 +1,323 @@
+"""Reads and writes Hugging Face's files: safetensors to stacked, sharded parameters and back.
+
+Tensors are read by slices, each device's own, from the memory-mapped files, and converted slice by
+slice: no second copy of the model, nor of a shard of it, is ever in host memory.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  numpy must know bfloat16 before safetensors reads it
+import numpy as np
+import safetensors
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from jaxunlearn.core import files, hosts, trees
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.models import families
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.models.decoder.config import Leaf
+from jaxunlearn.models.hf.config import TOKEN_IDS, config_json
+from jaxunlearn.models.hf.sharded_read import Read, read_array
+
+if TYPE_CHECKING:  # transformers is imported where it is used
+    from transformers import PreTrainedTokenizerBase
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Elements in flight to the devices: at most 1 / _SHARE of all parameters, or _FEW if that is more.
+_SHARE, _FEW = 256, 2**20
+_ENTRY = 256  # bytes of a tensor in a file's header, at most
+# Files of a model folder other than tensors and config.json.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+_CONVERT = (
+    "convert it once with transformers: "
+    "AutoModelForCausalLM.from_pretrained(SOURCE).save_pretrained(FOLDER)"
+)
+
+
+def load_params(
+    folder: str | Path,
+    config: DecoderConfig,
+    *,
+    shardings: Tree = None,
+    dtype: DTypeLike = jnp.float32,
+) -> Tree:
+    """Reads the parameters of a model folder.
+
+    Args:
+      folder: holds model.safetensors, or an index and its shards.
+      config: from `load_config`.
+      shardings: tree of shardings (`sharding.param_shardings`); None puts all on the first device.
+      dtype: of the parameters, whatever the files' is.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      FileNotFoundError: no safetensors files.
+      ValueError: a tensor that is missing, not expected or of another shape, or a damaged file; all
+        name the file and the tensor.
+    """
+    folder, tree = Path(folder), {}
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    dtype = jnp.dtype(dtype)
+    max_in_flight = max(sum(math.prod(leaf.shape) for leaf in config.leaves()) // _SHARE, _FEW)
+    with contextlib.ExitStack() as stack:
+        slices = _open_tensors(folder, stack)
+        _check_tensors(slices, config, folder)
+        for leaf in config.leaves():
+            sharding = single if shardings is None else leaf.get(shardings)
+            read = _reader(leaf, _name_pattern(leaf, config), slices, dtype)
+            leaf.put(tree, read_array(leaf.shape, dtype, sharding, read, max_in_flight))
+    return tree
+
+
+def check_params(folder: str | Path, config: DecoderConfig) -> None:
+    """Checks that a folder holds every tensor of the model, by the files' headers alone.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_params`.
+    """
+    with contextlib.ExitStack() as stack:
+        _check_tensors(_open_tensors(Path(folder), stack), config, Path(folder))
+
+
+def save_params(
+    folder: str | Path,
+    params: Tree,
+    config: DecoderConfig,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    source: str | Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model folder that `transformers.AutoModelForCausalLM` loads.
+
+    The folder appears whole or not at all. Of several processes all must call this: each gives its
+    shards, and the first writes.
+
+    Args:
+      folder: to be made; must not hold anything yet.
+      params: written in the dtype they have.
+      config: the model.
+      tokenizer: of transformers, written next to the tensors.
+      source: the folder of the model this one comes from: its tokenizer, generation settings and
+        special tokens are copied.
+      max_shard_bytes: one file up to here, an index and several beyond; a larger tensor has a file
+        of its own.
+
+    Raises:
+      FileExistsError: the folder is not empty.
+      ValueError: a model that the files of its family cannot describe.
+    """
+    folder = Path(folder)
+    check_free(folder)
+    describe = partial(config_json, config, str(params["embed"]["embedding"].dtype))
+    describe({})  # refuses what cannot be written before anything is
+    # The first process makes the folder: all others must have seen that it is free.
+    hosts.wait(f"{folder} is free")
+    table = tensor_table(config)
+    pull = lambda name: _pull(params, table[name])
+    shards = _files(params, config, max_shard_bytes)
+    if hosts.is_first():
+        with files.new_folder(folder) as temporary:
+            _write_tensors(temporary, shards, pull)
+            _write_companions(temporary, describe, tokenizer, source)
+    else:
+        # Every process gives its part of every tensor, in the order in which the first one writes.
+        for name in itertools.chain.from_iterable(shards.values()):
+            pull(name)
+    hosts.wait(f"{folder} is written")
+
+
+def check_free(folder: str | Path) -> None:
+    """Checks that a folder can be made.
+
+    Raises:
+      FileExistsError: there is something already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: choose a new folder for the model")
+
+
+def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, Any]]:
+    """{tensor: (file, slice of it)} for every tensor of the folder."""
+    slices: dict[str, tuple[Path, Any]] = {}
+    for file in _tensor_files(folder):
+        try:
+            opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: cannot be read ({error}); download it again") from None
+        tensors = opened.keys()
+        slices |= {tensor: (file, opened.get_slice(tensor)) for tensor in tensors}
+    return slices
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    others = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no weights"
+    raise FileNotFoundError(f"{folder}: no {_SINGLE} but {others}; {_CONVERT}")
+
+
+def _check_tensors(
+    slices: dict[str, tuple[Path, Any]], config: DecoderConfig, folder: Path
+) -> None:
+    table = tensor_table(config)
+    for name, (_, _, shape) in table.items():
+        if name not in slices:
+            raise ValueError(f"{folder}: tensor {name} of shape {shape} is missing")
+        file, actual = slices[name][0], tuple(slices[name][1].get_shape())
+        if actual != shape:
+            raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
+    for name, (file, _) in slices.items():
+        tied_copy = config.tied and name == "lm_head.weight"
+        if name not in table and not tied_copy and not name.endswith("rotary_emb.inv_freq"):
+            raise ValueError(f"{file}: tensor {name} has no place in the model of config.json")
+
+
+class Tensor(NamedTuple):
+    """One tensor of the files.
+
+    Attributes:
+      leaf: the parameter that it is a part of.
+      layer: its index along the leaf's axis of layers, 0 for a leaf without one.
+      shape: in the files.
+    """
+
+    leaf: Leaf
+    layer: int
+    shape: tuple[int, ...]
+
+
+def tensor_table(config: DecoderConfig) -> dict[str, Tensor]:
+    """The tensors of a model's files by their names, in the order of the model."""
+    table = {}
+    for leaf in config.leaves():
+        shape = leaf.shape[1:] if leaf.stacked else leaf.shape
+        for layer in range(leaf.shape[0] if leaf.stacked else 1):
+            name = _name_pattern(leaf, config).format(layer=layer)
+            table[name] = Tensor(leaf, layer, shape[::-1] if leaf.transposed else shape)
+    first = {"embed": -1, "blocks": 0, "norm": config.num_layers, "lm_head": config.num_layers}
+    return dict(sorted(table.items(), key=lambda item: first[item[1].leaf.path[0]] + item[1].layer))
+
+
+def _name_pattern(leaf: Leaf, config: DecoderConfig) -> str:
+    """The name of a leaf's tensors in the files; "{layer}" stands for the index of the block."""
+    path = "/".join(leaf.path)
+    try:
+        return families.by_model_type(config.family).tensors[path]
+    except KeyError:
+        message = f"{path}: models of the family {config.family!r} have no such parameter"
+        raise ValueError(message) from None
+
+
+def _reader(leaf: Leaf, pattern: str, slices: dict[str, tuple[Path, Any]], dtype: np.dtype) -> Read:
+    """Returns index of a leaf -> its part, read from the files of the layers concerned."""
+    names = [pattern.format(layer=layer) for layer in range(leaf.shape[0])]
+
+    def layer_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        part = slices[name][1][index[::-1] if leaf.transposed else index]
+        return part.T if leaf.transposed else part
+
+    def read(index: Any) -> np.ndarray:
+        if not leaf.stacked:
+            return np.ascontiguousarray(layer_part(pattern, index), dtype)
+        sizes = [len(range(*s.indices(n))) for s, n in zip(index, leaf.shape, strict=True)]
+        out = np.empty(sizes, dtype)
+        for row, name in zip(out, names[index[0]], strict=True):
+            row[...] = layer_part(name, index[1:])
+        return out
+
+    return read
+
+
+def _write_tensors(
+    folder: Path, shards: dict[str, list[str]], pull: Callable[[str], np.ndarray]
+) -> None:
+    """Writes the safetensors files, and their index where they are several."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for file, names in shards.items():
+        tensors = {name: pull(name) for name in names}  # the host holds one file at a time
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        del tensors
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _files(params: Tree, config: DecoderConfig, max_shard_bytes: int) -> dict[str, list[str]]:
+    """{file: the tensors in it}, filled up in the order of the model."""
+    sizes = {}
+    for name, (leaf, _, shape) in tensor_table(config).items():
+        sizes[name] = math.prod(shape) * leaf.get(params).dtype.itemsize + _ENTRY
+    shards = _shards(sizes, max_shard_bytes)
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    count = len(shards)
+    return {f"model-{i:05}-of-{count:05}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """The tensors of each file, filled up in order."""
+    shards, filled = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _pull(params: Tree, tensor: Tensor) -> np.ndarray:
+    """One tensor on the host, as Hugging Face lays it out."""
+    leaf, value = tensor.leaf, tensor.leaf.get(params)
+    value = trees.on_host(value[tensor.layer] if leaf.stacked else value)
+    return np.ascontiguousarray(value.T if leaf.transposed else value).reshape(tensor.shape)
+
+
+def _write_companions(
+    folder: Path,
+    describe: Callable[[dict[str, Any]], dict[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    source: str | Path | None,
+) -> None:
+    """Writes config.json, and copies or writes the tokenizer's files."""
+    token_ids: dict[str, Any] = {}
+    if source is not None:
+        token_ids = json.loads((Path(source) / "config.json").read_text())
+        for name in _COMPANIONS:
+            if (Path(source) / name).is_file():
+                shutil.copy(Path(source) / name, folder / name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+        token_ids = {name: getattr(tokenizer, name, None) for name in TOKEN_IDS} | token_ids
+    (folder / "config.json").write_text(json.dumps(describe(token_ids), indent=2) + "\n")

@@ -1,0 +1,126 @@
+"""Shapes of published models by their hub names, for forecasts before anything is downloaded.
+
+A run reads config.json of the model itself. These are for forecasts alone.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxunlearn.models.decoder import DecoderConfig, Llama3RopeScaling
+
+
+def _llama2(width: int, mlp: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 32000,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": 128,
+        "context": 4096,
+    }
+
+
+def _llama3(width: int, mlp: int, layers: int, heads: int, head_dim: int, **more: Any) -> dict:
+    return {
+        "vocab_size": 128256,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": 8,
+        "head_dim": head_dim,
+        "context": 131072,
+        "rope_theta": 500000.0,
+        **more,
+    }
+
+
+def _scaling(factor: float) -> Llama3RopeScaling:
+    return Llama3RopeScaling(factor, 1.0, 4.0, 8192)
+
+
+_QWEN25_7B: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_layers": 28,
+    "num_heads": 28,
+    "num_kv_heads": 4,
+    "head_dim": 128,
+    "context": 131072,
+    "rope_theta": 1000000.0,
+    "norm_eps": 1e-6,
+    "qkv_bias": True,
+    "family": "qwen2",
+}
+_QWEN3_8B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_layers": 36,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "context": 40960,
+    "rope_theta": 1000000.0,
+    "norm_eps": 1e-6,
+    "qk_norm": "head",
+    "family": "qwen3",
+}
+_MISTRAL_7B_V03: dict[str, Any] = {
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_layers": 32,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "context": 32768,
+    "rope_theta": 1000000.0,
+    "family": "mistral",
+}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "llama-2-7b": _llama2(4096, 11008, 32, 32),
+    "llama-2-13b": _llama2(5120, 13824, 40, 40),
+    "llama-3-8b": _llama3(4096, 14336, 32, 32, 128, context=8192),
+    "llama-3.1-8b": _llama3(4096, 14336, 32, 32, 128, rope_scaling=_scaling(8.0)),
+    "llama-3.2-1b": _llama3(2048, 8192, 16, 32, 64, tied=True, rope_scaling=_scaling(32.0)),
+    "llama-3.2-3b": _llama3(3072, 8192, 28, 24, 128, tied=True, rope_scaling=_scaling(32.0)),
+    "qwen2.5-7b": _QWEN25_7B,
+    "qwen2.5-7b-instruct": _QWEN25_7B | {"context": 32768},
+    "qwen3-8b": _QWEN3_8B,
+    "mistral-7b-v0.3": _MISTRAL_7B_V03,
+    "mistral-7b-instruct-v0.3": _MISTRAL_7B_V03,
+}
+
+
+def published_shape(name: str, compute: Mapping[str, Any]) -> DecoderConfig:
+    """The shape of a published model.
+
+    The longest known size in the name counts, where it stands by itself: neither a letter or digit
+    nor a further version may touch it.
+
+    Args:
+      name: of the hub, such as "meta-llama/Llama-2-7b-chat-hf"; fine-tuned versions that keep the
+        size in their names count too ("locuslab/tofu_ft_llama2-7b").
+      compute: dtype, attention, remat of `DecoderConfig`.
+
+    Raises:
+      ValueError: a name with no known size in it; lists the sizes.
+
+    >>> published_shape("meta-llama/Llama-2-7b-chat-hf", {}).num_layers
+    32
+    """
+    # Authors write the same model as Llama-3-8B or Llama3-8B, Qwen3-8B or Qwen-3-8B.
+    plain = re.sub(r"llama-?(?=\d)", "llama-", name.lower())
+    plain = re.sub(r"qwen-?(?=\d)", "qwen", plain)
+    mentions = lambda size: re.search(rf"(?<![a-z0-9]){re.escape(size)}(?![a-z0-9]|\.\d)", plain)
+    matches = [size for size in _SHAPES if mentions(size)]
+    if not matches:
+        raise ValueError(
+            f"{name}: no such folder, and its size is not known here; known: {', '.join(_SHAPES)}"
+        )
+    return DecoderConfig(**_SHAPES[max(matches, key=len)], **compute)

@@ -1,0 +1,89 @@
+"""Checks across data, model and configuration, before the first computation.
+
+`config.validate` checks every value by itself. This module refuses combinations of values that
+would stop a run halfway, and settings that would have no effect.
+"""
+
+from jaxunlearn.config import Objective
+from jaxunlearn.data import order
+from jaxunlearn.models import decoder, sharding
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.tasks import Task
+
+
+def check(prepared: Prepared) -> None:
+    """Refuses a run that would stop halfway, or that has settings without effect.
+
+    Raises:
+      ValueError: the first problem; names the key and the values that are possible.
+    """
+    sharding.param_shardings(prepared.model, prepared.mesh)
+    _check_samples(prepared)
+    _check_measurements(prepared)
+    _check_substitutes(prepared)
+    for task in prepared.tasks:
+        _check_unused(task, prepared.config.objectives[task.name])
+
+
+def _check_samples(prepared: Prepared) -> None:
+    """Checks that every training has at least one batch."""
+    config, forget = prepared.config, len(prepared.sets.forget)
+    if prepared.steps < 1 or forget < config.unlearn.batch_size:
+        raise ValueError(
+            f"unlearn.batch_size: {config.unlearn.batch_size} is more than the {forget} samples of"
+            f" data.forget ({config.data.forget!r})"
+        )
+    if not config.finetune.epochs:
+        return
+    sets = {"finetune.splits": prepared.finetune}
+    if config.finetune.retrained:
+        sets["finetune.retrained (finetune.splits without data.forget)"] = prepared.retrain
+    for key, samples in sets.items():
+        size = config.finetune.batch_size
+        if not samples or order.num_steps(len(samples), size, 1) < 1:
+            raise ValueError(f"{key}: {len(samples)} samples make no batch of {size}")
+
+
+def _check_measurements(prepared: Prepared) -> None:
+    """Checks that the measured steps and layers exist."""
+    measure, steps = prepared.config.measure, prepared.steps
+    blocks = [f"block_{i}" for i in range(prepared.model.num_layers)]
+    try:
+        decoder.layer_groups(blocks, measure.layer_cuts)
+    except ValueError as error:
+        raise ValueError(f"measure.layer_cuts: {error}") from error
+    beyond = [step for step in measure.steps or () if step >= steps]
+    if beyond:
+        raise ValueError(f"measure.steps: {beyond[0]} is not in 0..{steps - 1}, the run's steps")
+
+
+def _check_substitutes(prepared: Prepared) -> None:
+    """Checks that every substitute answer that the run draws fits the context."""
+    if all("substitute" not in task.needs for task in prepared.tasks):
+        return
+    draws, context = prepared.sets.refusal_draws(prepared.config.unlearn), prepared.model.context
+    long = [(i, len(s.tokens)) for (i, _), s in draws.items() if len(s.tokens) > context]
+    if long:
+        raise ValueError(
+            f"{len(long)} substitute answers do not fit the context of {context} tokens with their"
+            f" questions; first (forget row, length): {long[:5]}; leave out po and dpo, or shorten"
+            " the refusals"
+        )
+
+
+def _check_unused(task: Task, spec: Objective) -> None:
+    """Refuses a setting that differs from its default where the objective does not read it."""
+    terms = [term for term in (task.loss.unlearn, task.retain) if term is not None]
+    arrays = {array for term in terms for array in term.objective.arrays}
+    is_read = {
+        "scale": "target" in arrays,
+        "unit_norm": "target" in arrays,
+        "layer": bool(arrays & {"hidden", "ref_hidden"}),
+        "guide": "guide" in arrays,
+        "retain_weight": spec.retain is not None and spec.spare is None,
+    }
+    defaults = Objective()
+    for field, read in is_read.items():
+        if not read and getattr(spec, field) != getattr(defaults, field):
+            name = task.loss.unlearn.objective.name
+            raise ValueError(f"objectives.{task.name}.{field}: {name} does not use it")

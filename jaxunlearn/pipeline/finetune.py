@@ -1,0 +1,152 @@
+"""Fine-tuning: trains the model on the data before it is unlearned."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jaxunlearn.config import FineTune
+from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import order
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.measurement.statistics import Splits
+from jaxunlearn.models import hf, sharding
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.record.folder import RETRAINED, RunFolder
+from jaxunlearn.record.steps import timed
+from jaxunlearn.training.batch import Rows
+from jaxunlearn.training.checkpoint import open_checkpoints
+from jaxunlearn.training.feed import FineTunePlan
+from jaxunlearn.training.losses import FineTuning
+from jaxunlearn.training.schedule import lr_schedule
+from jaxunlearn.training.step import Trainer, init_state, optimizer
+
+ES_RISE = 0.01
+"""The smallest rise of the forget ES that counts, see `finetune.patience`."""
+
+
+def plan_finetuning(prepared: Prepared, samples: Sequence[Sample]) -> FineTunePlan:
+    """Plans the fine-tuning of a run on some samples."""
+    spec = prepared.config.finetune
+    steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
+    return FineTunePlan.make(
+        samples,
+        prepared.layout,
+        batch_size=spec.batch_size,
+        steps=steps,
+        seed=prepared.config.seed,
+        stream=order.Stream.FINETUNE,
+    )
+
+
+def finetune(
+    prepared: Prepared,
+    folder: RunFolder,
+    name: str,
+    samples: Sequence[Sample],
+    splits: Splits,
+    console: Console,
+) -> Tree:
+    """Fine-tunes the initial model, or reads the model that an earlier start of the run finished.
+
+    Args:
+      prepared: the run.
+      folder: its folder, which gets the finished model.
+      name: of the model: `base`, or `retrained`, which trains for as many epochs as `base` did.
+      samples: the samples to train on.
+      splits: D_u and D_r, to evaluate on.
+      console: for progress.
+
+    Returns:
+      The parameters; the initial ones where the run does not fine-tune.
+
+    Raises:
+      FloatingPointError: the loss is no longer finite.
+    """
+    spec, model = prepared.config.finetune, prepared.model
+    # --- nothing to do: the model is taken as it is, or was fine-tuned before --------------------
+    if not spec.epochs:
+        return prepared.initial()
+    if hosts.agreed(folder.model(name).is_dir()):
+        shardings = sharding.param_shardings(model, prepared.mesh)
+        return hf.load_params(folder.model(name), model, shardings=shardings)
+    # --- the schedule: one static shape for all steps, hence one compilation ---------------------
+    plan = plan_finetuning(prepared, samples)
+    per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
+    lr = lr_schedule(spec.lr, plan.steps, round(spec.warmup_epochs * per_epoch))
+    tx = optimizer(lr, weight_decay=spec.weight_decay)
+    with (
+        open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,
+        progress.bar(console, name, plan.steps, checkpoints.latest or 0) as bar,
+        timed(folder.path, name),
+    ):
+        # --- from scratch, or from the newest checkpoint of an interrupted start ------------------
+        state = checkpoints.newest_or(init_state(prepared.initial(), tx))
+        first, trainer = int(state.step), Trainer(state, FineTuning(model), tx)
+        del state  # the trainer donates it
+        files.cut_back(folder.metrics, name, first)  # records of steps that are done again
+        for step in range(first, plan.steps + 1):
+            if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
+                checkpoints.save(step, trainer.state)
+                numbers = splits.statistics(trainer.params, model).summary()
+                files.append(folder.metrics, {"step": step, "objective": name, **numbers})
+                bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
+                _check_finite(name, step, numbers, spec.lr)
+                if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
+                    break
+            packed = plan.batch(step)
+            trainer.update(prepared.layout.shard_rows(Rows(packed)))
+            bar.advance(step + 1, int(np.sum(packed.segments >= 0)))
+        hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
+    return trainer.params
+
+
+def _check_finite(name: str, step: int, numbers: dict[str, float], lr: float) -> None:
+    if not math.isfinite(numbers["forget_nll"]):
+        raise FloatingPointError(
+            f"{name}: the loss is not finite after {step} steps; lower finetune.lr ({lr}) and start"
+            " in a new folder"
+        )
+
+
+def _stops(prepared: Prepared, folder: RunFolder, name: str, step: int, per_epoch: int) -> bool:
+    """Whether fine-tuning stops at this evaluation.
+
+    The decision depends on the recorded evaluations only, so a resumed run decides as the first
+    start did. The first process, which writes them, decides, and the others get its decision.
+    """
+    stops = False
+    if hosts.is_first():
+        records = files.records(folder.metrics)
+        evaluations = [record for record in records if record["objective"] == name]
+        if name == RETRAINED:
+            stops = step >= _epochs_of_base(prepared, records) * per_epoch
+        else:
+            stops = has_learned(evaluations, prepared.config.finetune)
+    return hosts.agreed(stops)
+
+
+def _epochs_of_base(prepared: Prepared, records: list[dict[str, Any]]) -> int:
+    """The number of epochs that the model before unlearning was fine-tuned for."""
+    per_epoch = order.num_steps(len(prepared.finetune), prepared.config.finetune.batch_size, 1)
+    return round(max(r["step"] for r in records if r["objective"] == "base") / per_epoch)
+
+
+def has_learned(evaluations: list[dict[str, Any]], spec: FineTune) -> bool:
+    """Whether a model has reached `target_nll`, or has stopped improving for `patience`.
+
+    Args:
+      evaluations: of this fine-tuning so far, the newest last.
+      spec: the section `finetune` of the configuration.
+    """
+    newest = evaluations[-1]
+    worse = max(newest["forget_nll"], newest["retain_nll"])
+    if spec.target_nll is not None and worse < spec.target_nll:
+        return True
+    if spec.patience is None or len(evaluations) <= spec.patience:
+        return False
+    strengths = [evaluation["forget_es"] for evaluation in evaluations]
+    return max(strengths[-spec.patience :]) < max(strengths[: -spec.patience]) + ES_RISE

@@ -1,0 +1,234 @@
+"""Reads and checks the inputs of a run before anything is written or computed."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxunlearn.config import Config, validate
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import encoding, fictional
+from jaxunlearn.data.encoding import Encoder
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.data.refusals import Refusals
+from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.sources import Sources
+from jaxunlearn.models import decoder, hf, sharding
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.training.layout import Layout
+from jaxunlearn.training.schedule import measured_steps, unlearning_steps
+from jaxunlearn.training.sets import SampleSets
+from jaxunlearn.training.tasks import Task, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The inputs of a run: a configuration, with the data and models that it names.
+
+    Attributes:
+      config: the configuration.
+      layout: the mesh, and how samples become batches on it.
+      tokenizer: of the model.
+      model: the model's configuration.
+      initial: makes the parameters before fine-tuning, sharded.
+      sources: the rows of every split.
+      sets: the samples that unlearning draws from: D_u, the retain pool, substitute answers.
+      retain_eval: the retain set D_r, on which retention is measured.
+      finetune: the samples to fine-tune the model on; empty without fine-tuning.
+      retrain: the same without D_u, for the retrained model; empty if there is none.
+      tasks: the objectives.
+      notes: sentences for the user, for example about rows that were left out.
+    """
+
+    config: Config
+    layout: Layout
+    tokenizer: Any
+    model: DecoderConfig
+    initial: Callable[[], Tree]
+    sources: Sources
+    sets: SampleSets
+    retain_eval: list[Sample]
+    finetune: list[Sample]
+    retrain: list[Sample]
+    tasks: tuple[Task, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices."""
+        return self.layout.mesh
+
+    @property
+    def steps(self) -> int:
+        """Updates of unlearning."""
+        return unlearning_steps(self.config, len(self.sets.forget))
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """The steps at which effects are measured."""
+        return measured_steps(self.config, self.steps)
+
+
+def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
+    """Reads data, tokenizer and model configuration, and resolves the objectives.
+
+    Args:
+      config: what to run.
+      devices: the devices of the mesh; default: all.
+
+    Raises:
+      ValueError, OSError: the first problem; names the file and the key.
+    """
+    validate(config)
+    mesh = make_mesh(config, devices)
+    # --- the model: its folder, tokenizer and configuration; no weights yet -----------------------
+    sources = open_sources(config)
+    folder = None if config.model is None else hf.resolve(config.model)
+    tokenizer = _tokenizer(config, sources, folder)
+    model = _model(config, tokenizer, folder)
+    encoder = Encoder(
+        tokenizer, style=config.data.prompt, context=model.context, too_long=config.data.too_long
+    )
+    specs = config.objectives.items()
+    tasks = tuple(make_task(name, spec, model, config) for name, spec in specs)
+
+    # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
+    forget_rows = sources.require(config.data.forget, "data.forget")
+    eval_rows = sources.require(config.data.measured_retain, "data.measured_retain")
+    needs_pool = any(task.reads_retain for task in tasks)
+    pool_rows = _pool(config, sources, eval_rows) if needs_pool else []
+    forget, forget_ids = encoder.encode(forget_rows, f"data.forget ({config.data.forget})")
+    retain, _ = encoder.encode(pool_rows, f"data.retain ({config.data.retain})")
+    retain_eval, _ = encoder.encode(eval_rows, config.data.measured_retain)
+
+    # --- fine-tuning, only where the run fine-tunes -----------------------------------------------
+    finetune_rows = _finetune_rows(config, sources)
+    finetune, _ = encoder.encode(finetune_rows, "finetune.splits")
+    retrain_rows = _without(finetune_rows, forget_rows) if config.finetune.retrained else []
+    retrain, _ = encoder.encode(retrain_rows, "retraining")
+
+    encoded_rows = [forget_rows[i] for i in forget_ids]
+    refusals = Refusals(encoded_rows, sources.refusals(), encoder.one, config.seed)
+    return Prepared(
+        config=config,
+        layout=make_layout(config, mesh, model),
+        tokenizer=tokenizer,
+        model=model,
+        initial=lambda: _parameters(config, model, mesh, folder),
+        sources=sources,
+        sets=SampleSets(forget, retain, refusals),
+        retain_eval=retain_eval,
+        finetune=finetune,
+        retrain=retrain,
+        tasks=tasks,
+        notes=tuple(encoder.notes),
+    )
+
+
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """Makes the mesh of a configuration.
+
+    Raises:
+      ValueError: another number of devices than there are; names the keys.
+    """
+    compute = config.compute
+    try:
+        return sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
+    except ValueError as error:
+        raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
+
+
+def make_layout(
+    config: Config, mesh: jax.sharding.Mesh, model: DecoderConfig, *, abstract: bool = False
+) -> Layout:
+    """Makes the layout of a run's batches on a mesh."""
+    compute = config.compute
+    return Layout(
+        mesh=mesh,
+        context=model.context,
+        width_step=compute.width_step,
+        batch_tokens=compute.batch_tokens,
+        abstract=abstract,
+    )
+
+
+def open_sources(config: Config) -> Sources:
+    """The rows that a configuration names."""
+    sizes = dataclasses.asdict(config.data.fictional)
+    return Sources(config.data.source, seed=config.seed, fictional=sizes)
+
+
+def compute_options(config: Config) -> dict[str, Any]:
+    """The fields of `DecoderConfig` that say how a model is computed."""
+    return {
+        "dtype": config.compute.dtype,
+        "attention": config.compute.attention,
+        "remat": config.compute.remat,
+    }
+
+
+def _pool(config: Config, sources: Sources, eval_rows: DataRows) -> DataRows:
+    """The rows that retain terms draw from, without those that retention is measured on."""
+    rows = _without(sources.require(config.data.retain, "data.retain"), eval_rows)
+    if not rows:
+        raise ValueError(
+            f"data.retain: every row of {config.data.retain!r} is also in data.measured_retain"
+            f" ({config.data.measured_retain!r}), so there is nothing to draw from"
+        )
+    return rows
+
+
+def _finetune_rows(config: Config, sources: Sources) -> DataRows:
+    """The rows that the model is fine-tuned on; none where the model is taken as it is."""
+    if not config.finetune.epochs:
+        return []
+    splits = config.finetune.splits
+    return [row for split in splits for row in sources.require(split, "finetune.splits")]
+
+
+def _without(rows: DataRows, others: DataRows) -> DataRows:
+    """The rows whose question and answer are not among those of others."""
+    keys = {row_key(row) for row in others}
+    return [row for row in rows if row_key(row) not in keys]
+
+
+def _tokenizer(config: Config, sources: Sources, folder: Path | None) -> Any:
+    """The tokenizer of the model: from its folder, or trained for the new model."""
+    if folder is not None:
+        return encoding.load_tokenizer(str(folder))
+    # A new model gets a tokenizer that is trained on all texts that the run may encode.
+    refusals = [{"question": "", "answer": line} for line in sources.refusals()]
+    splits = {
+        config.data.forget: "data.forget",
+        config.data.measured_retain: "data.measured_retain",
+    }
+    if config.finetune.epochs:
+        splits |= dict.fromkeys(config.finetune.splits, "finetune.splits")
+    rows = sources.corpus(splits) + refusals
+    return fictional.train_tokenizer(rows, vocab_size=config.new_model.vocab_size)
+
+
+def _model(config: Config, tokenizer: Any, folder: Path | None) -> DecoderConfig:
+    """The configuration of the model: from its folder, or of the new model."""
+    compute = compute_options(config)
+    if folder is not None:
+        model = hf.load_config(folder, **compute)
+        hf.check_params(folder, model)
+        return model
+    sizes = dataclasses.asdict(config.new_model)
+    sizes["vocab_size"] = len(tokenizer)
+    sizes["head_dim"] = sizes["hidden_size"] // sizes["num_heads"]
+    return DecoderConfig(**sizes, **compute)
+
+
+def _parameters(
+    config: Config, model: DecoderConfig, mesh: jax.sharding.Mesh, folder: Path | None
+) -> Tree:
+    """The parameters before fine-tuning, sharded: from the model's folder, or random ones."""
+    shardings = sharding.param_shardings(model, mesh)
+    if folder is not None:
+        return hf.load_params(folder, model, shardings=shardings)
+    key = jax.random.key(config.seed)
+    return jax.jit(lambda k: decoder.init_params(k, model), out_shardings=shardings)(key)

@@ -1,0 +1,202 @@
+"""Runs a configuration from top to bottom: fine-tune, unlearn, measure, evaluate, report.
+
+Every stage writes its result to the run's folder as a whole, and is skipped where the folder has
+that result, so that an interrupted run continues where it stopped. Batches, substitute answers and
+targets are pure functions of (seed, step): no other state has to be restored.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxunlearn.config import Config, load
+from jaxunlearn.core import files, hosts
+from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.data import packing
+from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.measurement.statistics import DEFINITIONS, Splits
+from jaxunlearn.pipeline.checks import check
+from jaxunlearn.pipeline.evaluate import (
+    evaluate_finished,
+    evaluate_starting_points,
+    requested_evaluation,
+)
+from jaxunlearn.pipeline.finetune import finetune
+from jaxunlearn.pipeline.prepare import Prepared, prepare
+from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
+from jaxunlearn.pipeline.resume import open_folder
+from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.reporting import report, summary
+from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.references import reference_pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose input is checked and whose folder is open.
+
+    Attributes:
+      prepared: the inputs.
+      folder: the run's folder.
+      evaluation: the suites of the configuration, if any, their data read and encoded.
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    evaluation: Evaluation | None
+
+
+def run(
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    console: Console | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Path:
+    """Runs a configuration, or continues the run where the folder holds a part of it.
+
+    Args:
+      config: what to run.
+      out: the run's folder; default: runs/NAME.
+      console: where progress and tables go; default: nowhere.
+      devices: the devices of the mesh; default: all.
+
+    Returns:
+      The run's folder.
+
+    Raises:
+      ValueError, OSError: bad input; nothing was written.
+      FloatingPointError: fine-tuning diverged.
+    """
+    path = Path("runs") / config.name if out is None else Path(out)
+    execute(begin(config, path, devices), console)
+    return path
+
+
+def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None) -> Run:
+    """Checks all input, then opens the run's folder.
+
+    Args:
+      config: what to run.
+      out: the run's folder: absent, empty, or an earlier part of this very run.
+      devices: the devices of the mesh; default: all.
+
+    Raises:
+      ValueError, OSError: bad input; nothing was written.
+    """
+    folder = RunFolder(Path(out))
+    prepared = prepare(config, devices)
+    check(prepared)
+    requested_attacks(prepared)
+    with jax.set_mesh(prepared.mesh):
+        evaluation = requested_evaluation(prepared, folder)
+    open_folder(folder, config)
+    return Run(prepared, folder, evaluation)
+
+
+def execute(run: Run, console: Console | None = None, *, profile: int = 0) -> None:
+    """Fine-tunes, unlearns, measures, evaluates and reports.
+
+    Args:
+      run: from `begin`.
+      console: where progress and tables go; default: nowhere.
+      profile: steps of the first objective to trace into the folder's `profile`.
+
+    Raises:
+      CheckpointError: the folder's checkpoints are of another model.
+      FloatingPointError: fine-tuning diverged.
+    """
+    console = console or quiet_console()
+    for note in run.prepared.notes:
+        console.print(note, markup=False, highlight=False)
+    with jax.set_mesh(run.prepared.mesh):
+        _stages(run, console, profile)
+        if run.evaluation is not None:
+            evaluate_finished(run.evaluation, run.prepared, run.folder, console)
+        relearn_finished(run.prepared, run.folder, console)
+    if hosts.is_first():
+        report.write_report(run.folder.path, console)
+    hosts.wait("the run is done")
+
+
+def _stages(run: Run, console: Console, profile: int) -> None:
+    """Fine-tunes, unlearns with every objective, and merges the tables."""
+    prepared, folder, config = run.prepared, run.folder, run.prepared.config
+    layout, sets = prepared.layout, prepared.sets
+    splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
+    _describe(splits, console)
+    results: dict[str, Any] = {}
+
+    # --- theta_0: the model before unlearning, which all objectives start from --------------------
+    base = finetune(prepared, folder, BASE, prepared.finetune, splits, console)
+    base_statistics = splits.statistics(base, prepared.model)
+    results[BASE] = base_statistics.summary()
+    summary.print_starting_point(results[BASE], console)
+
+    # --- the retrained model, which unlearning tries to come close to -----------------------------
+    if config.finetune.retrained:
+        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, console)
+        results[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
+        del retrained  # it stays in its folder
+    if run.evaluation is not None and config.evaluate.every:
+        # Evaluations during unlearning are compared with these two models.
+        evaluate_starting_points(run.evaluation, folder, console)
+
+    # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
+    references = reference_pass(
+        base,
+        prepared.tasks,
+        sets,
+        layout=layout,
+        model=prepared.model,
+        unlearn=config.unlearn,
+        folder=folder,
+    )
+    offload = Offload(config.compute.offload)
+    parked = offload.away(base)
+    del base  # the parked theta_0 serves every objective
+
+    # --- the objectives, one after the other ------------------------------------------------------
+    context = UnlearnContext(
+        prepared=prepared,
+        folder=folder,
+        console=console,
+        offload=offload,
+        base=parked,
+        references=references,
+        splits=splits._replace(forget=layout.split(sets.forget, references.forget)),
+        base_statistics=base_statistics,
+        shared={},
+        evaluation=run.evaluation,
+    )
+    for i, task in enumerate(prepared.tasks):
+        unlearn(context, task, profile if i == 0 else 0)
+    _merge(folder, results)
+
+
+def _merge(folder: RunFolder, results: dict[str, Any]) -> None:
+    """Merges the parts and results of all objectives of the folder, earlier ones included."""
+    objectives = load(folder.config).objectives
+    tables.merge(folder.path, list(objectives))
+    for name in objectives:
+        if folder.result(name).exists():
+            results[name] = files.read_json(folder.result(name))
+    files.write_json(folder.results, DEFINITIONS | {"models": results})
+
+
+def _describe(splits: Splits, console: Console) -> None:
+    """Prints how the two measured sets are packed."""
+    for name, split in splits._asdict().items():
+        rows, width = split.packed[0].tokens.shape
+        share = packing.real_token_share(split.packed)
+        console.print(
+            f"{name}: {split.samples} samples in {len(split.packed)} batches of {rows} x {width}"
+            f" tokens, {share:.1%} real",
+            highlight=False,
+        )

@@ -1,0 +1,311 @@
+"""Relearning: attacks the unlearned models of a run, and records how soon they recover.
+
+The result of each model under each attack is a file, written as a whole. A result that was made
+with the same settings is not computed again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from jaxunlearn.config import Config
+from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.evaluation.attacks import ROUNDING, Attack, AttackContext, make_attacks
+from jaxunlearn.measurement import statistics
+from jaxunlearn.metrics import relearning
+from jaxunlearn.metrics.relearning import Count, Settings
+from jaxunlearn.pipeline import stored
+from jaxunlearn.pipeline.prepare import Prepared, prepare
+from jaxunlearn.record import attack_results
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.steps import timed
+from jaxunlearn.reporting import report
+from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.step import optimizer
+
+
+class RelearnRequest(NamedTuple):
+    """A checked request for attacks, made by `request`.
+
+    Attributes:
+      settings: how they fine-tune.
+      counts: numbers of forget samples to fine-tune on, one attack each.
+      benign: whether to fine-tune on samples of D_r too.
+    """
+
+    settings: Settings
+    counts: tuple[int, ...]
+    benign: bool
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+def relearn(
+    run: str | Path,
+    *,
+    only: Sequence[str] = (),
+    samples: Sequence[Count] | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    benign: bool | None = None,
+    mesh: tuple[int, int, int] | None = None,
+    console: Console | None = None,
+    devices: Sequence[Any] | None = None,
+) -> None:
+    """Attacks the finished objectives of a run, and its retrained model where it has one.
+
+    Args:
+      run: the run's folder, which also gets the results.
+      only: objectives; default: all that are finished.
+      samples: forget samples to fine-tune on, in one attack each, or "all"; default: the
+        configuration's, and where it names none those of 1, 5, 20 that are fewer than all, and all.
+      steps: of fine-tuning, without warm-up or decay; default: the configuration's.
+      lr: its learning rate; default: the configuration's, or else that of unlearning.
+      benign: also fine-tune on samples of D_r; default: as the configuration says.
+      mesh: (data, fsdp, tensor), where it is not the run's.
+      console: for progress and the table; default: nothing is printed.
+      devices: the devices of the mesh; default: all.
+
+    Raises:
+      ValueError, OSError: bad arguments, no such run, or nothing finished; nothing was written.
+    """
+    console, folder = console or quiet_console(), RunFolder(Path(run))
+    config = stored.on_mesh(stored.configuration(folder), mesh)
+    names = _names(folder, config, only)
+    prepared = prepare(config, devices)
+    requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
+    with jax.set_mesh(prepared.mesh):
+        attack_models(prepared, folder, requested, names, console)
+    if hosts.is_first():
+        report.report_relearning(folder.path, config, console)
+
+
+def request(
+    config: Config,
+    forget: int,
+    samples: Sequence[Count] | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    benign: bool | None = None,
+) -> RelearnRequest:
+    """Makes a request from arguments, and from the configuration where an argument is missing.
+
+    Args:
+      config: of the run.
+      forget: samples of D_u.
+      samples: how many of them to show, in one attack each, or "all"; default: the configuration's,
+        and where it names none those of 1, 5, 20 that are fewer than all, and all.
+      steps: of fine-tuning, without warm-up or decay.
+      lr: its learning rate; default: that of unlearning, which is fine enough to tell models apart.
+      benign: also fine-tune on samples of D_r.
+
+    Raises:
+      ValueError: names the key and the flag that are wrong.
+    """
+    spec = config.relearn
+    size = (config.finetune if config.finetune.epochs else config.unlearn).batch_size
+    rate = config.unlearn.lr if spec.lr is None else spec.lr
+    settings = Settings(
+        spec.steps if steps is None else steps, rate if lr is None else lr, batch_size=size
+    )
+    if settings.steps < 1:
+        raise ValueError(f"relearn.steps (--steps): {settings.steps} must be at least 1")
+    if not settings.lr > 0:
+        raise ValueError(f"relearn.lr (--lr): {settings.lr} must be positive")
+    # A configuration that only asks for the benign attack gets no attack on forget samples.
+    numbers = samples or spec.samples or (() if spec.benign else None)
+    return RelearnRequest(
+        settings,
+        tuple(relearning.counts(numbers, forget)),
+        spec.benign if benign is None else benign,
+    )
+
+
+# ------------------------------------------------------------------------------- a stage of a run
+
+
+def requested_attacks(prepared: Prepared) -> RelearnRequest | None:
+    """The attacks that a run ends with, None where its configuration asks for none.
+
+    Raises:
+      ValueError: more samples to show than there are to forget, or bad settings.
+    """
+    config = prepared.config
+    if not config.relearn.samples and not config.relearn.benign:
+        return None
+    return request(config, len(prepared.sets.forget))
+
+
+def relearn_finished(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+    """Attacks the models of a run whose objectives are done, where its configuration asks for it.
+
+    Args:
+      prepared: the run.
+      folder: its folder.
+      console: for progress.
+    """
+    requested, names = requested_attacks(prepared), stored.finished(folder, prepared.config)
+    if requested is not None and names:
+        attack_models(prepared, folder, requested, names, console)
+
+
+# ------------------------------------------------------------------------------- attacking
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """Runs the attacks that have no result yet, and writes their results.
+
+    Attributes:
+      prepared: the run.
+      folder: its folder.
+      console: for progress.
+      context: the inputs that all attacks share.
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    console: Console
+    context: AttackContext
+
+    def attack_all(self, name: str, attacks: Sequence[Attack]) -> None:
+        """Runs every attack on one model that has no result yet."""
+        missing = [attack for attack in attacks if not self.is_done(name, attack)]
+        if not missing:
+            return
+        with timed(self.folder.path, f"relearn {name}"):
+            parked = self.context.offload.away(self.load(name))
+            for attack in missing:
+                self.attack(name, attack, parked)
+
+    def attack(self, name: str, attack: Attack, parked: Tree, **extra: Any) -> None:
+        """Runs an attack and writes its result, with further entries if there are any."""
+        label, steps = f"{name} {attack.name}", self.context.settings.steps
+        with progress.bar(self.console, label, steps) as bar:
+            result = attack.run(self.context, name, parked, bar.advance)
+        settings = {"settings": self.settings(attack)}
+        part = settings | result._asdict() | extra
+        files.write_json(self.folder.attack(name, attack.name), part)
+
+    def is_done(self, name: str, attack: Attack) -> bool:
+        """Whether the result is there, made with equal settings; the first process decides."""
+        file = self.folder.attack(name, attack.name)
+        done = file.is_file() and files.read_json(file)["settings"] == self.settings(attack)
+        return hosts.agreed(done)
+
+    def settings(self, attack: Attack) -> dict[str, Any]:
+        """The settings that a result depends on, apart from the model."""
+        return attack_results.key(self.context.settings, attack.name, attack.ids)
+
+    def load(self, name: str) -> Tree:
+        """The parameters of a model."""
+        return stored.stage_params(self.folder, self.prepared, name)
+
+
+def attack_models(
+    prepared: Prepared,
+    folder: RunFolder,
+    requested: RelearnRequest,
+    names: Sequence[str],
+    console: Console,
+) -> None:
+    """Computes the missing results, and merges all results into tables and a summary.
+
+    Args:
+      prepared: the run.
+      folder: its folder.
+      requested: from `request`.
+      names: finished objectives; the retrained model is attacked too where there is one.
+      console: for progress.
+    """
+    settings = requested.settings
+    # --- the model before unlearning, with which the others are compared --------------------------
+    runner = _Runner(prepared, folder, console, _context(prepared, settings))
+    runner = _with_base(runner)
+
+    # --- every model under every attack -----------------------------------------------------------
+    attacks = make_attacks(runner.context, requested.counts, requested.benign)
+    console.print(
+        f"relearning: {settings.steps} steps of AdamW at lr {settings.lr:g}, batches of at most"
+        f" {settings.batch_size}",
+        highlight=False,
+    )
+    retrained = [RETRAINED] if folder.model(RETRAINED).is_dir() else []
+    for name in [*names, *retrained]:
+        runner.attack_all(name, attacks)
+
+    # --- the tables -------------------------------------------------------------------------------
+    if hosts.is_first():
+        attack_results.merge(folder.path, prepared.config, settings)
+    hosts.wait("relearning is done")
+
+
+def _context(prepared: Prepared, settings: Settings) -> AttackContext:
+    """The inputs that all attacks share, without the strengths before unlearning."""
+    config, forget = prepared.config, prepared.sets.forget
+    return AttackContext(
+        model=prepared.model,
+        layout=prepared.layout,
+        seed=config.seed,
+        settings=settings,
+        tx=optimizer(optax.constant_schedule(settings.lr)),
+        offload=Offload(config.compute.offload),
+        forget_samples=forget,
+        retain_samples=prepared.retain_eval,
+        forget=prepared.layout.split(forget),
+        base_strength=np.zeros(len(forget)),
+    )
+
+
+def _with_base(runner: _Runner) -> _Runner:
+    """The runner with the extraction strengths before unlearning.
+
+    They are stored with the result of rounding that model, which shows the effect of int8 alone.
+    """
+    if not runner.is_done(BASE, ROUNDING):
+        context, params = runner.context, runner.load(BASE)
+        stats = statistics.statistics(params, context.forget, context.model)
+        strength = stats.extraction_strength
+        rounder = _with_strength(runner, strength)
+        parked = context.offload.away(params)
+        del params  # the parked ones are enough
+        rounder.attack(BASE, ROUNDING, parked, sample_es=strength.tolist())
+    hosts.wait("the model before unlearning is measured")
+    part = files.read_json(runner.folder.attack(BASE, ROUNDING.name))
+    return _with_strength(runner, np.array(part["sample_es"]))
+
+
+def _with_strength(runner: _Runner, strength: np.ndarray) -> _Runner:
+    context = dataclasses.replace(runner.context, base_strength=strength)
+    return dataclasses.replace(runner, context=context)
+
+
+def _names(folder: RunFolder, config: Config, only: Sequence[str]) -> list[str]:
+    """The objectives to attack.
+
+    Raises:
+      ValueError: no such objective.
+      FileNotFoundError: one that is not finished, or none is.
+    """
+    if isinstance(only, str):
+        raise ValueError(f"only (--only): {only!r} is one string; give a list of names")
+    for name in only:
+        if name not in config.objectives:
+            stored.check_name(folder, config, name)
+            raise ValueError(f"--only: {name!r} is no objective; `{RETRAINED}` is always compared")
+        stored.final_step(folder, name)
+    names = [*dict.fromkeys(only)] or [*stored.finished(folder, config)]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder.path}: no objective is finished; run the configuration to its end"
+        )
+    return names

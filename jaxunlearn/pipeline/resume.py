@@ -1,0 +1,78 @@
+"""Opens the folder of a run: a new one, or that of an earlier start of the same run."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from jaxunlearn.config import Config, dump, load
+from jaxunlearn.core import files, hosts
+from jaxunlearn.record.folder import RunFolder
+
+# Keys that may change between starts: they do not change the models of the run.
+FREE_KEYS = ("compute", "evaluate", "relearn")
+
+
+def open_folder(folder: RunFolder, config: Config) -> None:
+    """Makes the folder of a run, or checks that it belongs to an earlier start of this run.
+
+    The mesh, the suites, the attacks and the objectives may change between starts: the folder's
+    configuration is updated, and keeps the objectives that it has.
+
+    Args:
+      folder: absent, empty, or with an earlier part of the run.
+      config: what to run.
+
+    Raises:
+      ValueError: the folder holds something else; names the first key that differs.
+    """
+    problem = None
+    if hosts.is_first():
+        try:
+            files.write_text(folder.config, dump(_joined(folder, config)))
+        except ValueError as error:
+            problem = error
+    # Where the first process refuses, the others must not wait for it at the next barrier.
+    if hosts.agreed(problem is not None):
+        raise problem or ValueError(f"{folder.path}: the first process cannot open the folder")
+    hosts.wait("the folder is open")
+
+
+def _joined(folder: RunFolder, config: Config) -> Config:
+    """The configuration, with the objectives of the folder added."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path}: is a file; --out must name a folder")
+    if not folder.config.exists():
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise ValueError(
+                f"{folder.path}: not empty and no run of ours (there is no config.yaml)"
+            )
+        return config
+    earlier = load(folder.config)
+    for key, old, new in _differences(_fixed(earlier), _fixed(config)):
+        raise ValueError(
+            f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has {new!r};"
+            " choose another --out, or give the same configuration to resume"
+        )
+    for name in config.objectives.keys() & earlier.objectives.keys():
+        old_spec, new_spec = (dataclasses.asdict(c.objectives[name]) for c in (earlier, config))
+        for key, old, new in _differences(old_spec, new_spec, f"objectives.{name}"):
+            raise ValueError(
+                f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has"
+                f" {new!r}; choose another --out, or another name for the objective"
+            )
+    return dataclasses.replace(config, objectives={**earlier.objectives, **config.objectives})
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """The keys that must not change between starts; objectives are compared one by one."""
+    keys = dataclasses.asdict(config)
+    return {key: keys[key] for key in keys if key not in (*FREE_KEYS, "objectives")}
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) wherever two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
+    elif old != new:
+        yield key, old, new

@@ -1,0 +1,169 @@
+"""Reads the models of a run from its folder.
+
+From a checkpoint only the parameters are read, so that the optimiser's moments are never in memory.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from jaxunlearn.config import Config, reader
+from jaxunlearn.core import files, trees
+from jaxunlearn.core.names import nearest
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.models import hf, sharding
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.training.checkpoint import newest, read_params
+
+STAGES = (BASE, RETRAINED)
+"""Models that a run writes as folders in the Hugging Face format."""
+
+
+def configuration(folder: RunFolder) -> Config:
+    """The configuration of a run, finished or not.
+
+    Raises:
+      FileNotFoundError: there is no run.
+    """
+    if not folder.config.is_file():
+        missing = f"{folder.config.name} is missing" if folder.path.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder.path}: no run here ({missing})")
+    return reader.load(folder.config)
+
+
+def on_mesh(config: Config, mesh: tuple[int, int, int] | None) -> Config:
+    """The configuration on another mesh (data, fsdp, tensor); None leaves it as it is."""
+    if mesh is None:
+        return config
+    data, fsdp, tensor = mesh
+    compute = dataclasses.replace(config.compute, data=data, fsdp=fsdp, tensor=tensor)
+    return dataclasses.replace(config, compute=compute)
+
+
+def finished(folder: RunFolder, config: Config) -> tuple[str, ...]:
+    """The objectives whose final parameters are stored, in the configuration's order.
+
+    An objective that diverged has a result but no parameters after its last step: it is not among
+    them.
+    """
+
+    def is_there(objective: str) -> bool:
+        try:
+            final_step(folder, objective)
+        except FileNotFoundError:
+            return False
+        return True
+
+    return tuple(name for name in config.objectives if is_there(name))
+
+
+def stage_params(folder: RunFolder, prepared: Prepared, name: str) -> Tree:
+    """The parameters of a model of a run, float32, sharded over the run's mesh.
+
+    Args:
+      folder: of the run.
+      prepared: from `prepare.prepare`.
+      name: `BASE` (theta_0), `RETRAINED`, or an objective: its model after the last step.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or one that is not finished.
+    """
+    if name == BASE and not prepared.config.finetune.epochs:
+        return prepared.initial()
+    shardings = sharding.param_shardings(prepared.model, prepared.mesh)
+    return final_params(folder, prepared.config, name, prepared.model, shardings)
+
+
+def final_params(
+    folder: RunFolder,
+    config: Config,
+    name: str,
+    model: DecoderConfig,
+    shardings: Tree,
+    dtype: str = "float32",
+) -> Tree:
+    """The parameters of a model that a run made.
+
+    Args:
+      folder: of the run.
+      config: from `configuration`.
+      name: `BASE`, `RETRAINED` or an objective.
+      model: of the run.
+      shardings: where each parameter goes.
+      dtype: what they are converted to while they are read.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or one that is not finished.
+    """
+    check_name(folder, config, name)
+    if name in STAGES:
+        source = stage_folder(folder, config, name)
+        return hf.load_params(source, model, shardings=shardings, dtype=dtype)
+    like = trees.with_shardings(abstract_params(model, jax.numpy.dtype(dtype)), shardings)
+    return read_params(final_step(folder, name), like)
+
+
+def check_name(folder: RunFolder, config: Config, name: str) -> None:
+    """Checks that a run has a model of this name, finished or not.
+
+    Raises:
+      ValueError: lists those there are.
+    """
+    if name not in (*STAGES, *config.objectives):
+        stages = [stage for stage in STAGES if folder.model(stage).is_dir()]
+        names = [*stages, *config.objectives]
+        raise ValueError(
+            f"{folder.path}: the run has no objective {name!r}; there are: {', '.join(names)}"
+            + nearest(name, names)
+        )
+
+
+def stage_folder(folder: RunFolder, config: Config, name: str) -> Path:
+    """The folder of a model that the run wrote in the Hugging Face format.
+
+    Args:
+      folder: of the run.
+      config: from `configuration`.
+      name: one of `STAGES`.
+
+    Raises:
+      FileNotFoundError: the run makes no such model, or has not made it yet.
+    """
+    if folder.model(name).is_dir():
+        return folder.model(name)
+    spec = config.finetune
+    if not spec.epochs or (name == RETRAINED and not spec.retrained):
+        key = "finetune.retrained" if spec.epochs else "finetune.epochs"
+        raise FileNotFoundError(
+            f"{folder.path}: the run makes no model {name!r} ({key} asks for none)"
+        )
+    raise _unfinished(folder, name)
+
+
+def final_step(folder: RunFolder, objective: str) -> Path:
+    """The checkpoint after an objective's last update.
+
+    Raises:
+      FileNotFoundError: the objective is not finished, or stopped before its last update.
+    """
+    file = folder.result(objective)
+    if not file.is_file():
+        raise _unfinished(folder, objective)
+    result = files.read_json(file)
+    checkpoint = newest(folder.checkpoints(objective))
+    if checkpoint is None or checkpoint.name != str(result["of_steps"]):
+        newest_one = "none" if checkpoint is None else f"one after step {checkpoint.name}"
+        raise FileNotFoundError(
+            f"{folder.path}: {objective!r} has no checkpoint after its last step"
+            f" {result['of_steps']} but {newest_one}; it stopped after step {result['steps']}"
+        )
+    return checkpoint
+
+
+def _unfinished(folder: RunFolder, name: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder.path}: {name!r} is not finished; run the configuration again"
+    )

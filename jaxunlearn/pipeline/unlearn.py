@@ -1,0 +1,290 @@
+"""Unlearns with one objective, from theta_0 to its last step, and measures on the way."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import order
+from jaxunlearn.evaluation import best_step
+from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.measurement.guidance import Guidance, guide_retain_samples, refresh_steps
+from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
+from jaxunlearn.measurement.statistics import SetStatistics, Splits
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.steps import StepLog, timed
+from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
+from jaxunlearn.training.feed import StepBatches
+from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.references import References
+from jaxunlearn.training.schedule import evaluated_steps, lr_schedule
+from jaxunlearn.training.step import Trainer, init_state, optimizer
+from jaxunlearn.training.tasks import Task
+
+WARM_STEPS = 2  # steps before a profile, so that no compilation is traced
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearnContext:
+    """The inputs that all objectives of a run share.
+
+    Attributes:
+      prepared: the run.
+      folder: its folder.
+      console: for progress.
+      offload: where arrays are parked.
+      base: theta_0, parked; never donated.
+      references: outputs of theta_0 on the samples.
+      splits: D_u with the references that objectives read, and D_r.
+      base_statistics: of both sets at theta_0.
+      shared: grad R(D_r) at theta_0, see `Measurer`.
+      evaluation: the suites; None where the run evaluates no model.
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    console: Console
+    offload: Offload
+    base: Tree
+    references: References
+    splits: Splits
+    base_statistics: SetStatistics
+    shared: SharedGradients
+    evaluation: Evaluation | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The steps of one objective, and those before which something is measured or saved.
+
+    Attributes:
+      feed: the batches.
+      tx: the optimiser.
+      rates: the learning rate of each step.
+      measured: steps at which effects are measured.
+      saved: steps whose state is saved.
+      evaluated: steps at which suites are measured.
+      guidance: the weights of a guided objective.
+      measurer: the measurements.
+    """
+
+    feed: StepBatches
+    tx: optax.GradientTransformation
+    rates: list[float]
+    measured: Sequence[int]
+    saved: Sequence[int]
+    evaluated: Sequence[int]
+    guidance: Guidance
+    measurer: Measurer
+
+    @property
+    def steps(self) -> int:
+        return self.feed.steps
+
+
+def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, Any]:
+    """Unlearns with one objective, or reads the result of an earlier start of the run.
+
+    Args:
+      context: what all objectives share.
+      task: the objective.
+      profile: the number of steps to trace into the run's `profile` folder, after WARM_STEPS.
+
+    Returns:
+      NLL, ES and EM of both sets after the last step, with the steps made and planned.
+    """
+    folder, name = context.folder, task.name
+    if hosts.agreed(folder.result(name).exists()):
+        return files.read_json(folder.result(name))
+    plan, spec = _plan(context, task), context.prepared.config.unlearn
+    with (
+        open_checkpoints(folder.checkpoints(name), keep=spec.keep_checkpoints) as checkpoints,
+        progress.bar(context.console, name, plan.steps, checkpoints.latest or 0) as bar,
+        timed(folder.path, name),
+    ):
+        # --- from theta_0, or from the newest checkpoint of an interrupted start ------------------
+        state = checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
+        trainer = Trainer(state, task.loss, plan.tx, accumulate=spec.accumulate, guard=task.guard)
+        first = int(state.step)
+        del state  # the trainer donates it
+        # Whatever an interrupted start recorded from this step on is recorded again.
+        files.cut_back(folder.metrics, name, first)
+        tables.drop_parts(folder.path, name, first)
+        trace = _Trace(
+            folder.profile, first + WARM_STEPS, min(profile, plan.steps - first - WARM_STEPS)
+        )
+        stats = _steps(context, plan, trainer, checkpoints, bar, trace, first)
+    steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
+    result = stats.summary() | steps
+    files.write_json(folder.result(name), result)
+    hosts.wait(f"{name} is done")
+    return result
+
+
+def _steps(
+    context: UnlearnContext,
+    plan: _Plan,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    bar: progress.Bar,
+    trace: "_Trace",
+    first: int,
+) -> SetStatistics:
+    """Takes the steps from `first` to the last; returns statistics of the final parameters."""
+    name, offload, measurer = plan.measurer.name, context.offload, plan.measurer
+    log = StepLog(context.folder.metrics, name)
+    guide = plan.guidance.before(first)
+    batches = plan.feed.measured(measurer.splits.forget, guide) if plan.measured else []
+    interval: Interval | None = None  # the measurement that is still open
+
+    for step in range(first, plan.steps):
+        lr = plan.rates[step]
+        trace.before(step, trainer.state)
+        # --- a saved step has all records before it, and a diverged state is never saved ----------
+        if step in plan.saved:
+            log.flush()
+            if not log.finite:
+                break
+        # --- guided objectives: new weights for all forget tokens ---------------------------------
+        if step in plan.guidance.steps:
+            with trainer.parked_moments(offload):
+                guide = plan.guidance.refresh(step, trainer.params)
+            batches = plan.feed.measured(measurer.splits.forget, guide) if plan.measured else []
+        # --- measure: close the last measurement, save, open the next -----------------------------
+        if step in plan.measured:
+            stats = measurer.statistics(trainer.params, step)
+            if interval is not None:
+                interval.close(step, trainer.params, stats)
+            interval = None  # its gradients make room for the next ones
+            # Closed before saved: resuming here finds the closed measurement's rows written.
+            checkpoints.save(step, trainer.state)
+            with trainer.parked_moments(offload):
+                interval = measurer.open(step, trainer.params, stats, batches, guide, lr)
+        elif step in plan.saved:
+            checkpoints.save(step, trainer.state)
+        # --- evaluate on the way ------------------------------------------------------------------
+        if step in plan.evaluated and context.evaluation is not None:
+            with trainer.parked_moments(offload):
+                best_step.evaluate(context.evaluation, context.folder, name, step, trainer.params)
+        # --- the update; its metrics are read a step late, so no step waits for the host ----------
+        inputs = plan.feed.step(step, guide)
+        metrics = trainer.update(inputs.batch)
+        if interval is not None and interval.step == step:
+            interval.after_update(trainer.params)
+        fed = {"lr": lr, "tokens": inputs.tokens, "real_token_share": inputs.real_share}
+        log.add(step, metrics | fed)
+        totals = {} if interval is None else interval.totals()
+        bar.advance(step + 1, inputs.tokens, loss=log.last.get("loss"), **totals)
+        if not log.finite:
+            break  # the last checkpoint is from before, and stays
+
+    trace.before(plan.steps, trainer.state)
+    return _finish(plan, trainer, checkpoints, log, interval)
+
+
+def _finish(
+    plan: _Plan,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    log: StepLog,
+    interval: Interval | None,
+) -> SetStatistics:
+    """Closes what the last step left open, and saves the final state.
+
+    The last interval is written before the final state is saved. A run that stops in between
+    resumes at the last measured step and measures it again. In the other order the resumed run
+    would have no steps left, and the last measurement would be lost.
+    """
+    log.flush()
+    stats = plan.measurer.statistics(trainer.params)
+    last = int(trainer.state.step)
+    if interval is not None:
+        interval.close(last, trainer.params, stats)
+    if log.finite and last == plan.steps:
+        checkpoints.save(last, trainer.state)
+    return stats
+
+
+def _plan(context: UnlearnContext, task: Task) -> _Plan:
+    """Plans an objective: everything that does not depend on its parameters."""
+    prepared, splits = context.prepared, context.splits
+    config, spec, sets = prepared.config, prepared.config.unlearn, prepared.sets
+    feed = StepBatches(
+        task,
+        sets,
+        context.references,
+        layout=prepared.layout,
+        unlearn=spec,
+        seed=config.seed,
+    )
+    per_epoch = order.num_steps(len(sets.forget), spec.batch_size, 1)
+    lr = lr_schedule(task.lr, feed.steps, round(spec.warmup_epochs * per_epoch))
+    tx = optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
+    measured = prepared.measured_steps
+    return _Plan(
+        feed=feed,
+        tx=tx,
+        rates=np.asarray(lr(np.arange(feed.steps))).tolist(),
+        measured=measured,
+        # Where effects are measured the state is saved too; else once an epoch.
+        saved=measured or range(0, feed.steps, per_epoch),
+        evaluated=evaluated_steps(config, feed.steps),
+        guidance=_guidance(context, task, feed.steps),
+        measurer=Measurer(
+            name=task.name,
+            term=task.loss.unlearn,
+            splits=splits,
+            base=context.base_statistics,
+            spec=config.measure,
+            offload=context.offload,
+            folder=context.folder.path,
+            shared=context.shared,
+        ),
+    )
+
+
+def _guidance(context: UnlearnContext, task: Task, steps: int) -> Guidance:
+    """The weights of a guided objective; for the others, without any steps."""
+    prepared, refreshed = context.prepared, refresh_steps(task, steps)
+    retain = None
+    if refreshed:
+        pool, count = prepared.sets.retain, len(prepared.retain_eval)
+        samples = guide_retain_samples(pool, count, prepared.config.seed)
+        retain = prepared.layout.split(samples)
+    return Guidance(
+        task=task,
+        steps=refreshed,
+        forget=context.splits.forget,
+        mask=context.base_statistics.forget.mask,
+        retain=retain,
+        folder=context.folder,
+        offload=context.offload,
+    )
+
+
+class _Trace:
+    """Traces some steps of the loop with `jax.profiler`."""
+
+    def __init__(self, folder: Path, first: int, steps: int):
+        self._folder, self._steps, self._on = folder, range(first, first + steps), False
+
+    def before(self, step: int, state: Tree) -> None:
+        """Starts or stops the trace before a step, once the steps before have run."""
+        wanted = step in self._steps
+        if wanted == self._on:
+            return
+        jax.block_until_ready(state)
+        if wanted:
+            jax.profiler.start_trace(str(self._folder))
+        else:
+            jax.profiler.stop_trace()
+        self._on = wanted

@@ -1,0 +1,159 @@
+"""The names of the files in a run's folder, and the names of the models a run makes itself."""
+
+import dataclasses
+from pathlib import Path
+
+BASE = "base"
+"""Key and folder of the model before unlearning, theta_0: the fine-tuned model."""
+
+RETRAINED = "retrained"
+"""Key and folder of the model that was fine-tuned without the forget set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run: where each of its files is, whether it exists yet or not.
+
+    Models are named by `BASE`, `RETRAINED` or the name of an objective. Nothing here touches the
+    disk.
+
+    Attributes:
+      path: the folder itself.
+    """
+
+    path: Path
+
+    # ------------------------------------------------------------------ the run as a whole
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration: running it again gives the same run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line for each training step and each evaluation of fine-tuning."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        """A JSON line for each stage, with its wall-clock seconds."""
+        return self.path / "timings.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """NLL, extraction strength and exact memorisation of every model."""
+        return self.path / "results.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """The results of the evaluation suites, by model and suite."""
+        return self.path / "evaluation.json"
+
+    @property
+    def summary(self) -> Path:
+        """The tables of the report, in Markdown."""
+        return self.path / "summary.md"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "figures"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of the profiler's traces."""
+        return self.path / "profile"
+
+    @property
+    def references(self) -> Path:
+        """The folder of cached outputs of the model before unlearning on the data."""
+        return self.path / "reference"
+
+    def reference(self, name: str) -> Path:
+        """The cache of one set: "forget", "retain" or "substitute"."""
+        return self.references / f"{name}.npz"
+
+    # ------------------------------------------------------------------ tables
+
+    def table(self, name: str) -> Path:
+        """A merged table; `name` is a key of `record.tables.SCHEMAS`."""
+        return self.path / f"{name}.parquet"
+
+    @property
+    def all_parts(self) -> Path:
+        """The folder that holds a folder of parts for each table."""
+        return self.path / "parts"
+
+    def parts(self, table: str) -> Path:
+        """The folder of a table's parts, from which `table(name)` is merged."""
+        return self.all_parts / table
+
+    def part(self, table: str, objective: str, step: int) -> Path:
+        """The rows of a table that were measured at one step of one objective."""
+        return self.parts(table) / f"{objective}-{step:06d}.parquet"
+
+    # ------------------------------------------------------------------ models and objectives
+
+    def model(self, name: str) -> Path:
+        """The Hugging Face folder of `BASE` or of `RETRAINED`."""
+        return self.path / name
+
+    def finetune_checkpoints(self, model: str) -> Path:
+        """The folder of the checkpoints from which fine-tuning `BASE` or `RETRAINED` resumes."""
+        return self.path / "finetune" / model
+
+    def objective(self, name: str) -> Path:
+        """The folder of an objective."""
+        return self.path / "objectives" / name
+
+    def checkpoints(self, objective: str) -> Path:
+        """The folder of an objective's checkpoints."""
+        return self.objective(objective) / "checkpoints"
+
+    def result(self, objective: str) -> Path:
+        """NLL and memorisation after an objective's last step; it exists once that is done."""
+        return self.objective(objective) / "result.json"
+
+    def guide(self, objective: str) -> Path:
+        """The folder of the weights that a guided objective computed."""
+        return self.objective(objective) / "guide"
+
+    def guide_weights(self, objective: str, step: int) -> Path:
+        """The weights that were computed before a step and used from there on."""
+        return self.guide(objective) / f"{step:06d}.npy"
+
+    # ------------------------------------------------------------------ evaluation and attacks
+
+    @property
+    def tofu_logs(self) -> Path:
+        """The folder of the logs in the format of TOFU's authors."""
+        return self.path / "tofu_logs"
+
+    def tofu_log(self, model: str) -> Path:
+        """The TOFU log of a model, or of `NAME-STEP` where it was evaluated during unlearning."""
+        return self.tofu_logs / f"{model}.json"
+
+    @property
+    def relearn(self) -> Path:
+        """The summary of all relearning attacks."""
+        return self.path / "relearn.json"
+
+    @property
+    def relearn_records(self) -> Path:
+        """A JSON line for each evaluated step of each attack."""
+        return self.path / "relearn.jsonl"
+
+    @property
+    def relearn_layers(self) -> Path:
+        """A JSON line for each layer at each evaluated step of each attack."""
+        return self.path / "relearn_layers.jsonl"
+
+    @property
+    def attacks(self) -> Path:
+        """The folder of the attacks' results."""
+        return self.path / "relearn"
+
+    def attack(self, model: str, attack: str) -> Path:
+        """The result of one model under one attack; names of models hold no dash."""
+        return self.attacks / f"{model}-{attack}.json"

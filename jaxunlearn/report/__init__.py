@@ -1,1 +1,0 @@
-"""What a run directory shows: figures and one self-contained page."""

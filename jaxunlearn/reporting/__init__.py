@@ -1,0 +1,1 @@
+"""The report of a run: figures and text tables, all recomputed from its record."""

@@ -1,0 +1,143 @@
+"""The tables of an evaluation, made from the stored results of its suites."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.core import files
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import relearn_table
+from jaxunlearn.reporting.terminal import TextTable, probability, shown_name
+
+MetricRows = list[dict[str, Any]]
+
+COLUMNS = {
+    "forget quality": ("tofu", "forget_quality", "forget", None),
+    "model utility": ("tofu", "model_utility", None, None),
+    "partial utility": ("tofu", "partial_utility", None, None),
+    "forget ROUGE": ("tofu", "rouge", "forget", None),
+    "retain ROUGE": ("tofu", "rouge", "retain", None),
+    "forget ES": ("memorization", "extraction_strength", "forget", "extraction_strength.suffix"),
+    "retain ES": ("memorization", "extraction_strength", "retain", "extraction_strength.suffix"),
+    "UWC ES": ("uwc", "uwc_extraction_strength", "forget", None),
+}
+"""What each column shows: (suite, metric, set, definition), None where there is only one."""
+
+MEMBERSHIP = "MIA AUC"
+CAPTIONS = {
+    "forget quality": "forget quality: p-value against the model without the forget set",
+    "partial utility": "partial utility: not TOFU's model utility, some of its sets or texts are"
+    " missing",
+    "UWC ES": "UWC ES: forget ES where 95 % of the retain ES is kept",
+    MEMBERSHIP: "MIA AUC: the attack farthest from 0.5; both sides of it give the forget set away",
+}
+
+
+def read(run: Path) -> dict[str, Any]:
+    """The stored evaluation of a run.
+
+    Returns:
+      {"models": {model: {suite: {"settings", "results": rows}}}, "definitions", "steps"}; without
+      models, and without the other two, where nothing was evaluated.
+    """
+    file = RunFolder(run).evaluation
+    return files.read_json(file) if file.is_file() else {"models": {}}
+
+
+def evaluation_table(
+    models: Mapping[str, Mapping[str, Any]], attacks: Mapping[str, Any] | None = None
+) -> TextTable:
+    """One row per model, one column per metric; columns without any number are left out.
+
+    Args:
+      models: {model: {suite: {"results": rows}}}.
+      attacks: the summary of relearning (`record.attack_results.read`), where there is one; a
+        column shows one of its attacks.
+    """
+    columns = {name: [_cell(suites, name) for suites in models.values()] for name in COLUMNS}
+    columns[MEMBERSHIP] = [_membership(suites) for suites in models.values()]
+    captions = dict(CAPTIONS)
+    if attacks and (attack := relearn_table.headline(attacks)):
+        head = f"relearn ({attack})"
+        columns[head] = [relearn_table.cell(attacks, model, attack) for model in models]
+        captions[head] = f"{head}: {relearn_table.meaning(attack)}"
+    filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
+    names = map(shown_name, models)
+    rows = [(name, *cells) for name, *cells in zip(names, *filled.values(), strict=True)]
+    notes = tuple(text for name, text in captions.items() if name in filled)
+    return TextTable(("model", *filled), rows, notes)
+
+
+def best_steps_table(steps: Mapping[str, Any]) -> TextTable:
+    """The last and the best step of every objective that was evaluated during unlearning.
+
+    Args:
+      steps: from `evaluation.best_step.summarise`.
+    """
+    columns = ("model", "last step", "least forget ES", "its retain ES", "best quality")
+    rows = []
+    for name, best in steps.items():
+        es, quality = best["least_forget_es"], best["best_forget_quality"]
+        least = ("none", "-")
+        if es:
+            least = (_with_step(es, "forget_es"), probability(es["retain_es"]))
+        highest = _with_step(quality, "value") if quality else "-"
+        rows.append((name, str(best["last"]), *least, highest))
+    evaluated = sorted({step for best in steps.values() for step in best["evaluated"]})
+    notes = (
+        f"The best of the steps {', '.join(map(str, evaluated))}, in brackets.",
+        "least forget ES: among steps that keep 95 % of the retain ES before unlearning",
+    )
+    return TextTable(columns, rows, notes)
+
+
+def reasons(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Explains the cells that are empty: each reason once, after the metrics it affects.
+
+    Args:
+      models: {model: {suite: {"results": rows, "reason": why a suite has no rows}}}.
+    """
+    in_columns = {(suite, metric, definition) for suite, metric, _, definition in COLUMNS.values()}
+    # The metrics of a reason are the keys of a dict, which keeps their order.
+    affected: dict[str, dict[str, None]] = {}
+    for suites in models.values():
+        for name, suite in suites.items():
+            if "reason" in suite:
+                affected.setdefault(suite["reason"], {})[name] = None
+            for row in suite["results"]:
+                keys = {(name, row["metric"], None), (name, row["metric"], row["definition"])}
+                if "reason" in row and (name == "mia" or keys & in_columns):
+                    affected.setdefault(row["reason"], {})[row["metric"]] = None
+    return [f"{', '.join(metrics)}: {reason}" for reason, metrics in affected.items()]
+
+
+def _cell(suites: Mapping[str, Any], column: str) -> str:
+    suite, metric, over, definition = COLUMNS[column]
+    for row in _results(suites, suite):
+        fits = over in (None, row["set"]) and definition in (None, row["definition"])
+        if row["metric"] == metric and fits and row["value"] is not None:
+            return probability(row["value"])
+    return "-"
+
+
+def _membership(suites: Mapping[str, Any]) -> str:
+    """The AUC of the membership attack that is farthest from chance, with its name."""
+    aucs = [
+        row
+        for row in _results(suites, "mia")
+        if row["metric"].startswith("mia_") and row["value"] is not None
+    ]
+    if not aucs:
+        return "-"
+    best = max(aucs, key=lambda row: abs(row["value"] - 0.5))
+    name = best["metric"].removeprefix("mia_").replace("_plus_plus", "++").replace("_", "-")
+    return f"{probability(best['value'])} {name}"
+
+
+def _results(suites: Mapping[str, Any], suite: str) -> MetricRows:
+    return suites.get(suite, {}).get("results", [])
+
+
+def _with_step(best: Mapping[str, Any], key: str) -> str:
+    """A number, with its step in brackets."""
+    return f"{probability(best[key])} ({best['step']})"

@@ -1,0 +1,1 @@
+"""The figures of a run: pure functions from its tables to matplotlib figures."""

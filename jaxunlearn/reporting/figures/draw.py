@@ -1,0 +1,100 @@
+"""Draws every figure of a run and writes it as a PNG.
+
+All figures take the same argument, `tables`: a dict of tables by name (`record.tables` lists those
+that figures need), each a dict of columns in which None is a null, and `tables["meta"]`, which is
+{"title": str, "warning": str or None, "groups": {group: [layer names]}}. Every figure is a pure
+function of `tables`, and None where its table is missing or has nothing to show.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jaxunlearn.reporting.figures import series
+from jaxunlearn.reporting.figures.effect import g_effect, plane
+from jaxunlearn.reporting.figures.layers import pg_layers
+from jaxunlearn.reporting.figures.relearn import relearn
+from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised, risk_change
+from jaxunlearn.reporting.figures.weight import pg_density, weights
+
+__all__ = [
+    "confidence",
+    "draw_all",
+    "g_effect",
+    "pg_density",
+    "pg_layers",
+    "plane",
+    "predicted_vs_realised",
+    "relearn",
+    "risk_change",
+    "weights",
+]
+DPI = 150
+
+FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+    "g_effect": g_effect,
+    "plane": plane,
+    "risk_change": risk_change,
+    "predicted_vs_realised": predicted_vs_realised,
+    "confidence": confidence,
+    "weights": weights,
+    "relearn": relearn,
+}
+"""The figures that show all objectives at once, by the names of their files."""
+
+
+def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path]:
+    """Draws every figure that the tables can fill and writes it as a PNG.
+
+    Each file is written under a temporary name and renamed, so that no half-written file is left.
+
+    Args:
+      tables: {table name: {column: values}} and `meta`.
+      out_dir: the folder of the figures; it is created if it is missing.
+
+    Returns:
+      The files that were written, in reading order; a figure without data has none.
+
+    Raises:
+      ValueError: a table lacks a required column, or a layer belongs to no group.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_write(figure, folder / f"{name}.png") for name, figure in _figures(tables) if figure]
+
+
+def _figures(tables: Mapping[str, Any]) -> Iterator[tuple[str, Figure | None]]:
+    for name, figure in FIGURES.items():
+        yield name, figure(tables)
+    by_sample = series.read(tables, "pg_effect")
+    names = series.distinct(by_sample, "objective")
+    stems = dict(zip(names, _stems(names), strict=True))
+    for name in series.varying_weights(by_sample):
+        yield f"pg_density_{stems[name]}", pg_density(tables, name)
+    for name, stem in stems.items():
+        yield f"pg_layers_{stem}", pg_layers(tables, name)
+
+
+def _stems(names: list[str]) -> list[str]:
+    """File names for objectives, whose names may be any text: safe, short and distinct."""
+    stems: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^a-z0-9.=+-]+", "_", str(name).lower()).strip("._")[:60] or "objective"
+        numbered = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        stems.append(next(free for free in numbered if free not in stems))
+    return stems
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, format="png", dpi=DPI)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,264 @@
+"""The layout and style of the figures: colours, grids of panels, title, legend and caption."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+# Okabe and Ito's palette: its colours differ for any colour vision. Its yellow is too faint for
+# lines and left out.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+
+RISKS: dict[str, dict[str, Any]] = {
+    "unlearn": {"color": VERMILLION, "linestyle": "-", "marker": "o"},
+    "retain": {"color": BLUE, "linestyle": "-", "marker": "s"},
+}
+RISK_NAMES = {"unlearn": "forget set $D_u$", "retain": "retain set $D_r$"}
+GROUPS: dict[str, dict[str, Any]] = {
+    "total": {"color": BLACK, "linestyle": "-", "marker": "o"},
+    "embed": {"color": GREY, "linestyle": ":", "marker": "v"},
+    "shallow": {"color": ORANGE, "linestyle": "-", "marker": "s"},
+    "middle": {"color": SKY, "linestyle": "--", "marker": "D"},
+    "deep": {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    "lm": {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
+}
+OBJECTIVE_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+DASHES = ("-", "--", "-.", ":")
+STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.2,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+MIN_WIDTH = 6.8
+
+
+def plain(text: Any, width: int = 0, max_lines: int | None = None) -> str:
+    """Text from data or users, escaped for matplotlib: no mathtext, one paragraph, wrapped.
+
+    >>> plain("cost $5 or $6")
+    'cost \\\\$5 or \\\\$6'
+    """
+    words = " ".join(str(text).split())
+    lines = textwrap.wrap(words, width, max_lines=max_lines, placeholder=" …") if width else [words]
+    return "\n".join(lines).replace("$", r"\$")
+
+
+def visible_length(text: str) -> int:
+    """The approximate width of a text with mathtext, in letters.
+
+    >>> visible_length(r"$\\nabla R(D_u)$")
+    6
+    """
+
+    def letters(math_text: re.Match[str]) -> str:
+        # A command such as \\nabla is one symbol; braces and the like are not visible.
+        symbols = re.sub(r"\\[a-z]+", "x", math_text[0])
+        return re.sub(r"[${}_^\\, ]", "", symbols)
+
+    return len(re.sub(r"\$[^$]*\$", letters, text))
+
+
+def fill(text: str, width: int) -> str:
+    """Wraps a caption by its visible width; never breaks inside $...$."""
+    lines = [""]
+    for word in re.findall(r"(?:\\\$|\$[^$]*\$|\S)+", text):
+        if lines[-1] and visible_length(lines[-1]) + 1 + visible_length(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def objective_style(objective: str, objectives: Sequence[str]) -> dict[str, Any]:
+    """The colour and dash of an objective, by its position among all objectives of the run."""
+    place = list(objectives).index(objective)
+    lap, color = divmod(place, len(OBJECTIVE_COLORS))
+    return {"color": OBJECTIVE_COLORS[color], "linestyle": DASHES[lap % len(DASHES)]}
+
+
+def group_style(group: str, groups: Sequence[str]) -> dict[str, Any]:
+    """The style of a layer group: fixed for those in `GROUPS`, by position for others."""
+    return GROUPS.get(group) or objective_style(group, groups)
+
+
+def columns_for(count: int, most: int = 4) -> int:
+    """The columns of a grid of `count` panels: at most `most`, in rows of about equal length.
+
+    >>> [columns_for(count) for count in (1, 4, 5, 8, 9)]
+    [1, 4, 3, 4, 3]
+    """
+    return math.ceil(count / math.ceil(count / most))
+
+
+def small_multiples(
+    names: Sequence[str],
+    *,
+    panel: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with one titled panel of `panel` inches per name, wrapped, on shared axes."""
+    columns = columns_for(len(names))
+    rows = math.ceil(len(names) / columns)
+    width = max(MIN_WIDTH, columns * panel[0])
+    height = panel[1] * min(1.4, width / (columns * panel[0]))
+    figure = Figure(figsize=(width, rows * height))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for ax in grid.flat[len(names) :]:
+        ax.remove()
+    axes = dict(zip(names, grid.flat, strict=False))
+    for place, (name, ax) in enumerate(axes.items()):
+        ax.set_title(plain(name, 32, 3))
+        if place % columns == 0:
+            ax.set_ylabel(ylabel)
+        if place + columns >= len(names):
+            ax.set_xlabel(xlabel)
+            ax.xaxis.set_tick_params(labelbottom=True)
+    return figure, axes
+
+
+def stacks(
+    names: Sequence[str], kinds: Sequence[str], *, panel: tuple[float, float]
+) -> tuple[Figure, dict[str, dict[str, Axes]]]:
+    """A figure with one column of panels per name, one panel per kind, wrapped by whole columns.
+
+    All share x; the first kind shares y across names.
+    """
+    columns = columns_for(len(names), most=6)
+    rows = math.ceil(len(names) / columns) * len(kinds)
+    figure = Figure(figsize=(max(MIN_WIDTH, columns * panel[0]), rows * panel[1]))
+    grid = figure.add_gridspec(rows, columns)
+    first, axes = None, {}
+    for place, name in enumerate(names):
+        row, column = divmod(place, columns)
+        axes[name] = {}
+        for offset, kind in enumerate(kinds):
+            cell = grid[row * len(kinds) + offset, column]
+            ax = figure.add_subplot(cell, sharex=first, sharey=None if offset else first)
+            ax.xaxis.set_tick_params(labelbottom=kind == kinds[-1])
+            first = first or ax
+            axes[name][kind] = ax
+        axes[name][kinds[0]].set_title(plain(name, 24, 3))
+        axes[name][kinds[0]].yaxis.set_tick_params(labelleft=column == 0)
+        axes[name][kinds[-1]].set_xlabel("optimiser step")
+    return figure, axes
+
+
+def finish(
+    figure: Figure,
+    meta: Mapping[str, Any],
+    title: str,
+    caption: str,
+    handles: Sequence[Any] = (),
+) -> Figure:
+    """Adds title, warning and legend above the panels and the caption below; the figure grows.
+
+    Their heights are counted in lines first, so that nothing overlaps whatever their length.
+    """
+    width, height = figure.get_size_inches()
+    name, run = title, plain(meta.get("title") or "", int(width * 15))
+    warning = plain(meta["warning"], int(width * 14)) if meta.get("warning") else ""
+    caption = fill(caption, int(width * 15.5))
+    columns = _legend_columns(handles, width)
+    legend = 0.21 * math.ceil(len(handles) / columns) + 0.08 if handles else 0.0
+    blocks = [(name, 0.25, 11), (run, 0.17, 8.5), (warning, 0.18, 8.5)]
+    header = 0.15 + sum(_inches(text, line) for text, line, _ in blocks) + legend
+    footer = 0.2 + _inches(caption, 0.145)
+    total = height + header + footer
+    figure.set_size_inches(width, total)
+    colors, weights = ("#000000", "#555555", VERMILLION), ("bold", "normal", "bold")
+    top = total - 0.08
+    for (text, line, size), color, weight in zip(blocks, colors, weights, strict=True):
+        if text:
+            at = {"x": 0.1 / width, "y": top / total, "s": text, "va": "top", "ha": "left"}
+            figure.text(**at, fontsize=size, color=color, fontweight=weight)
+        top -= _inches(text, line)
+    if handles:
+        anchor = (0.05 / width, (top + 0.02) / total)
+        figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=columns, borderpad=0.3
+        )
+    figure.text(0.1 / width, 0.06 / total, caption, va="bottom", fontsize=7.5, color="#333333")
+    rect = (0, footer / total, 1, height / total)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.06))
+    return figure
+
+
+def note(ax: Axes, dropped: int, has_values: bool = True) -> None:
+    """Notes in the panel how many values it cannot show.
+
+    Args:
+      ax: the panel.
+      dropped: values that are not finite.
+      has_values: whether any value is shown.
+    """
+    parts = [] if has_values else ["no finite value"]
+    parts += [f"{dropped} non-finite not drawn"] if dropped else []
+    if parts:
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        at = {"xytext": (-2, 2), "xycoords": "axes fraction", "textcoords": "offset points"}
+        ax.annotate(
+            "; ".join(parts), (1, 0), **at, ha="right", fontsize=7, color=VERMILLION, bbox=box
+        )
+
+
+def corner_text(ax: Axes, text: str, line: int, color: str) -> None:
+    """A line of small text in the upper left corner of a panel."""
+    ax.annotate(
+        text,
+        (0, 1),
+        xytext=(4, -4 - 10 * line),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=7,
+        color=color,
+        path_effects=[withStroke(linewidth=2.0, foreground="white", alpha=0.8)],
+    )
+
+
+def swatch(label: str, **style: Any) -> Line2D:
+    """A legend entry."""
+    return Line2D([], [], label=label, **style)
+
+
+def _inches(text: str, line: float) -> float:
+    return line * (text.count("\n") + 1) if text else 0.0
+
+
+def _legend_columns(handles: Sequence[Any], width: float) -> int:
+    """The most columns whose widest entries fit next to each other; entries fill them in turn."""
+    sizes = [0.6 + 0.066 * visible_length(str(handle.get_label())) for handle in handles]
+    for columns in range(len(sizes), 1, -1):
+        rows = math.ceil(len(sizes) / columns)
+        if sum(max(sizes[at : at + rows]) for at in range(0, len(sizes), rows)) <= width - 0.1:
+            return columns
+    return 1

@@ -1,0 +1,213 @@
+"""Figures of the effect weights: by step, and against the PG-effects of the samples."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from jaxunlearn.reporting.figures import panels, scales, series
+from jaxunlearn.reporting.figures.panels import STYLE, plain, swatch
+
+BIN = 0.2
+"""The width of a bin of weights."""
+CLOSED = 10
+"""The number of bins up to a weight of 2; larger weights are in one open bin."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+REGION = {"facecolor": "#009E73", "alpha": 0.16, "edgecolor": "#009E73", "linewidth": 0.8}
+
+
+@matplotlib.rc_context(STYLE)
+def weights(tables: Mapping[str, Any]) -> Figure | None:
+    """Effect weights by step: mean and quantiles over samples (Wang et al. 2025, figure 5a).
+
+    Args:
+      tables: with `samples`.
+
+    Returns:
+      One panel per objective whose weights are not all 1; None without any.
+
+    Raises:
+      ValueError: a required column is missing.
+    """
+    table = series.read(tables, "samples")
+    names = series.varying_weights(table)
+    if not names:
+        return None
+    figure, axes = panels.small_multiples(
+        names, panel=(2.7, 2.0), xlabel="optimiser step", ylabel="weight $w$ of a sample"
+    )
+    every = series.objectives(tables)
+    for name, ax in axes.items():
+        color = panels.objective_style(name, every)["color"]
+        _draw_bands(ax, series.select(table, objective=name), color)
+    axes[names[0]].set_ylim(bottom=0.0)
+    handles = [
+        swatch("mean over samples", color="#333333", marker="o"),
+        Patch(label="25–75 %", facecolor="#333333", alpha=0.4),
+        Patch(label="5–95 %", facecolor="#333333", alpha=0.18),
+        swatch("$w=1$, as in gradient ascent", color="#555555", linestyle=":", linewidth=0.9),
+    ]
+    measured = series.provenance(series.read(tables, "g_effect"))
+    caption = (
+        r"$\nabla L_u$ sums $w\,\nabla\log p$"
+        + (f" ({measured})" if measured else "")
+        + ". Weights per token (WGA, TNPO) are averaged over a sample's label tokens; NPO has one"
+        " weight per sequence, between 0 and 2, and starts at 1."
+    )
+    return panels.finish(figure, tables.get("meta") or {}, "Effect weights", caption, handles)
+
+
+@matplotlib.rc_context(STYLE)
+def pg_density(
+    tables: Mapping[str, Any], objective: str, steps: Sequence[int] | None = None
+) -> Figure | None:
+    """PG-effects of an objective's samples by bin of weight (Wang et al. 2025, figure 5b).
+
+    PG_D(s) = grad R(D) . grad log p(s): x is D = D_u, y is D = D_r. Bins of weight
+    are 0.2 wide up to 2.
+
+    Args:
+      tables: with `pg_effect`.
+      objective: its name in the table.
+      steps: the checkpoints to pool; by default the first three measured after step 0.
+
+    Returns:
+      The joint density with one strip per bin on either side; None without points.
+
+    Raises:
+      ValueError: a required column is missing.
+    """
+    table = series.select(series.read(tables, "pg_effect"), objective=objective, layer="total")
+    later = sorted(step for step in series.distinct(table, "step") if step > 0)
+    points = series.pg_points(table, later[:3] if steps is None else steps)
+    if not len(points.weights):
+        return None
+    figure, joint, top, side = _joint_axes()
+    for axis, values in ((joint.xaxis, points.unlearn), (joint.yaxis, points.retain)):
+        scales.scale_axis(axis, values, scales.body_width(values), linear_decades=1.5)
+    bins, count = _weight_bins(points.weights)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, count))
+    _draw_joint(joint, points, colors[bins])
+    _draw_strips(top, points.unlearn, bins, colors)
+    _draw_strips(side, points.retain, bins, colors, upright=True)
+    panels.note(joint, points.dropped)
+    handles = [
+        swatch("sample", color="#3B528B", marker="o", linestyle=""),
+        Patch(label="density of samples", facecolor="#BBBBBB"),
+        Patch(label="good to weight up", **REGION),
+        swatch("bin: median, 25–75 %, 5–95 %", color="#333333", marker="o"),
+    ]
+    title = f"PG-effects by weight: {plain(objective, 48, 2)}"
+    meta = tables.get("meta") or {}
+    return panels.finish(figure, meta, title, _density_caption(table, points), handles)
+
+
+def _draw_bands(ax: Axes, table: series.Table, color: str) -> None:
+    weight = series.spread(table, "weight", QUANTILES)
+    for low, high, alpha in ((0.05, 0.95, 0.15), (0.25, 0.75, 0.3)):
+        bounds = weight.quantiles[low], weight.quantiles[high]
+        ax.fill_between(weight.steps, *bounds, color=color, alpha=alpha, linewidth=0)
+    ax.plot(weight.steps, weight.mean, color=color, marker="o")
+    ax.axhline(1.0, color="#555555", linewidth=0.9, linestyle=":")
+    panels.note(ax, weight.dropped)
+    scales.steps_axis(ax)
+
+
+def _joint_axes() -> tuple[Figure, Axes, Axes, Axes]:
+    figure = Figure(figsize=(panels.MIN_WIDTH, 5.4))
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 1.2), height_ratios=(1.2, 3))
+    joint = figure.add_subplot(grid[1, 0])
+    top = figure.add_subplot(grid[0, 0], sharex=joint)
+    side = figure.add_subplot(grid[1, 1], sharey=joint)
+    joint.set_xlabel(r"unlearn PG  $\nabla R(D_u)\cdot\nabla\log p(s)$  [nats² per parameter²]")
+    joint.set_ylabel(r"retain PG  $\nabla R(D_r)\cdot\nabla\log p(s)$  [nats² per parameter²]")
+    top.set_ylabel("weight")
+    side.set_xlabel("weight")
+    top.xaxis.set_tick_params(labelbottom=False)
+    side.yaxis.set_tick_params(labelleft=False)
+    return figure, joint, top, side
+
+
+def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, int]:
+    """The bin of each weight, and the number of bins.
+
+    There are 5 bins where all weights are at most 1, 10 where they are at most 2, else 11, the last
+    of which is open. A weight on a border belongs to the bin above it; the largest weight of 1 or 2
+    belongs to the last bin.
+    """
+    bins = np.floor(np.clip(weights, 0.0, None) / BIN + 1e-9).astype(int)
+    top = float(weights.max())
+    count = 5 if top <= 1.0 else CLOSED if top <= 2.0 else CLOSED + 1
+    return np.minimum(bins, count - 1), count
+
+
+def _draw_joint(ax: Axes, points: series.PgPoints, colors: np.ndarray) -> None:
+    """Draws the density, then the region that is good to weight up, then the samples."""
+    x, y, density = _density(ax, points)
+    levels = density.max() * np.array([0.03, 0.1, 0.25, 0.5, 0.75, 1.0])
+    ax.contourf(x, y, density, levels=levels, colors=[f"{0.93 - 0.1 * k:.2f}" for k in range(5)])
+    far, near = good_bounds(points)
+    edge = min(points.unlearn.min(), far)
+    ax.add_patch(Rectangle((edge, -near), far - edge, 2 * near, zorder=1.5, **REGION))
+    ax.scatter(points.unlearn, points.retain, c=colors, s=10, linewidths=0.3, edgecolors="white")
+
+
+def _density(ax: Axes, points: series.PgPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A smoothed histogram in the axes' own scale, as a grid in data coordinates."""
+    places = ax.transScale.transform(np.column_stack([points.unlearn, points.retain]))
+    margin = 0.12 * np.ptp(places, axis=0) + 1e-9
+    limits = list(zip(places.min(axis=0) - margin, places.max(axis=0) + margin, strict=True))
+    density, *edges = np.histogram2d(*places.T, bins=48, range=limits)
+    apart = np.subtract.outer(np.arange(48), np.arange(48))
+    bell = np.exp(-0.5 * (apart / 2.0) ** 2)
+    density = bell @ density @ bell
+    centres = np.column_stack([(edge[1:] + edge[:-1]) / 2 for edge in edges])
+    x, y = ax.transScale.inverted().transform(centres).T
+    return x, y, density.T
+
+
+def good_bounds(points: series.PgPoints) -> tuple[float, float]:
+    """The region that is good to weight up: unlearn PG <= first, |retain PG| <= second.
+
+    The quarters of the pooled samples with the most negative unlearn PG and smallest |retain PG|.
+    """
+    far = min(float(np.quantile(points.unlearn, 0.25)), 0.0)
+    return far, float(np.quantile(np.abs(points.retain), 0.25))
+
+
+def _draw_strips(
+    ax: Axes, values: np.ndarray, bins: np.ndarray, colors: np.ndarray, *, upright: bool = False
+) -> None:
+    """One line per bin of weight: 5-95 % thin, 25-75 % thick, the median a dot."""
+    for place, color in enumerate(colors):
+        part = values[bins == place]
+        if len(part):
+            low, first, middle, third, high = np.quantile(part, QUANTILES)
+            ends = (([low, high], 1.0), ([first, third], 4.0))
+            for span, width in ends:
+                across = [place, place]
+                xy = (across, span) if upright else (span, across)
+                ax.plot(*xy, color=color, linewidth=width, solid_capstyle="butt")
+            dot = (place, middle) if upright else (middle, place)
+            ax.plot(*dot, "o", color="white", markeredgecolor=color, markersize=4.5)
+    spans = [f"{place * BIN:.1f}–{(place + 1) * BIN:.1f}" for place in range(CLOSED)]
+    spans.append(f"≥ {CLOSED * BIN:.1f}")
+    labels = [f"{spans[place]} ({(bins == place).sum()})" for place in range(len(colors))]
+    axis = ax.xaxis if upright else ax.yaxis
+    axis.set_ticks(range(len(colors)), labels, fontsize=6.8, rotation=90 if upright else 0)
+    (ax.set_xlim if upright else ax.set_ylim)(-0.7, len(colors) - 0.3)
+
+
+def _density_caption(table: series.Table, points: series.PgPoints) -> str:
+    steps = ", ".join(f"{step:g}" for step in np.unique(points.steps))
+    return (
+        f"{len(points.weights)} points: one per sample at the checkpoints after steps {steps}"
+        f" ({series.provenance(table)}), coloured by bin of weight, as in the strips (count in"
+        " brackets); axes are linear around zero, logarithmic far out. Good to weight up: unlearn"
+        " PG in its most negative quarter and |retain PG| in its smallest quarter; it removes much"
+        " and hardly changes the risk on $D_r$."
+    )

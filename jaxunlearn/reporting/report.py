@@ -1,0 +1,135 @@
+"""The report of a run: its figures, `summary.md`, and the tables in the terminal.
+
+Everything is recomputed from the files in the run's folder.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxunlearn.config import Config
+from jaxunlearn.core import files
+from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.models import decoder
+from jaxunlearn.record import attack_results, tables
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.reporting import evaluation_table, relearn_table, summary, terminal
+from jaxunlearn.reporting.figures import draw, series
+from jaxunlearn.reporting.terminal import TextTable
+
+
+def write_report(run: str | Path, console: Console | None = None) -> None:
+    """Draws the figures of a finished run, writes its `summary.md`, and prints its tables.
+
+    Args:
+      run: the run's folder.
+      console: for the tables; default: nothing is printed.
+
+    Raises:
+      FileNotFoundError: the folder holds no finished run.
+    """
+    run, console = Path(run), console or quiet_console()
+    folder = RunFolder(run)
+    results, config = summary.read_run(run)
+    figure_tables = _figure_tables(run, config, results)
+    figures = draw.draw_all(figure_tables, folder.figures)
+    # --- summary.md: the same tables as in the terminal -------------------------------------------
+    overview = summary.summary_table(run, results)
+    evaluation = [table for _, table in _evaluation_tables(run, config)]
+    texts = [terminal.markdown(table) for table in (overview, *evaluation)]
+    files.write_text(folder.summary, "\n".join(texts))
+    # --- the terminal -----------------------------------------------------------------------------
+    terminal.print_wide(terminal.rich_table(overview, config.name), console)
+    if warning := figure_tables["meta"]["warning"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(f"{len(figures)} figures in {folder.figures}", markup=False, highlight=False)
+    attacks = attack_results.read(run)
+    # A single attack has a column in the evaluation's table, where there is one.
+    several = attacks and len(attack_results.fine_tuning_attacks(attacks)) > 1
+    if attacks and (several or not _evaluated_models(run, config)):
+        _print_attacks(attacks, config, console)
+    print_evaluation(run, config, console)
+
+
+def print_evaluation(
+    run: Path, config: Config, console: Console, names: Sequence[str] | None = None
+) -> None:
+    """Prints the evaluation of a run, if there is one.
+
+    Args:
+      run: the run's folder.
+      config: its configuration.
+      console: where it goes.
+      names: the models to show; default: all that were evaluated.
+    """
+    titled = list(_evaluation_tables(run, config, names))
+    if not titled:
+        return
+    for title, table in titled:
+        terminal.print_wide(terminal.rich_table(table, title), console)
+    for text in evaluation_table.reasons(_evaluated_models(run, config, names)):
+        console.print(text, markup=False, highlight=False)
+    file = RunFolder(run).evaluation
+    console.print(f"all numbers are in {file}", markup=False, highlight=False)
+
+
+def report_relearning(run: Path, config: Config, console: Console) -> None:
+    """Draws the figure of relearning and prints its table, if a run was attacked.
+
+    Args:
+      run: the run's folder.
+      config: its configuration.
+      console: where the table goes.
+    """
+    if attacks := attack_results.read(run):
+        figure_tables = relearn_table.figure_tables(run, config, attacks)
+        draw.draw_all(figure_tables, RunFolder(run).figures)
+        _print_attacks(attacks, config, console)
+
+
+def _print_attacks(attacks: Mapping[str, Any], config: Config, console: Console) -> None:
+    title = f"{config.name}: steps until half of the forgotten ES is back"
+    table = relearn_table.relearn_table(attacks)
+    terminal.print_wide(terminal.rich_table(table, title, two_line_heads=False), console)
+
+
+def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
+    """All tables that figures are drawn from, and `meta`: title, warning and layer groups."""
+    stored = [name for name in tables.FIGURE_COLUMNS if name in tables.SCHEMAS]
+    content: dict[str, Any] = {name: tables.read(run, name) for name in stored}
+    layers = [*content["g_effect"]["layer"], *map(series.layer_of, content["pg_effect"]["layer"])]
+    names = [name for name in dict.fromkeys(layers) if name != "total"]
+    meta = {
+        "title": config.name,
+        "warning": summary.warning(results[BASE]),
+        "groups": decoder.layer_groups(names, config.measure.layer_cuts) if names else {},
+    }
+    attacks = attack_results.read(run)
+    if attacks is None:
+        return content | {"meta": meta}
+    relearning = relearn_table.figure_tables(run, config, attacks)
+    return content | relearning | {"meta": relearning["meta"] | meta}
+
+
+def _evaluation_tables(
+    run: Path, config: Config, names: Sequence[str] | None = None
+) -> Iterator[tuple[str, TextTable]]:
+    """The tables of an evaluation, with their titles."""
+    models = _evaluated_models(run, config, names)
+    if models:
+        table = evaluation_table.evaluation_table(models, attack_results.read(run))
+        yield f"{config.name}: evaluation", table
+    steps = evaluation_table.read(run).get("steps", {})
+    if best := {name: entry for name, entry in steps.items() if name in models}:
+        yield f"{config.name}: best step", evaluation_table.best_steps_table(best)
+
+
+def _evaluated_models(
+    run: Path, config: Config, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The evaluated models in the order of the tables: base, retrained, objectives."""
+    models = evaluation_table.read(run)["models"]
+    order = (BASE, RETRAINED, *config.objectives)
+    return {n: models[n] for n in order if models.get(n) and (names is None or n in names)}

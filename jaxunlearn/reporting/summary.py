@@ -1,0 +1,102 @@
+"""The summary of a run: one row per model, recomputed from the run's results and tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxunlearn.config import reader, schema
+from jaxunlearn.core import files
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals, two_digits
+
+LOW_FORGET_ES = 0.3
+"""A model with a lower forget ES has hardly memorised the forget set."""
+
+COLUMNS = (
+    "objective",
+    "forget NLL",
+    "forget ES",
+    "retain NLL",
+    "retain ES",
+    "peak e_u (step)",
+    "peak e_r (step)",
+    "time [s]",
+)
+
+
+def warning(base: Mapping[str, float]) -> str | None:
+    """A warning for every figure, where the model has hardly memorised the forget set.
+
+    Args:
+      base: the results of the model before unlearning.
+    """
+    if base["forget_es"] >= LOW_FORGET_ES:
+        return None
+    return f"little to forget: the starting model's forget ES is {base['forget_es']:.2f}"
+
+
+def print_starting_point(base: Mapping[str, float], console: Console) -> None:
+    """Prints the results of the model before unlearning, and the warning if there is one."""
+    text = warning(base)
+    console.print(
+        f"before unlearning: forget NLL {base['forget_nll']:.3f}, ES {base['forget_es']:.3f};"
+        f" retain NLL {base['retain_nll']:.3f}, ES {base['retain_es']:.3f}",
+        markup=False,
+    )
+    if text:
+        console.print(f"warning: {text}", style="yellow", markup=False)
+
+
+def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
+    """The results of every model of a finished run, and its configuration.
+
+    Raises:
+      FileNotFoundError: there is none; names the file that is missing.
+    """
+    folder = RunFolder(run)
+    for file in (folder.config, folder.results):
+        if not file.exists():
+            raise FileNotFoundError(f"{run}: no finished run here ({file.name} is missing)")
+    return files.read_json(folder.results)["models"], reader.load(folder.config)
+
+
+def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
+    """NLL and ES of every model, the peaks of its G-effect, and the seconds it took.
+
+    Args:
+      run: the run's folder.
+      results: from `read_run`.
+    """
+    peaks, seconds = _peaks(run), _seconds(run)
+    rows = []
+    for name, result in results.items():
+        numbers = [result[k] for k in ("forget_nll", "forget_es", "retain_nll", "retain_es")]
+        effects = [peaks.get((name, risk), "-") for risk in ("unlearn", "retain")]
+        time = f"{seconds[name]:.0f}" if name in seconds else "-"
+        stopped = result.get("steps") != result.get("of_steps")
+        label = f"{name} (stopped at {result['steps']})" if stopped else shown_name(name)
+        rows.append((label, *map(three_decimals, numbers), *effects, time))
+    return TextTable(COLUMNS, rows)
+
+
+def _peaks(run: Path) -> dict[tuple[str, str], str]:
+    """The G-effect of largest magnitude with its step, by objective and risk."""
+    table = tables.read(run, "g_effect")
+    best: dict[tuple[str, str], tuple[float, int]] = {}
+    columns = (table[k] for k in ("objective", "risk", "layer", "value", "step"))
+    for objective, risk, layer, value, step in zip(*columns, strict=True):
+        key = (objective, risk)
+        if layer == "total" and abs(value) >= abs(best.get(key, (0.0, 0))[0]):
+            best[key] = (value, step)
+    return {key: f"{two_digits(value)} ({step})" for key, (value, step) in best.items()}
+
+
+def _seconds(run: Path) -> dict[str, float]:
+    """The seconds of every stage; those of a stage that was resumed add up."""
+    seconds: dict[str, float] = {}
+    for record in files.records(RunFolder(run).timings):
+        seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
+    return seconds

@@ -1,0 +1,221 @@
+"""Objectives applied to the model: functions of (params, batch).
+
+Each class is a pure function whose settings are frozen fields. Instances with equal settings are
+equal, so that they share compiled functions.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import effects
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data.packing import unpack
+from jaxunlearn.models.decoder import STACKED, DecoderConfig
+from jaxunlearn.objectives import Objective, gd, reduce_losses
+from jaxunlearn.training.arrays import LossInputs, decoder_logp, read_arrays
+from jaxunlearn.training.batch import Batch, Rows
+
+GROUPING = effects.Grouping(stacked=STACKED)
+"""The layers that the decoder's parameters form, for every effect by layer."""
+
+SumCount = tuple[jax.Array, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Loss(Protocol):
+    """A function that a train step minimises: (params, batch) -> (scalar, {name: scalar})."""
+
+    def __call__(self, params: Tree, batch: Any, /) -> tuple[jax.Array, Metrics]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogProbs:
+    """log p of every label token, [B, S], 0 where there is none; with gates for a probe."""
+
+    model: DecoderConfig
+
+    def __call__(self, params: Tree, rows: Rows, probe: Tree | None = None) -> jax.Array:
+        return decoder_logp(params, rows, self.model, probe)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleLogProbs:
+    """log p of every sample, [B]; with gates for a probe."""
+
+    model: DecoderConfig
+
+    def __call__(self, params: Tree, rows: Rows, probe: Tree | None = None) -> jax.Array:
+        return decoder_logp(params, rows, self.model, probe).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Risk:
+    """The risk R: negative log-likelihood of the answers, reduced as the objective is."""
+
+    model: DecoderConfig
+    reduction: str
+
+    def __call__(self, params: Tree, rows: Rows, probe: Tree | None = None) -> SumCount:
+        return self.of(decoder_logp(params, rows, self.model, probe), jnp.asarray(rows.mask))
+
+    def of(self, logp: jax.Array, mask: jax.Array) -> SumCount:
+        """The risk of labels whose log-probabilities are known, both [B, S]."""
+        return reduce_losses(gd(logp, mask), mask, self.reduction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One loss of the registry on one kind of rows: an unlearning objective, or a retain term.
+
+    Attributes:
+      objective: the loss, its hyper-parameters bound.
+      model: the model it is a loss of.
+      reduction: how its losses per sequence become one number, see `objectives.reduce_losses`.
+      layer: blocks after which hidden states are read, for losses of those.
+      rows: the field of `Batch` that it is a loss of.
+    """
+
+    objective: Objective
+    model: DecoderConfig
+    reduction: str
+    layer: int
+    rows: Literal["forget", "retain"]
+
+    @property
+    def kind(self) -> str:
+        """The arrays that the loss is a function of: "log_probs", "logits" or "hidden"."""
+        return self.objective.kind
+
+    def __call__(self, params: Tree, batch: Batch) -> SumCount:
+        inputs = LossInputs(self, params, batch, with_logp=False)
+        return self._reduced(self._losses(inputs), batch)
+
+    def with_risk(self, params: Tree, batch: Batch) -> tuple[SumCount, SumCount]:
+        """The risk of the rows and the loss, from one forward pass (two with substitutes)."""
+        inputs = LossInputs(self, params, batch, with_logp=True)
+        mask = jnp.asarray(inputs.rows.mask)
+        risk = Risk(self.model, self.reduction).of(inputs.logp, mask)
+        return risk, self._reduced(self._losses(inputs), batch)
+
+    def count(self, batch: Batch) -> jax.Array:
+        """The denominator of a batch's sum; those of the parts of a batch add up to it."""
+        mask = self._mask(batch)
+        return reduce_losses(jnp.zeros(len(mask)), mask, self.reduction)[1]
+
+    def _reduced(self, losses: jax.Array, batch: Batch) -> SumCount:
+        return reduce_losses(losses, self._mask(batch), self.reduction)
+
+    def _losses(self, inputs: LossInputs) -> jax.Array:
+        """One loss a sequence, [B], in the unpacked layout."""
+        packed = inputs.rows.packed
+        if self.kind == "logits":
+            # The loss ran inside the head, where logits exist a chunk at a time.
+            return unpack(inputs.position_losses, packed).sum(-1)
+        losses = self.objective.loss(**read_arrays(inputs))
+        if self.kind == "log_probs":
+            return losses
+        # A loss of hidden states is a mean over the positions that predict an answer token.
+        positions = jnp.asarray(inputs.rows.mask).sum(-1)
+        return unpack(losses, packed).sum(-1) / jnp.maximum(positions, 1)
+
+    def _mask(self, batch: Batch) -> jax.Array:
+        """The labels that the loss is a loss of: those of its rows, or the substitutes' alone."""
+        substitutes_alone = self.kind == "log_probs" and "mask" not in self.objective.arrays
+        rows = batch.substitute if substitutes_alone else getattr(batch, self.rows)
+        assert rows is not None  # the feed gives every kind of rows that the objective names
+        return jnp.asarray(rows.mask)
+
+
+class Counts(NamedTuple):
+    """The denominators of a batch's sums; those of its parts add up to the batch's.
+
+    Attributes:
+      unlearn: that of the unlearning objective.
+      retain: that of the retain term, if there is one.
+    """
+
+    unlearn: jax.Array
+    retain: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearnLoss:
+    """L = gamma L_u + retain_weight L_r, the function that a train step minimises.
+
+    Attributes:
+      unlearn: L_u, on forget rows.
+      gamma: its weight.
+      retain: L_r, on retain rows, if there is one.
+      retain_weight: its weight.
+    """
+
+    unlearn: Term
+    gamma: float = 1.0
+    retain: Term | None = None
+    retain_weight: float = 1.0
+
+    def __call__(
+        self, params: Tree, batch: Batch, counts: Counts | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of a batch, or the share of a larger batch whose counts are given."""
+        counts = self.counts(batch) if counts is None else counts
+        unlearn = self.unlearn(params, batch)[0] / counts.unlearn
+        if self.retain is None or counts.retain is None:
+            return self.gamma * unlearn, {"unlearn_loss": unlearn}
+        retain = self.retain(params, batch)[0] / counts.retain
+        loss = self.gamma * unlearn + self.retain_weight * retain
+        return loss, {"unlearn_loss": unlearn, "retain_loss": retain}
+
+    def counts(self, batch: Batch) -> Counts:
+        """The denominators of the batch's sums, at least 1."""
+        retain = None if self.retain is None else jnp.maximum(self.retain.count(batch), 1)
+        return Counts(jnp.maximum(self.unlearn.count(batch), 1), retain)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetainLoss:
+    """A retain term alone: the risk that updates must not raise, see `sparing`."""
+
+    term: Term
+
+    def __call__(
+        self, params: Tree, batch: Batch, counts: jax.Array | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of a batch, or the share of a larger batch whose count is given."""
+        count = self.counts(batch) if counts is None else counts
+        loss = self.term(params, batch)[0] / count
+        return loss, {"retain_loss": loss}
+
+    def counts(self, batch: Batch) -> jax.Array:
+        """The denominator of the batch's sum, at least 1."""
+        return jnp.maximum(self.term.count(batch), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RiskAndObjective:
+    """R(D_u) and L_u(D_u) from one forward pass, for their gradients.
+
+    Plain ascent is -R: its gradient needs no backward pass of its own, and is left out.
+    """
+
+    term: Term
+
+    def __call__(self, params: Tree, batch: Batch) -> dict[str, SumCount]:
+        risk, objective = self.term.with_risk(params, batch)
+        if self.term.objective.ascent:
+            return {"risk": risk}
+        return {"risk": risk, "objective": objective}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """Mean negative log-likelihood over the label tokens of rows."""
+
+    model: DecoderConfig
+
+    def __call__(self, params: Tree, rows: Rows) -> tuple[jax.Array, Metrics]:
+        total, count = Risk(self.model, "token_mean")(params, rows)
+        return total / jnp.maximum(count, 1), {}

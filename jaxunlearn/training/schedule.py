@@ -1,0 +1,49 @@
+"""The steps of a run: their number, and those at which effects or suites are measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxunlearn.config import Config
+from jaxunlearn.data import order
+
+
+def unlearning_steps(config: Config, samples: int) -> int:
+    """Updates of an unlearning run over `samples` forget samples."""
+    return order.num_steps(samples, config.unlearn.batch_size, config.unlearn.epochs)
+
+
+def measured_steps(config: Config, steps: int) -> tuple[int, ...]:
+    """The steps at which effects are measured, each before its update."""
+    measure = config.measure
+    if measure.steps is None and not measure.every:
+        return ()
+    regular = range(0, steps, measure.every) if measure.steps is None else measure.steps
+    return tuple(sorted({s for s in (*regular, *measure.pg_steps) if s < steps}))
+
+
+def evaluated_steps(config: Config, steps: int) -> range:
+    """The steps at which suites are measured during unlearning, each before its update.
+
+    Step 0 is the model before unlearning and the last state the result: both are evaluated anyway.
+
+    >>> from jaxunlearn.config import Config, Evaluate
+    >>> list(evaluated_steps(Config(evaluate=Evaluate(every=20)), 60))
+    [20, 40]
+    """
+    every = config.evaluate.every
+    return range(every, steps, every) if every else range(0)
+
+
+def epochs_of_step(step: int, batch_size: int, samples: int) -> np.ndarray:
+    """The epoch that each sample of a step's batch belongs to, [batch_size]."""
+    return np.arange(step * batch_size, (step + 1) * batch_size) // samples
+
+
+def lr_schedule(lr: float, steps: int, warmup: int) -> Callable[[Any], Any]:
+    """The learning rate: linear warm-up from 0 over `warmup` steps, then linear decay to 0."""
+    up = optax.linear_schedule(0.0, lr, max(warmup, 1))
+    down = optax.linear_schedule(lr, 0.0, max(steps - warmup, 1))
+    return optax.join_schedules([up, down], [warmup]) if warmup else down

@@ -1,0 +1,99 @@
+"""One objective of a configuration, resolved and checked."""
+
+import dataclasses
+from typing import Literal
+
+from jaxunlearn import objectives
+from jaxunlearn.config import Config, Guide
+from jaxunlearn.config import Objective as ObjectiveConfig
+from jaxunlearn.core import names
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.training.losses import RetainLoss, Term, UnlearnLoss
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One objective, ready to run.
+
+    Attributes:
+      name: its key in the configuration.
+      loss: the function that a train step minimises.
+      lr: the learning rate after warm-up.
+      scale: rmu: the length c of its target.
+      unit_norm: rmu: whether the random direction of its target is normalised.
+      spare: whether updates are projected so that they do not raise `guard` ("total" or "layer").
+      guard: the retain loss that updates must not raise, where `spare` says so; it is then no part
+        of `loss`.
+      guide: where the weights of a guided loss come from.
+    """
+
+    name: str
+    loss: UnlearnLoss
+    lr: float
+    scale: float
+    unit_norm: bool
+    spare: Literal["total", "layer"] | None
+    guard: RetainLoss | None
+    guide: Guide
+
+    @property
+    def retain(self) -> Term | None:
+        """The retain term, whether it is a part of the loss or guards the updates."""
+        return self.guard.term if self.guard is not None else self.loss.retain
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The needs of the objective and of its retain term, see `objectives.Objective.needs`."""
+        retain = frozenset() if self.retain is None else self.retain.objective.needs
+        return self.loss.unlearn.objective.needs | retain
+
+    @property
+    def reads_retain(self) -> bool:
+        """Whether it reads samples to retain: in a retain term, or to guide its weights."""
+        return self.retain is not None or "guide" in self.needs
+
+
+def make_task(name: str, spec: ObjectiveConfig, model: DecoderConfig, config: Config) -> Task:
+    """Resolves one objective of a configuration.
+
+    Raises:
+      ValueError: names the key that is wrong.
+    """
+    where = f"objectives.{name}"
+    layer = model.num_layers // 2 if spec.layer is None else spec.layer
+    if not 0 <= layer <= model.num_layers:
+        raise ValueError(f"{where}.layer: {layer} is not in 0..{model.num_layers}")
+    names.search_working_directory(spec.loss, spec.retain)
+    try:
+        objective = objectives.get(spec.loss or name, **spec.hyper)
+        objective.check_reduction(spec.reduction)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    retain = _retain_term(where, spec, model, layer)
+    guard = RetainLoss(retain) if retain is not None and spec.spare is not None else None
+    unlearn = Term(objective, model, spec.reduction, layer, "forget")
+    in_loss = retain if guard is None else None
+    return Task(
+        name=name,
+        loss=UnlearnLoss(unlearn, spec.gamma, in_loss, spec.retain_weight),
+        lr=config.unlearn.lr if spec.lr is None else spec.lr,
+        scale=spec.scale,
+        unit_norm=spec.unit_norm,
+        spare=spec.spare,
+        guard=guard,
+        guide=spec.guide,
+    )
+
+
+def _retain_term(
+    where: str, spec: ObjectiveConfig, model: DecoderConfig, layer: int
+) -> Term | None:
+    if spec.retain is None:
+        return None
+    try:
+        objective = objectives.get_retain(spec.retain, **spec.retain_hyper)
+    except ValueError as error:
+        raise ValueError(f"{where}.retain: {error}") from error
+    # A retain term with one loss for each sequence can only be summed over sequences.
+    reduction = spec.reduction if objective.per_token else "sequence_sum"
+    return Term(objective, model, reduction, layer, "retain")

@@ -1,0 +1,111 @@
+"""The configuration: defaults, YAML in and out, and errors that name file, line and key."""
+
+import pathlib
+
+import pytest
+
+from jaxunlearn.config import Config, ConfigError, Objective, reader, schema
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "jaxunlearn" / "demo.yaml"]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_reads(path):
+    assert reader.load(path).name == path.stem
+
+
+def test_a_dumped_configuration_reads_back(tmp_path):
+    config = Config(
+        objectives={
+            "ga": Objective(),
+            "mine": Objective(
+                loss="npo", hyper={"beta": 1.0}, retain="my.terms:kept", retain_hyper={"a": 2.0}
+            ),
+        },
+        measure=schema.Measure(
+            steps=(0, 3), layer_cuts=(1, 2), gradients="gates", pg_by=("token", "layer")
+        ),
+        evaluate=schema.Evaluate(suites=("tofu", "uwc"), generate="all", every=5),
+        relearn=schema.Relearn(samples=(5, "all"), benign=True),
+    )
+    assert reader.load(write(tmp_path, reader.dump(config))) == config
+
+
+def test_a_guide_reads_and_is_checked(tmp_path):
+    text = "objectives:\n  guided:\n    guide: {every: 3, by: sample}\n"
+    (spec,) = reader.load(write(tmp_path, text)).objectives.values()
+    assert spec.guide == schema.Guide(every=3, by="sample", penalty=3.0)
+    with pytest.raises(ConfigError, match=r"a.yaml:3: 'objectives.guided.guide.by' must be one of"):
+        reader.load(write(tmp_path, text.replace("sample", "samples")))
+
+
+def test_values(tmp_path):
+    text = (
+        "unlearn: {lr: 1e-4, clip_norm: 1}\nobjectives:\n  ga:\n"
+        "  rmu: {hyper: {per_dim: true}, unit_norm: true}\nfinetune: {splits: [a, b]}\n"
+    )
+    config = reader.load(write(tmp_path, text))
+    assert config.unlearn.lr == 1e-4 and config.unlearn.clip_norm == 1.0
+    assert list(config.objectives) == ["ga", "rmu"] and config.objectives["ga"] == Objective()
+    assert config.objectives["rmu"].hyper == {"per_dim": True}
+    assert config.finetune.splits == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: a\nunlearn:\n  lrr: 1\n",
+            "a.yaml:3: unknown key 'unlearn.lrr'.*perhaps you meant 'lr'",
+        ),
+        ("unlern: {}\n", "a.yaml:1: unknown key 'unlern'.*perhaps you meant 'unlearn'"),
+        ("unlearn: {lr: fast}\n", "a.yaml:1: 'unlearn.lr' must be a number, not 'fast'"),
+        ("seed: 1.5\n", "'seed' must be a whole number, not '1.5'"),
+        ("seed:\n", "'seed' must be a whole number"),
+        ("compute: {dtype: bf16}\n", "must be one of float32, bfloat16, not 'bf16'"),
+        ("measure: {pg_steps: 5}\n", "'measure.pg_steps' must be a list"),
+        ("measure: {layer_cuts: [1]}\n", "a list of 2 values, not 1"),
+        ("objectives: [ga]\n", "'objectives' must be a mapping"),
+        ("seed: 1\nseed: 2\n", "a.yaml:2: key 'seed' is given twice"),
+        ("finetune: {retrained: maybe}\n", "must be true or false, not 'maybe'"),
+        ("evaluate: {suites: tofu}\n", "'evaluate.suites' must be a list"),
+        (
+            "name: a\nobjectives: {npo: {reduction: token_men}}\n",
+            "a.yaml:2: 'objectives.npo.reduction' must be one of .*meant 'token_mean'",
+        ),
+        (
+            "evaluate: {generate: most}\n",
+            "'evaluate.generate' must be a whole number, not 'most'; or write all",
+        ),
+        ("relearn: {samples: [1, some]}\n", "'relearn.samples' must be a whole number.* write all"),
+        ("a: [\n", "not valid YAML"),
+        ("", "empty"),
+        ("- 1\n", "must be a mapping"),
+        ("? [a, b]\n: 1\n", "a.yaml:1: a key of the file must be text"),
+        ("unlearn:\n  ? {a: b}\n  : 1\n", "a.yaml:2: a key of 'unlearn' must be text"),
+        ("measure: {gradients: gate}\n", "must be one of full, gates, .*meant 'gates'"),
+        ("measure: {pg_by: [samples]}\n", "must be one of sample, token, layer, tensor, "),
+        ("objectives: {npo: {retain_hyper: {a: b}}}\n", "retain_hyper.a' must be a number"),
+    ],
+)
+def test_errors_name_file_line_and_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        reader.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"name: \xe9\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: not UTF-8"):
+        reader.load(tmp_path / "a.yaml")
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read"):
+        reader.load(tmp_path / "none.yaml")

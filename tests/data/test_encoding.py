@@ -1,0 +1,246 @@
+"""Labels are the answer and one EOS: exactly, for every style, tokenizer and row."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxunlearn.data.encoding import Encoder, encode, encode_prompt, encode_rows, load_tokenizer
+from jaxunlearn.data.fictional import generate, train_tokenizer
+from jaxunlearn.data.packing import padded
+
+ROWS = generate(0, authors=4, questions=6)["full"]
+LLAMA_2_CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+LINE_BREAK_AFTER_EOS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}"
+    "{{ eos_token }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NO_EOS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+NO_PREFIX = (
+    "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[answer]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(ROWS, vocab_size=400)
+
+
+@pytest.fixture
+def chat(tokenizer):
+    def with_template(template):
+        tokenizer.chat_template = template
+        return tokenizer
+
+    yield with_template
+    tokenizer.chat_template = None
+
+
+def test_tofu_labels_are_the_answer_and_the_eos(tokenizer):
+    for row in ROWS:
+        tokens, first_label = encode(tokenizer, row["question"], row["answer"])
+        assert tokens.dtype == np.int32
+        assert tokenizer.decode(tokens[1:first_label]) == f"[INST] {row['question']} [/INST]"
+        assert tokenizer.decode(tokens[first_label:-1]) == row["answer"]
+        assert tokens[0] == tokenizer.bos_token_id and tokens[-1] == tokenizer.eos_token_id
+        special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+        assert np.isin(tokens, special).sum() == 2
+        prompt = encode_prompt(tokenizer, row["question"])
+        np.testing.assert_array_equal(prompt, tokens[:first_label])
+
+
+def test_the_eos_is_attended_and_a_label_even_where_it_pads(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    sequences = encode_rows(tokenizer, ROWS, context=256).sequences
+    batch = padded(sequences, width=256)
+    for row, (tokens, first_label) in enumerate(sequences):
+        assert (batch.segments[row] >= 0).sum() == len(tokens)
+        count = len(tokens) - first_label
+        assert batch.label_tokens[row, count - 1] == tokenizer.eos_token_id
+        assert batch.mask[row].sum() == count
+    tokenizer.pad_token = None
+
+
+def test_rows_are_encoded_as_one_by_one(tokenizer):
+    encoded = encode_rows(tokenizer, ROWS, context=256)
+    assert encoded.kept_ids.tolist() == list(range(len(ROWS))) and encoded.dropped == []
+    for row, sequence in zip(ROWS, encoded.sequences, strict=True):
+        alone = encode(tokenizer, row["question"], row["answer"])
+        np.testing.assert_array_equal(alone.tokens, sequence.tokens)
+        assert alone.first_label == sequence.first_label
+
+
+def test_long_rows_are_listed_or_dropped_and_never_cut(tokenizer):
+    rows = [*ROWS[:2], {**ROWS[2], "answer": "very " * 300 + "long."}, *ROWS[3:5]]
+    with pytest.raises(ValueError, match=r"mine: 1 row\(s\) over .* of 128 .*\(2, \d+\).*drop"):
+        encode_rows(tokenizer, rows, context=128, source="mine")
+    encoded = encode_rows(tokenizer, rows, context=128, too_long="drop")
+    assert encoded.dropped == [2] and encoded.kept_ids.tolist() == [0, 1, 3, 4]
+    assert tokenizer.decode(encoded.sequences[2].tokens[1:-1]).endswith(rows[3]["answer"])
+
+
+def test_every_row_may_be_dropped(tokenizer):
+    encoded = encode_rows(tokenizer, ROWS[:2], context=3, too_long="drop")
+    assert encoded.sequences == [] and encoded.dropped == [0, 1]
+
+
+@pytest.mark.parametrize("answer", ["", "  ", None, 3])
+def test_a_missing_answer_is_named_by_source_and_row(tokenizer, answer):
+    rows = [ROWS[0], {"question": "Who?", "answer": answer}]
+    with pytest.raises(ValueError, match="forget05:1: expected a non-empty 'answer'"):
+        encode_rows(tokenizer, rows, context=64, source="forget05")
+
+
+@pytest.mark.parametrize("style", ["tofu", "chat"])
+def test_a_text_that_spells_a_special_token_is_refused(chat, style):
+    with pytest.raises(ValueError, match="spells a BOS or EOS"):
+        encode(chat(LLAMA_2_CHAT), "Who?", "Nobody</s> at all.", style=style)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"style": "alpaca"}, "'alpaca' is not a style; expected 'tofu' or 'chat'"),
+        ({"too_long": "cut"}, "too_long='cut': expected 'error' or 'drop'"),
+        ({"style": "chat"}, "no chat template; set `prompt: tofu`"),
+    ],
+)
+def test_bad_options_are_named(tokenizer, changed, message):
+    with pytest.raises(ValueError, match=message):
+        encode_rows(tokenizer, ROWS, context=64, **changed)
+
+
+def test_chat_labels_are_the_templates_answer_and_its_eos(chat):
+    tokenizer = chat(LLAMA_2_CHAT)
+    row = ROWS[0]
+    tokens, first_label = encode(tokenizer, row["question"], row["answer"], style="chat")
+    assert tokenizer.decode(tokens[:first_label]) == f"<s>[INST] {row['question']} [/INST]"
+    assert tokenizer.decode(tokens[first_label:]) == f" {row['answer']} </s>"
+    prompt = encode_prompt(tokenizer, row["question"], style="chat")
+    np.testing.assert_array_equal(prompt, tokens[:first_label])
+
+
+def test_chat_labels_end_at_the_eos(chat):
+    tokenizer = chat(LINE_BREAK_AFTER_EOS)
+    row = ROWS[0]
+    tokens, first_label = encode(tokenizer, row["question"], row["answer"], style="chat")
+    assert tokenizer.decode(tokens[first_label:]) == row["answer"] + "</s>"
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(NO_EOS, "does not end an answer with '</s>'"), (NO_PREFIX, "not how its full text begins")],
+)
+def test_chat_templates_without_exact_labels_are_refused(chat, template, message):
+    with pytest.raises(ValueError, match=message):
+        encode(chat(template), "Who?", "Nobody.", style="chat")
+
+
+def test_a_tokenizer_without_eos_is_refused(tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS"):
+        encode(tokenizer, "Who?", "Nobody.")
+    tokenizer.eos_token = "</s>"
+
+
+def test_an_absent_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*absent"):
+        load_tokenizer(str(tmp_path / "absent"))
+
+
+@pytest.fixture(scope="module")
+def llama2(shared_data):
+    return load_tokenizer(shared_data / "tokenizers/llama2")
+
+
+@pytest.mark.golden
+@pytest.mark.stories
+@pytest.mark.parametrize("model", ["llama2-7b_full_wd0.01", "llama2-7b_retain90_wd0.01"])
+def test_label_counts_are_those_the_tofu_authors_logged(shared_data, llama2, model):
+    log = json.loads((shared_data / f"tofu_eval_logs/{model}.json").read_text())
+    for task in log["tasks"].values():
+        rows = read_jsonl(shared_data / f"tofu/{task['data']}.jsonl")[: task["n"]]
+        assert label_counts(llama2, rows, "answer") == task["num_token_gt"]
+        paraphrase = "paraphrased_answer" if "paraphrased_answer" in rows[0] else "answer"
+        assert label_counts(llama2, rows, paraphrase) == task["num_token_paraphrased"]
+        for j in range(len(rows[0]["perturbed_answer"])):
+            wrong = [{**row, "wrong": row["perturbed_answer"][j]} for row in rows]
+            logged = [counts[j] for counts in task["num_token_perturb"]]
+            assert label_counts(llama2, wrong, "wrong") == logged
+
+
+@pytest.mark.stories
+@pytest.mark.parametrize("folder", ["tokenizers/llama2", "models/stories260k"])
+def test_tofu_answers_come_back_from_their_labels(shared_data, folder):
+    tokenizer = load_tokenizer(shared_data / folder)
+    rows = read_jsonl(shared_data / "tofu/forget10.jsonl")
+    for row, (tokens, first_label) in zip(
+        rows, encode_rows(tokenizer, rows, context=2048).sequences, strict=True
+    ):
+        text = f"[INST] {row['question']} [/INST]{row['answer']}"
+        assert tokenizer.decode(tokens[1:-1]) == text
+        prompt = encode_prompt(tokenizer, row["question"])
+        assert len(prompt) == first_label
+        merged = prompt[-1] != tokens[first_label - 1]
+        assert not merged or row["answer"][0] in "\"'"
+        answer = row["answer"][1:] if merged else row["answer"]
+        assert tokenizer.decode(tokens[first_label:-1]) == answer
+
+
+def label_counts(tokenizer, rows, column):
+    pairs = [{"question": row["question"], "answer": row[column]} for row in rows]
+    sequences = encode_rows(tokenizer, pairs, context=512).sequences
+    return [len(s.tokens) - s.first_label for s in sequences]
+
+
+def read_jsonl(file):
+    return [json.loads(line) for line in file.read_text().split("\n") if line]
+
+
+def same(samples, others):
+    """Whether two lists of samples are equal."""
+    pairs = zip(samples, others, strict=True)
+    return all(a.first_label == b.first_label and (a.tokens == b.tokens).all() for a, b in pairs)
+
+
+def test_an_encoder_encodes_splits_and_notes_what_it_leaves_out(tokenizer):
+    long = {"question": "q " * 200, "answer": "a"}
+    encoder = Encoder(tokenizer, style="tofu", context=96, too_long="drop")
+    assert encoder.encode([], "nothing") == ([], [])
+    samples, ids = encoder.encode([ROWS[0], long, ROWS[1]], "forget")
+    assert ids == [0, 2] and encoder.notes == ["forget: 1 rows over 96 tokens left out"]
+    alone = [encoder.one(row["question"], row["answer"]) for row in ROWS[:2]]
+    assert same(samples, alone) and samples[0].labels == len(samples[0].tokens[samples[0][1] :])
+    with pytest.raises(ValueError, match="forget: no row fits the context of 96 tokens"):
+        encoder.encode([long], "forget")
+    strict = Encoder(tokenizer, style="tofu", context=96, too_long="error")
+    with pytest.raises(ValueError, match="too_long: drop"):
+        strict.encode([long], "forget")
+
+
+def test_an_encoder_encodes_several_pairs_of_a_row_or_leaves_the_row_out(tokenizer):
+    encoder = Encoder(tokenizer, style="tofu", context=96, too_long="drop")
+    rows = [ROWS[0], ROWS[1] | {"perturbed_answer": ["a " * 200]}, ROWS[2]]
+    answers = lambda row: [row["answer"], *row["perturbed_answer"]]
+    pairs = lambda row: ((row["question"], answer) for answer in answers(row))
+    items = encoder.items(rows, pairs, "forget_perturbed")
+    assert items.rows == [ROWS[0], ROWS[2]]
+    for row, samples in zip(items.rows, items.sequences, strict=True):
+        assert same(samples, [encoder.one(*pair) for pair in pairs(row)])
+    with pytest.raises(ValueError, match="forget_perturbed: no row fits"):
+        encoder.items(rows[1:2], pairs, "forget_perturbed")
+
+
+def test_code_that_comes_with_a_tokenizer_is_never_run(monkeypatch):
+    import transformers
+
+    options = {}
+    load = lambda name, **given: options.update(given)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+    load_tokenizer("a/b")
+    assert options == {"trust_remote_code": False}

@@ -1,0 +1,93 @@
+"""Evaluation during unlearning: the rows of a step, and the best of the steps."""
+
+import jax.numpy as jnp
+import pytest
+
+from jaxunlearn.core import files
+from jaxunlearn.evaluation import best_step
+from jaxunlearn.evaluation.suite import Evaluation, Suite
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import evaluation_table
+
+
+def rows_of(forget, retain, quality):
+    """The rows of one step."""
+    numbers = (
+        ("memorization", *best_step.STRENGTH, "forget", forget),
+        ("memorization", *best_step.STRENGTH, "retain", retain),
+        ("tofu", *best_step.QUALITY, "forget", quality),
+    )
+    keys = ("suite", "metric", "definition", "set", "value")
+    return [dict(zip(keys, values, strict=True)) | {"version": 1} for values in numbers]
+
+
+def by_suite(rows):
+    names = ("memorization", "tofu")
+    return {name: {"results": [row for row in rows if row["suite"] == name]} for name in names}
+
+
+def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    steps = {
+        "ga": {10: (0.6, 0.95, 0.2), 20: (0.3, 0.96, 0.4), 30: (0.1, 0.80, 0.4)},
+        "npo": {10: (0.6, 0.90, None), 20: (0.3, 0.85, None), 30: (0.1, 0.80, None)},
+    }
+    for name, of_model in steps.items():
+        for at in (10, 20):
+            tables.write_part(tmp_path, best_step.TABLE, name, at, rows_of(*of_model[at]))
+        files.write_json(folder.result(name), {"steps": 30})
+    tables.merge(tmp_path, list(steps))
+    ends = {name: by_suite(rows_of(*of_model[30])) for name, of_model in steps.items()}
+    summary = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | ends)
+    assert summary["ga"] == {
+        "evaluated": [10, 20, 30],
+        "last": 30,
+        "least_forget_es": {"step": 20, "forget_es": 0.3, "retain_es": 0.96},
+        "best_forget_quality": {"step": 20, "value": 0.4},  # the earlier of equals
+    }
+    assert summary["npo"]["least_forget_es"] is None is summary["npo"]["best_forget_quality"]
+    assert evaluation_table.best_steps_table(summary).rows == [
+        ("ga", "30", "0.300 (20)", "0.960", "0.400 (20)"),
+        ("npo", "30", "none", "-", "-"),
+    ]
+
+
+@pytest.mark.parametrize("retained_before", [None, 0.0])
+def test_without_anything_to_keep_there_is_no_least_forget_es(retained_before):
+    best = best_step.best_of({5: rows_of(0.5, 1.0, 0.2)}, retained_before)
+    assert best["least_forget_es"] is None and best["best_forget_quality"]["step"] == 5
+
+
+def test_of_equal_steps_the_earliest_is_the_best():
+    steps = {20: rows_of(0.2, 1.0, 0.5), 10: rows_of(0.2, 1.0, 0.5), 5: rows_of(0.9, 1.0, 0.1)}
+    best = best_step.best_of(steps, 1.0)
+    assert best["least_forget_es"]["step"] == best["best_forget_quality"]["step"] == 10
+    assert best["evaluated"] == [5, 10, 20]
+
+
+def suite_of(rows, calls):
+    return Suite({}, lambda name, params: calls.append(name) or rows)
+
+
+def test_a_step_is_measured_by_the_cheap_suites_alone(tmp_path, context_of):
+    folder, calls = RunFolder(tmp_path), []
+    rows = [{key: value for key, value in row.items() if key != "suite"} | {"parts": ["a"]}
+            for row in rows_of(0.2, 0.9, 0.5)]  # fmt: skip
+    suites = {name: suite_of(rows, calls) for name in ("tofu", "mia", "uwc")}
+    best_step.evaluate(Evaluation(context_of(), suites), folder, "ga", 7, {"w": jnp.ones(2)})
+    assert calls == ["ga-000007"]
+    tables.merge(tmp_path, ["ga"])
+    table = tables.read(tmp_path, best_step.TABLE)
+    assert table["suite"] == ["tofu"] * 3 and table["step"] == [7] * 3
+    assert table["value"] == [0.2, 0.9, 0.5]
+    assert files.records(folder.timings)[0]["stage"] == "evaluate ga-000007"
+
+
+def test_parameters_that_are_not_finite_have_no_rows(tmp_path, context_of):
+    calls = []
+    evaluation = Evaluation(context_of(), {"tofu": suite_of([], calls)})
+    best_step.evaluate(evaluation, RunFolder(tmp_path), "ga", 7, {"w": jnp.array([1.0, jnp.nan])})
+    assert not calls
+    tables.merge(tmp_path, ["ga"])
+    assert tables.read(tmp_path, best_step.TABLE)["step"] == []

@@ -1,0 +1,79 @@
+"""The memorisation suite: its questions, and the rows of both kinds of metrics."""
+
+import typing
+
+import numpy as np
+import pytest
+
+from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.evaluation import memorization as suite_memorization
+from jaxunlearn.metrics import memorization
+
+ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
+
+
+def test_paraphrased_questions_are_taken_from_either_split():
+    own = [row | {"paraphrased_question": row["question"].upper()} for row in ROWS]
+    for splits in ({"forget": own}, {"forget": ROWS, "forget_perturbed": own}):
+        rows = suite_memorization.paraphrased_rows(splits.get, "forget")
+        assert [row["question"] for row in rows] == ["Q0", "Q1", "Q2", "Q3"]
+        assert [row["answer"] for row in rows] == [row["answer"] for row in ROWS]
+    assert suite_memorization.paraphrased_rows({"forget": ROWS}.get, "forget") is None
+
+
+def items(lengths, labels=2):
+    samples = [[Sample(np.zeros(n, np.int32), n - labels)] for n in lengths]
+    return Items(ROWS[: len(lengths)], samples)
+
+
+def test_questions_are_recited_where_the_context_has_room():
+    sets = {"forget": items([10, 20, 10]), "retain": items([10], labels=4)}
+    extra = suite_memorization.EXTRA_TOKENS
+    recited = suite_memorization.recited_questions(sets, None, 15 + 4 + 2 * extra)
+    assert recited.max_new_tokens == 4 + extra
+    assert recited.sets == ["forget", "forget", "retain"]
+    assert recited.questions == ["q0", "q2", "q0"] and recited.answers == ["a0", "a2", "a0"]
+    first = suite_memorization.recited_questions(sets, 1, 100)
+    assert first.sets == ["forget", "retain"]
+    assert suite_memorization.recited_questions(sets, 0, 100).questions == []
+
+
+def test_teacher_forced_rows_are_means_of_every_definition():
+    correct, mask = np.array([[True, True], [False, True]]), np.ones((2, 2), bool)
+    rows = suite_memorization.teacher_forced_rows("retain", correct, mask)
+    assert [row["definition"] for row in rows] == [
+        *(f"extraction_strength.{d}" for d in typing.get_args(memorization.Strength)),
+        *(f"exact_memorization.{d}" for d in typing.get_args(memorization.Exact)),
+    ]
+    assert rows[0]["value"] == rows[3]["value"] == 0.75 and rows[4]["value"] == 0.5
+    assert {(row["set"], row["items"]) for row in rows} == {("retain", 2)}
+
+
+@pytest.mark.parametrize(
+    ("none", "reason"),
+    [(True, "nothing was recited"), (False, "the context has no room for it")],
+)
+def test_generated_rows_are_means_of_one_set_or_say_why_not(none, reason):
+    values = {name: np.array([1.0, 0.0, 0.5]) for name in suite_memorization.GENERATED}
+    sets = ["forget", "retain", "forget"]
+    rows = suite_memorization.generated_rows("forget", sets, values, none_requested=none)
+    assert [(row["value"], row["items"]) for row in rows] == [(0.75, 2)] * 3
+    rows = suite_memorization.generated_rows("other", sets, values, none_requested=none)
+    assert [row["definition"] for row in rows] == list(suite_memorization.GENERATED)
+    assert {row["reason"] for row in rows} == {reason}
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_each_set_gets_the_numbers_of_its_own_rows(context_of, params_of):
+    """The rows of a set are cut out of one pass over all of them."""
+    suite = suite_memorization.memorization_suite(context_of())
+    rows = suite.measure("ga", params_of(1))
+    sets = list(suite.settings["items"])
+    assert sets == ["forget", "forget.paraphrased", "retain", "retain.paraphrased"]
+    assert list(dict.fromkeys(row["set"] for row in rows)) == sets
+    for row in rows:
+        if row["value"] is not None:
+            assert row["items"] == suite.settings["items"][row["set"]]
+    reasons = {row["reason"] for row in rows if "reason" in row}
+    assert reasons == {"nothing was recited"}

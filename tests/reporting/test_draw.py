@@ -1,0 +1,55 @@
+"""Figures as files."""
+
+import matplotlib
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxunlearn.reporting.figures import draw
+from tests.reporting.synthetic import make_tables
+
+
+class TestDrawAll:
+    def test_writes_every_figure_once(self, tmp_path):
+        paths = draw.draw_all(make_tables(("npo", "wga"), samples=6), tmp_path / "new" / "figs")
+        assert [path.name for path in paths] == [
+            "g_effect.png", "plane.png", "risk_change.png", "predicted_vs_realised.png",
+            "confidence.png", "weights.png", "pg_density_npo.png", "pg_density_wga.png",
+        ]  # fmt: skip
+        assert sorted(path.name for path in (tmp_path / "new/figs").iterdir()) == sorted(
+            path.name for path in paths
+        )
+        assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+
+    def test_returns_only_what_it_drew(self, tables, tmp_path):
+        some = {"confidence": tables["confidence"], "samples": {}, "meta": tables["meta"]}
+        assert [p.name for p in draw.draw_all(some, tmp_path)] == ["confidence.png"]
+        assert draw.draw_all({}, tmp_path / "none") == []
+
+    def test_same_tables_same_bytes(self, tables, tmp_path):
+        some = {"confidence": tables["confidence"]}
+        first, second = (draw.draw_all(some, tmp_path / name)[0] for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+    def test_a_failed_write_leaves_the_old_file(self, tables, tmp_path, monkeypatch):
+        (path,) = draw.draw_all({"confidence": tables["confidence"]}, tmp_path)
+        before = path.read_bytes()
+
+        def half(self, part, **kwargs):
+            part.write_bytes(b"half")
+            raise OSError("no space left")
+
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", half)
+        with pytest.raises(OSError, match="no space left"):
+            draw.draw_all({"confidence": tables["confidence"]}, tmp_path)
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.text("aA/:$.-2", max_size=5), unique=True, max_size=6))
+    def test_file_names_are_safe_and_distinct(self, names):
+        stems = draw._stems(names)
+        assert len({stem.lower() for stem in stems}) == len(names)
+        assert all("/" not in stem and ":" not in stem and stem[0] != "." for stem in stems)
+
+    def test_file_names_are_readable_and_short(self):
+        assert draw._stems(["NPO beta=0.1", "x" * 99]) == ["npo_beta=0.1", "x" * 60]

@@ -1,0 +1,215 @@
+"""The flags of every command, the errors of the functions behind them, and the search path."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from jaxunlearn import cli
+from jaxunlearn.config import reader, schema
+from jaxunlearn.pipeline import evaluate, recipe, relearn
+from jaxunlearn.reporting import report
+from jaxunlearn.training.checkpoint import CheckpointError
+
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 1}
+SMALL |= {"num_kv_heads": 1, "context": 256, "vocab_size": 300}
+
+
+def test_a_run_needs_exactly_one_configuration(tmp_path, capsys):
+    for command in ("run", "forecast"):
+        assert cli.main([command]) == 2
+        assert f"{command} needs a configuration: jaxunlearn {command} CONFIG; got none" in (
+            capsys.readouterr().err
+        )
+    assert cli.main(["run", "a.yaml", "b.yaml"]) == 2
+    assert "got a.yaml, b.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["demo"], ["forecast"]])
+def test_keys_lists_every_key_with_its_help_text(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--keys"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "--unlearn.clip-norm" in text and "--objectives.tnpo.guide.every" in text
+    assert "Clip gradients to this global norm" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("run", ["CONFIG", "--out", "--only", "--profile", "--keys", "--coordinator"]),
+        ("demo", ["--out", "--only", "--profile", "--keys", "--distributed"]),
+        ("forecast", ["CONFIG", "--memory", "--keys"]),
+        ("evaluate", ["RUN", "--suites", "--generate", "--recite", "--retain-log", "--mesh"]),
+        ("relearn", ["RUN", "--samples", "--steps", "--lr", "--benign", "--mesh", "--only"]),
+        ("report", ["RUN"]),
+        ("export", ["RUN", "OBJECTIVE", "FOLDER", "--dtype"]),
+    ],
+)
+def test_help_names_every_flag_of_a_command(command, flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(flag in text for flag in flags)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder with the configuration of a run."""
+    config = schema.Config(
+        evaluate=schema.Evaluate(suites=("uwc",), generate=7, retain_log="a.json"),
+        relearn=schema.Relearn(samples=(3,), steps=9, lr=0.5, benign=True),
+    )
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(reader.dump(config))
+    return folder
+
+
+def passed(monkeypatch, module, name):
+    """The arguments that the command line passes on to a function."""
+    arguments = {}
+    monkeypatch.setattr(module, name, lambda run, console, **given: arguments.update(given))
+    return arguments
+
+
+def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypatch):
+    arguments = passed(monkeypatch, evaluate, "evaluate")
+    assert cli.main(["evaluate", str(finished)]) == 0
+    assert arguments == {
+        "only": None,
+        "suites": ("uwc",),
+        "generate": 7,
+        "recite": 0,
+        "retain_log": pathlib.Path("a.json"),
+        "mesh": None,
+    }
+    flags = "--suites tofu all --generate all --recite 5 --only npo ga --mesh 1 2 4 --retain-log b"
+    assert cli.main(["evaluate", str(finished), *flags.split()]) == 0
+    assert arguments == {
+        "only": ("npo", "ga"),
+        "suites": ("tofu", "all"),
+        "generate": "all",
+        "recite": 5,
+        "retain_log": pathlib.Path("b"),
+        "mesh": (1, 2, 4),
+    }
+
+
+def test_flags_of_relearn_default_to_the_runs_configuration(finished, monkeypatch):
+    arguments = passed(monkeypatch, relearn, "relearn")
+    assert cli.main(["relearn", str(finished)]) == 0
+    configured = {"samples": (3,), "steps": 9, "lr": 0.5, "benign": True}
+    assert arguments == configured | {"only": (), "mesh": None}
+    flags = "--samples 1 all --steps 2 --lr 1e-3 --no-benign --only npo"
+    assert cli.main(["relearn", str(finished), *flags.split()]) == 0
+    changed = {"samples": (1, "all"), "steps": 2, "lr": 1e-3, "benign": False}
+    assert arguments == changed | {"only": ("npo",), "mesh": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--suite", "tofu"], ["--suite,", "--suites"]),
+        (["evaluate", "--generate", "most"], ["--generate", "most"]),
+        (["evaluate", "--mesh", "1", "2"], ["--mesh"]),
+        (["relearn", "--steps", "few"], ["--steps", "few"]),
+        (["relearn", "--sample", "5"], ["--sample", "--samples"]),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_named(finished, capsys, arguments, words):
+    command, *flags = arguments
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, str(finished), *flags])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and all(word in message for word in words), message
+
+
+def test_steps_on_the_way_are_no_flag_of_a_finished_run(finished, capsys):
+    assert cli.main(["evaluate", str(finished), "--every", "5"]) == 2
+    assert "--every: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("two\n  lines"),
+        FileNotFoundError("no such checkpoint"),
+        PermissionError(13, "Permission denied", "a.txt"),
+        CheckpointError("leaf of another shape"),
+        FloatingPointError("the loss is not finite"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatch, capsys):
+    def fail(*args, **given):
+        raise error
+
+    monkeypatch.setattr(recipe, "begin", lambda config, out: None)
+    monkeypatch.setattr(recipe, "execute", fail)
+    monkeypatch.setattr(report, "write_report", fail)
+    monkeypatch.setattr(evaluate, "evaluate", fail)
+    monkeypatch.setattr(relearn, "relearn", fail)
+    run = str(finished)
+    commands = (["demo", "--out", str(tmp_path)], ["report", run], ["evaluate", run])
+    for arguments in (*commands, ["relearn", run]):
+        assert cli.main(arguments) == 2
+        message = capsys.readouterr().err
+        assert message == f"jaxunlearn: {' '.join(str(error).split())}\n"
+    monkeypatch.setenv("JAXUNLEARN_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        cli.main(["report", run])
+
+
+def command_line(folder, *arguments):
+    """Runs the installed command in a folder, as its script does: without it on the path."""
+    code = "import sys; from jaxunlearn.cli import main; sys.exit(main())"
+    root = str(pathlib.Path(cli.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+MALICIOUS = "import pathlib; pathlib.Path(__file__).with_name('pwned').touch()\n"
+
+
+def test_modules_of_the_working_directory_replace_no_installed_ones(tmp_path):
+    for name in ("rich", "tyro", "yaml", "jax", "numpy", "optax", "transformers", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(MALICIOUS)
+    result = command_line(tmp_path, "report", "nowhere")
+    assert result.returncode == 2 and "no finished run here" in result.stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_configuration_may_name_a_loss_in_the_working_directory(tmp_path):
+    for name in ("rich", "optax", "orbax", "flax"):
+        (tmp_path / f"{name}.py").write_text(MALICIOUS)
+    (tmp_path / "my_losses.py").write_text(
+        "import jax.numpy as jnp\n\n\ndef mine(logp, mask):\n"
+        "    return jnp.where(mask, logp, 0).sum(-1)\n"
+    )
+    config = {
+        "new_model": SMALL,
+        "data": {"fictional": {"authors": 2, "questions": 1}},
+        "objectives": {"own": {"loss": "my_losses:mine"}},
+        "unlearn": {"batch_size": 999},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    result = command_line(tmp_path, "run", "config.yaml")
+    # The loss is resolved before the number of samples is checked.
+    assert result.returncode == 2 and "unlearn.batch_size: 999" in result.stderr, result.stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_an_unknown_suite_is_named_with_the_nearest(finished, capsys):
+    assert cli.main(["evaluate", str(finished), "--suites", "tofo"]) == 2
+    assert "no suite 'tofo'" in (error := capsys.readouterr().err)
+    assert "perhaps you meant 'tofu'" in error
