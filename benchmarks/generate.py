@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data import packing
-from jaxunlearn.models import decode, hf, llama
+from jaxunlearn.data import packing, planning
+from jaxunlearn.models import decoder, hf
+from jaxunlearn.models.decoder import decode
 
 ROUNDS = 5
-MODEL = llama.LlamaConfig(
+MODEL = decoder.DecoderConfig(
     vocab_size=4096,
     hidden_size=256,
     intermediate_size=704,
@@ -38,6 +39,7 @@ MODEL = llama.LlamaConfig(
 
 
 def main() -> None:
+    """Measures both ways on a model, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder with a Hugging Face Llama")
     parser.add_argument("--rows", type=int, default=8)
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def measure(
-    params: Any, config: llama.LlamaConfig, rows: int, prompt: int, new: int
+    params: Any, config: decoder.DecoderConfig, rows: int, prompt: int, new: int
 ) -> list[dict[str, Any]]:
     """One row a way: bytes, seconds, tokens a second; the prefix first."""
     texts = np.random.default_rng(0).integers(3, config.vocab_size, (rows, prompt))
@@ -85,23 +87,27 @@ def measure(
     ]
 
 
-def by_prefix(params: Any, prompts: jax.Array, *, config: llama.LlamaConfig, new: int) -> jax.Array:
+def by_prefix(
+    params: Any, prompts: jax.Array, *, config: decoder.DecoderConfig, new: int
+) -> jax.Array:
     """Greedy continuations [B, N]: every step runs the model on the whole row."""
     rows, width = prompts.shape
-    sequence = packing.Sequence(np.zeros(width + new, np.int32), width)
+    sequence = planning.Sample(np.zeros(width + new, np.int32), width)
     batch = jax.tree.map(jnp.asarray, packing.padded([sequence] * rows))
     best = lambda logits, labels: jnp.argmax(logits, -1)
 
     def step(i, tokens):
         at = jnp.full((rows, 1), width + i - 1)
         part = batch._replace(tokens=tokens, label_at=at, label_tokens=jnp.zeros_like(at))
-        token = llama.forward(params, part, config, head=best).labels
+        token = decoder.forward(params, part, config, head=best).labels
         return jax.lax.dynamic_update_slice(tokens, token.astype(tokens.dtype), (0, width + i))
 
     return jax.lax.fori_loop(0, new, step, jnp.pad(prompts, ((0, 0), (0, new))))[:, width:]
 
 
-def by_cache(params: Any, prompts: jax.Array, *, config: llama.LlamaConfig, new: int) -> jax.Array:
+def by_cache(
+    params: Any, prompts: jax.Array, *, config: decoder.DecoderConfig, new: int
+) -> jax.Array:
     """Greedy continuations [B, N] by `decode.generate`, to the end."""
     lengths = jnp.full(prompts.shape[:1], prompts.shape[1])
     options = {"max_new_tokens": new, "eos_token_id": None}
@@ -111,11 +117,11 @@ def by_cache(params: Any, prompts: jax.Array, *, config: llama.LlamaConfig, new:
 WAYS: dict[str, Callable[..., jax.Array]] = {"prefix": by_prefix, "cache": by_cache}
 
 
-def _params(folder: Path | None, config: llama.LlamaConfig) -> Any:
+def _params(folder: Path | None, config: decoder.DecoderConfig) -> Any:
     """A folder's, or random ones with logits far enough apart for the ways to agree."""
     if folder:
         return hf.load_params(folder, config)
-    params = llama.init_params(jax.random.key(0), config)
+    params = decoder.init_params(jax.random.key(0), config)
     return params | {"lm_head": jax.tree.map(lambda x: 10 * x, params["lm_head"])}
 
 

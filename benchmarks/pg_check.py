@@ -1,4 +1,4 @@
-"""The float64 values that every way is held to before anything is timed."""
+"""Reference values in float64, with which every way must agree before anything is timed."""
 
 import dataclasses
 import functools
@@ -11,9 +11,12 @@ import numpy as np
 from benchmarks import pg_jobs
 from benchmarks.pg_jax import sample_logp
 from benchmarks.pg_jobs import Job
-from benchmarks.pg_ways import Way
-from jaxunlearn.effects import layers, trees
+from benchmarks.pg_way import Way
+from jaxunlearn import effects
+from jaxunlearn.core import trees
+from jaxunlearn.models import decoder
 
+GROUPING = effects.Grouping(stacked=decoder.STACKED)
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # by the type of the model
 
 
@@ -22,12 +25,19 @@ class Disagrees(Exception):
 
 
 class Reference(NamedTuple):
-    """PG-effects by the definition, a gradient at a time, in a wider type than the model's."""
+    """PG-effects by the definition, a gradient at a time, in a wider type than the model's.
+
+    Attributes:
+      dtype: the type of the computation.
+      layers: [K, samples, layers].
+      linear: [K, samples], over the weights of matrix products only.
+      scale: [K, samples], norm of the direction x norm of the sample's gradient.
+    """
 
     dtype: str
-    layers: np.ndarray  # [K, samples, layers]
-    linear: np.ndarray  # [K, samples] of the matrix products alone
-    scale: np.ndarray  # [K, samples] norm of the direction x norm of the sample's gradient
+    layers: np.ndarray
+    linear: np.ndarray
+    scale: np.ndarray
 
 
 def reference(job: Job) -> Reference:
@@ -41,27 +51,33 @@ def reference(job: Job) -> Reference:
 
 
 def _by_definition(job: Job, dtype: str) -> Reference:
+    """The gradient of log p of each sample, and its dots with the directions, in a wider type."""
     logp = sample_logp(dataclasses.replace(job.config, dtype=dtype))
     (rows,) = pg_jobs.padded(job).batches
 
     @jax.jit
     def values(params, rows, directions):
-        def one(row):
+        def sample_dots(row):
             row = jax.tree.map(lambda x: x[None], row)
             gradient = jax.grad(lambda p: logp(p, row).sum())(params)
-            dots = [layers.to_rows(trees.dots(gradient, v, by="tensor")) for v in directions]
+            dots = [
+                effects.layer_dots(gradient, v, by="tensor", grouping=GROUPING) for v in directions
+            ]
             return jnp.stack(dots), trees.norm(gradient)
 
-        return jax.lax.map(one, rows)
+        return jax.lax.map(sample_dots, rows)
 
     by_tensor, norms = map(np.asarray, values(job.params, rows, job.directions))
     by_tensor = np.moveaxis(by_tensor, 0, 1)  # [K, samples, tensors]
-    tensors, names = layers.tensor_names(job.params), layers.layer_names(job.params)
-    of = np.array([names.index(name.split(".")[0]) for name in tensors])
+    tensors, names = (
+        names_of(job.params, grouping=GROUPING)
+        for names_of in (effects.tensor_names, effects.layer_names)
+    )
+    layer_index = np.array([names.index(name.split(".")[0]) for name in tensors])
     linear = [name.endswith("kernel") for name in tensors]
     return Reference(
         dtype,
-        np.stack([by_tensor[..., of == i].sum(-1) for i in range(len(names))], -1),
+        np.stack([by_tensor[..., layer_index == i].sum(-1) for i in range(len(names))], -1),
         by_tensor[..., linear].sum(-1),
         np.array([float(trees.norm(v)) for v in job.directions])[:, None] * norms,
     )
@@ -85,20 +101,20 @@ def checked(way: Way, exact: Reference, tolerance: float) -> float | None:
     values = way.call()
     if values is None:
         return None
-    found = error(way, values, exact)
-    if way.exact and not found <= tolerance:
+    size = error(way, values, exact)
+    if way.exact and not size <= tolerance:
         raise Disagrees(
             f"{way.name} (K={way.k}, {way.rows} {way.note}): its error against {exact.dtype} is"
-            f" {found:.1e}, over {tolerance:.0e}; nothing was timed"
+            f" {size:.1e}, over {tolerance:.0e}; nothing was timed"
         )
-    return found
+    return size
 
 
 def with_gradients(job: Job) -> Job:
     """The job with real directions: the gradients of its samples' and of other samples' risk."""
     logp = sample_logp(job.config)
     gradient = jax.jit(jax.grad(lambda params, batch: -logp(params, batch).mean()))
-    counts = [(len(s.tokens), len(s.tokens) - s.first_label) for s in job.sequences]
+    counts = [(len(s.tokens), s.labels) for s in job.sequences]
     others = job._replace(sequences=pg_jobs.texts(counts, job.config.vocab_size, seed=1))
 
     def total(job: Job):

@@ -1,15 +1,16 @@
-"""What all PG-effects of a batch cost, each way, next to one ordinary gradient of that batch.
+"""The cost of all PG-effects of a batch, computed in each way, in units of one batch gradient.
 
     python -m benchmarks.pg_effect [--model small] [--samples 32] [--json FILE]
     python -m benchmarks.pg_effect --grow --rounds 3 --figure FILE.png
 
 The same weights, samples and directions for every way. Values are compared with a float64
 reference before anything is timed: |difference| / (norm of the direction x norm of the sample's
-gradient), over 1e-4 (bfloat16: 1e-2) an error. Each way gets its rows as suits it best: packed
-where it can take them, else padded to the longest or in two batches by length (PyTorch: whichever
-is faster), loops one sample at a time. Seconds are medians of rounds in which all ways take turns;
-the first call of each is not counted. FLOPs are those of the matrix products of a program, "temp"
-the compiler's word, "peak" the growth of the resident memory in one call of a fresh process.
+gradient), over 1e-4 (bfloat16: 1e-2) an error. Each way gets its rows in the layout that suits it
+best: packed where it can read them, else padded to the longest or in two batches by length
+(PyTorch: whichever is faster), loops one sample at a time. Seconds are medians of rounds in which
+all ways take turns; the first call of each is not counted. FLOPs are those of the matrix products
+of a program, "temp" is the compiler's number, "peak" the growth of the resident memory in one call
+of a fresh process.
 
 PyTorch's ways need torch, and kronfluence's its package: without, they are left out and named.
 """
@@ -32,6 +33,8 @@ K = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the benchmark: one table, or with --grow one for each batch size and length."""
+    # --- refuse what cannot be measured -----------------------------------------------------------
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.figure and not options.grow:
@@ -46,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     _refuse_what_does_not_fit(parser, options.model)
+    # --- measure, print and draw ------------------------------------------------------------------
     size = f"{pg_jobs.parameters(options.model) / 1e6:.1f} M parameters"
     result: dict[str, Any] = record.about("pg_effect", arguments) | {
         "model": f"{options.model}, {size}",
@@ -72,6 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The flags of the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pg_effect",
         description=__doc__,
@@ -115,15 +120,15 @@ def _refuse_what_does_not_fit(parser: argparse.ArgumentParser, model: str) -> No
 def _rows(options, counts, ks: tuple[int, ...], limit: float = math.inf) -> list[dict]:
     """Measures one batch and prints its table."""
     job = pg_jobs.random_job(options.model, counts, K)
-    wanted = [part.strip() for part in options.ways.split(";") if part.strip()]
-    rows, skipped = pg_measure.measure(job, ks, wanted, options.rounds, limit)
+    selection = [part.strip() for part in options.ways.split(";") if part.strip()]
+    rows, reasons = pg_measure.measure(job, ks, selection, options.rounds, limit)
     if options.memory:
         for row in rows:
             if row["k"] in (0, K):
                 row["peak"] = pg_memory.peak_growth(options.model, counts, row)
-    real = sum(tokens for tokens, _ in counts)
-    print(f"\n{len(counts)} samples, {real} tokens\n\n{pg_report.table(rows)}\n")
-    for name, reason in skipped.items():
+    token_count = sum(tokens for tokens, _ in counts)
+    print(f"\n{len(counts)} samples, {token_count} tokens\n\n{pg_report.table(rows)}\n")
+    for name, reason in reasons.items():
         print(f"left out: {name}: {reason}")
     sys.stdout.flush()
     return rows

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,11 @@ import numpy as np
 
 from benchmarks import pg_jobs
 from benchmarks.pg_jobs import Feed, Job
-from benchmarks.pg_ways import UNIT, Builder, Way, require_free
+from benchmarks.pg_way import UNIT, Builder, Way, require_free
+from jaxunlearn.core import trees
 from jaxunlearn.data.packing import unpack
-from jaxunlearn.effects import flops, layers, trees
-from jaxunlearn.models import llama
-
-# The package's attribute of this name is the function.
-evaluators = importlib.import_module("jaxunlearn.effects.pg_effect")
+from jaxunlearn.effects import Grouping, count_flops, programs
+from jaxunlearn.models import decoder
 
 Tree = Any
 # (parameters, a batch, directions) -> [K, slots(, layers)]
@@ -27,11 +24,11 @@ DIFFERENCE_STEP = 1e-2  # of a finite difference, divided by the norm of the dir
 
 
 @functools.cache
-def sample_logp(config: llama.LlamaConfig) -> Callable[..., jax.Array]:
+def sample_logp(config: decoder.DecoderConfig) -> Callable[..., jax.Array]:
     """(params, packed, probe) -> log p of every slot, [B]."""
 
     def logp(params, packed, probe=None):
-        return unpack(llama.forward(params, packed, config, probe=probe).labels, packed).sum(-1)
+        return unpack(decoder.forward(params, packed, config, probe=probe).labels, packed).sum(-1)
 
     return logp
 
@@ -49,12 +46,12 @@ def batch_gradient_remat(job: Job, k: int) -> list[Way]:
 
 
 def jvp(job: Job, k: int) -> list[Way]:
-    fn = _library(evaluators.by_jvp, sample_logp(job.config), by="sample")
+    fn = _library(programs.pg_by_jvp, sample_logp(job.config), by="sample")
     return [_way("jvp", job, k, pg_jobs.packed(job), fn, gives="sample (or token)")]
 
 
 def gates(job: Job, k: int, remat: str = "none") -> list[Way]:
-    fn = _library(evaluators.by_gates, sample_logp(_remat(job.config, remat)), by="layer")
+    fn = _library(programs.pg_by_gates, sample_logp(_remat(job.config, remat)), by="layer")
     name = "gates" if remat == "none" else "gates, remat"
     return [_way(name, job, k, pg_jobs.packed(job), fn, gives="sample x layer")]
 
@@ -65,7 +62,7 @@ def vmap(job: Job, k: int) -> list[Way]:
     def fn(params, batch, directions):
         rows = batch.tokens.shape[0]
         compute = _library(
-            evaluators.by_vmap, sample_logp(job.config), by="sample", microbatch=rows
+            programs.pg_by_vmap, sample_logp(job.config), by="sample", microbatch=rows
         )
         return compute(params, batch, directions)
 
@@ -104,7 +101,7 @@ def difference(job: Job, k: int) -> list[Way]:
 
 def ways(job: Job) -> dict[str, Builder]:
     """The builders of one job, by name."""
-    found = {
+    builders = {
         UNIT: batch_gradient,
         "batch gradient, remat": batch_gradient_remat,
         "jvp": jvp,
@@ -116,20 +113,20 @@ def ways(job: Job) -> dict[str, Builder]:
         "finite difference": difference,
     }
     if job.config.remat == "full":
-        del found["batch gradient, remat"]  # the unit is that already
-    return {name: functools.partial(builder, job) for name, builder in found.items()}
+        del builders["batch gradient, remat"]  # the unit is that already
+    return {name: functools.partial(builder, job) for name, builder in builders.items()}
 
 
-def _remat(config: llama.LlamaConfig, remat: str) -> llama.LlamaConfig:
+def _remat(config: decoder.DecoderConfig, remat: str) -> decoder.DecoderConfig:
     return dataclasses.replace(config, remat=remat)
 
 
 def _library(evaluator: Callable, logp: Callable, **options: Any) -> Program:
-    options |= {"fn": logp, "stacked": layers.STACKED}
+    options |= {"fn": logp, "grouping": Grouping(stacked=decoder.STACKED)}
     return lambda params, batch, directions: evaluator(params, batch, directions, **options)
 
 
-def _dots(config: llama.LlamaConfig, params: Tree, row: Any, directions: tuple) -> jax.Array:
+def _dots(config: decoder.DecoderConfig, params: Tree, row: Any, directions: tuple) -> jax.Array:
     """[K] of a batch that is one sample."""
     gradient = jax.grad(lambda p: sample_logp(config)(p, row).sum())(params)
     return jnp.stack([trees.dot(gradient, v) for v in directions])
@@ -149,7 +146,7 @@ def _way(name: str, job: Job, k: int, feed: Feed, fn: Program, **more: Any) -> W
         if shape(batch) not in programs:
             program = jax.jit(fn).lower(job.params, batch, directions).compile()
             programs[shape(batch)] = program
-            costs[shape(batch)] = flops(fn, job.params, batch, directions)
+            costs[shape(batch)] = count_flops(fn, job.params, batch, directions)
     memory = [program.memory_analysis() for program in programs.values()]
     temp = max(m.temp_size_in_bytes for m in memory)
     require_free(temp + max(m.output_size_in_bytes for m in memory))

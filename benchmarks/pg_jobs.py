@@ -1,4 +1,4 @@
-"""What the benchmark of PG-effects runs on: a model, samples, directions, and how rows are fed."""
+"""The inputs of the benchmark of PG-effects: a model, samples, directions, and layouts of rows."""
 
 import dataclasses
 import json
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data import packing
-from jaxunlearn.data.packing import Packed, Sequence
-from jaxunlearn.models.llama import LlamaConfig, abstract_params, init_params
+from jaxunlearn.data import packing, planning
+from jaxunlearn.data.packing import Packed
+from jaxunlearn.data.planning import Sample
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params, init_params
 
 Tree = Any
 LABEL_SHARE = 0.6  # of a sample's tokens, as in TOFU
@@ -23,9 +24,9 @@ LENGTHS = (
 )
 
 
-def _llama(vocab: int, width: int, layers: int, heads: int, mlp: int, **more: Any) -> LlamaConfig:
+def _llama(vocab: int, width: int, layers: int, heads: int, mlp: int, **more: Any) -> DecoderConfig:
     shape = dict(num_heads=heads, num_kv_heads=heads, head_dim=width // heads, context=512)
-    return LlamaConfig(vocab, width, mlp, layers, **shape | more)
+    return DecoderConfig(vocab, width, mlp, layers, **shape | more)
 
 
 MODELS = {
@@ -58,12 +59,20 @@ def free_bytes() -> int:
 
 
 class Job(NamedTuple):
-    """One measurement's inputs."""
+    """The inputs of one measurement.
 
-    config: LlamaConfig  # its `remat` is that of the batch gradient and of gradients a sample
+    Attributes:
+      config: the model; its `remat` is that of the batch gradient and of gradients by sample.
+      params: its parameters.
+      directions: trees like `params`.
+      sequences: the samples.
+      batch_tokens: most tokens of a packed batch.
+    """
+
+    config: DecoderConfig
     params: Tree
     directions: tuple[Tree, ...]
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[Sample, ...]
     batch_tokens: int
 
 
@@ -80,12 +89,12 @@ def read_lengths(file: Path, samples: int) -> list[tuple[int, int]]:
     Raises:
       ValueError: the file holds something else, or fewer samples.
     """
-    found = json.loads(file.read_text())
+    content = json.loads(file.read_text())
     try:
-        if isinstance(found, dict):
-            split = next(iter(found["splits"].values()))
-            found = list(zip(split["tokens"], split["labels"], strict=True))
-        counts = [c if isinstance(c, (list, tuple)) else (c, _labels(c)) for c in found]
+        if isinstance(content, dict):
+            split = next(iter(content["splits"].values()))
+            content = list(zip(split["tokens"], split["labels"], strict=True))
+        counts = [c if isinstance(c, (list, tuple)) else (c, _labels(c)) for c in content]
         counts = [(int(tokens), int(labels)) for tokens, labels in counts]
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise ValueError(f"{file}: expected {LENGTHS}") from error
@@ -113,11 +122,11 @@ def _labels(tokens: int) -> int:
     return max(1, int(LABEL_SHARE * tokens))
 
 
-def texts(counts: Iterable[tuple[int, int]], vocabulary: int, seed: int) -> tuple[Sequence, ...]:
+def texts(counts: Iterable[tuple[int, int]], vocabulary: int, seed: int) -> tuple[Sample, ...]:
     """Random tokens of these lengths: cost depends on nothing else of the text."""
     draw = np.random.default_rng(seed)
     tokens = lambda n: draw.integers(vocabulary, size=n, dtype=np.int32)
-    return tuple(Sequence(tokens(n), n - labels) for n, labels in counts)
+    return tuple(Sample(tokens(n), n - labels) for n, labels in counts)
 
 
 def random_job(model: str, counts: list[tuple[int, int]], directions: int = 2) -> Job:
@@ -139,7 +148,7 @@ def random_job(model: str, counts: list[tuple[int, int]], directions: int = 2) -
 
 def packed(job: Job) -> Feed:
     """Several sequences a row, for what can take them."""
-    plan = packing.plan_dataset(
+    plan = planning.plan_dataset(
         job.sequences, max_width=job.config.context, target_tokens=job.batch_tokens
     )
     return _feed("packed", packing.dataset_batches(job.sequences, plan))
@@ -174,8 +183,8 @@ def singles(job: Job, step: int = SINGLE_STEP) -> Feed:
         shapes.setdefault(-(-len(sequence.tokens) // step) * step, []).append(i)
     batches = []
     for width, ids in shapes.items():
-        labels = max(len(job.sequences[i].tokens) - job.sequences[i].first_label for i in ids)
-        plan = packing.Plan(1, width, slots=1, labels=labels, answer=labels)
+        labels = max(job.sequences[i].labels for i in ids)
+        plan = planning.Plan(1, width, slots=1, labels=labels, answer=labels)
         batches += [packing.pack_step(job.sequences, [i], plan) for i in ids]
     return _feed("one by one", batches)
 

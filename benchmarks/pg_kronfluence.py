@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from benchmarks import pg_jobs, torch_llama
 from benchmarks.pg_jobs import Feed
 from benchmarks.pg_torch import Peer
-from benchmarks.pg_ways import Builder, Way
+from benchmarks.pg_way import Builder, Way
 from benchmarks.torch_llama import Batch, sample_logp
-from jaxunlearn.models.llama import LlamaConfig
+from jaxunlearn.models.decoder import DecoderConfig
 
 NAME = "kronfluence identity"
 
@@ -29,7 +29,7 @@ NAME = "kronfluence identity"
 class Modules(nn.Module):
     """The plain Llama with a Linear module for each matrix."""
 
-    def __init__(self, weights: torch_llama.Weights, config: LlamaConfig):
+    def __init__(self, weights: torch_llama.Weights, config: DecoderConfig):
         super().__init__()
         self.config, self.weights = config, weights
         self.linears = nn.ModuleDict(
@@ -67,6 +67,7 @@ def ways(job: Peer) -> dict[str, Builder]:
 
 
 def _way(model: nn.Module, task: Any, job: Peer, k: int, feed: Feed) -> Way:
+    """The way on one layout of rows: scores of all samples against the directions as queries."""
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.module import TrackedModule
     from kronfluence.score.dot_product import compute_dot_products_with_loader

@@ -1,4 +1,4 @@
-"""Check every way, then time all of them in turns."""
+"""Checks every way, then times all of them in turns."""
 
 import gc
 import math
@@ -12,20 +12,21 @@ from typing import Any
 
 from benchmarks.pg_check import TOLERANCE, checked, reference, with_gradients
 from benchmarks.pg_jobs import Job
-from benchmarks.pg_ways import UNIT, DoesNotFit, Way, all_ways
+from benchmarks.pg_way import UNIT, DoesNotFit, Way
+from benchmarks.pg_ways import all_ways
 
 Row = dict[str, Any]
 
 
 def measure(
-    job: Job, ks: Sequence[int], wanted: Sequence[str], rounds: int, limit: float
+    job: Job, ks: Sequence[int], selection: Sequence[str], rounds: int, limit: float
 ) -> tuple[list[Row], dict[str, str]]:
     """One row a way and K: what it gives, error, FLOPs, bytes and seconds.
 
     Args:
       job: its directions are replaced by gradients.
       ks: numbers of directions.
-      wanted: parts of the names of ways; none = all. The unit is always measured.
+      selection: parts of the names of ways; none = all. The unit is always measured.
       rounds: timed calls of each way, all ways in turns; the median counts.
       limit: seconds; a way whose call takes longer is not timed further.
 
@@ -36,7 +37,7 @@ def measure(
       Disagrees: before anything is timed, where a way's values are wrong.
     """
     job = with_gradients(job)
-    candidates, skipped = build(job, ks, wanted)
+    candidates, reasons = build(job, ks, selection)
     exact = reference(job)
     tolerance = TOLERANCE[job.config.dtype]
     with warnings.catch_warnings():
@@ -46,46 +47,48 @@ def measure(
         gc.collect()
         gc.freeze()  # a library that collects garbage as it runs is not charged for ours
         if not rounds:
-            chosen = [(0, None)] * len(candidates)
+            fastest = [(0, None)] * len(candidates)
         else:
-            chosen = [_fastest(ways, limit) for ways in candidates]
-        ways = [ways[i] for ways, (i, _) in zip(candidates, chosen, strict=True)]
-        seconds = _times([way for way, (_, s) in zip(ways, chosen, strict=True) if s], rounds)
+            fastest = [_fastest(ways, limit) for ways in candidates]
+        ways = [ways[i] for ways, (i, _) in zip(candidates, fastest, strict=True)]
+        seconds = _times([way for way, (_, s) in zip(ways, fastest, strict=True) if s], rounds)
     rows = [
-        row(way) | {"error": found[i], "seconds": seconds.get(id(way))}
-        for way, found, (i, _) in zip(ways, errors, chosen, strict=True)
+        row(way) | {"error": variant_errors[i], "seconds": seconds.get(id(way))}
+        for way, variant_errors, (i, _) in zip(ways, errors, fastest, strict=True)
     ]
-    return rows, skipped
+    return rows, reasons
 
 
 def build(
-    job: Job, ks: Sequence[int], wanted: Sequence[str]
+    job: Job, ks: Sequence[int], selection: Sequence[str]
 ) -> tuple[list[list[Way]], dict[str, str]]:
     """The variants of every way and K, and {way: why it was left out}."""
-    builders, skipped = all_ways(job)
-    names = [n for n in builders if n == UNIT or not wanted or any(part in n for part in wanted)]
+    builders, reasons = all_ways(job)
+    names = [
+        n for n in builders if n == UNIT or not selection or any(part in n for part in selection)
+    ]
 
     def each_k(name: str) -> list[tuple[str, list[Way] | str]]:
-        found: list[tuple[str, list[Way] | str]] = []
+        variants: list[tuple[str, list[Way] | str]] = []
         for k in ks:
             try:
                 ways = builders[name](k)
             except DoesNotFit as error:
-                found.append((f"{name}, K={k}", str(error)))
+                variants.append((f"{name}, K={k}", str(error)))
                 continue
-            found.append((name, ways))
+            variants.append((name, ways))
             if ways[0].k == 0:  # the same for every K
                 break
-        return found
+        return variants
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compilation keeps one core busy
         built = [pair for pairs in pool.map(each_k, names) for pair in pairs]
-    skipped |= {name: ways for name, ways in built if isinstance(ways, str)}
-    return [ways for _, ways in built if not isinstance(ways, str)], skipped
+    reasons |= {name: ways for name, ways in built if isinstance(ways, str)}
+    return [ways for _, ways in built if not isinstance(ways, str)], reasons
 
 
 def row(way: Way) -> Row:
-    """What is known of a way before it runs."""
+    """The columns of a way that are known before it runs."""
     return {
         "way": way.name,
         "k": way.k,

@@ -26,10 +26,10 @@ def peak_growth(model: str, counts: list[tuple[int, int]], row: dict) -> int:
     keys = {key: row[key] for key in ("way", "k", "rows", "variant")}
     spec = json.dumps({"model": model, "counts": counts} | keys)
     command = [sys.executable, "-m", "benchmarks.pg_memory", spec]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{row['way']}: its memory was not measured:\n{done.stderr[-2000:]}")
-    return int(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{row['way']}: its memory was not measured:\n{process.stderr[-2000:]}")
+    return int(process.stdout.splitlines()[-1])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pg_ways import UNIT
+from benchmarks.pg_way import UNIT
 
 Row = dict[str, Any]
 OURS = ("jvp", "gates", "gates, remat")
@@ -18,10 +18,12 @@ def table(rows: Sequence[Row]) -> str:
     cells = [_cells(row, unit) for row in rows]
     titles = [t for t in cells[0] if any(line[t] != "-" for line in cells)]
     widths = {t: max(len(t), *(len(line[t]) for line in cells)) for t in titles}
-    text = lambda t, cell: (
-        cell.ljust(widths[t]) if t in ("way", "gives", "fed") else cell.rjust(widths[t])
-    )
-    line = lambda row: "| " + " | ".join(text(t, row[t]) for t in titles) + " |"
+
+    def line(row: dict[str, str]) -> str:
+        left = ("way", "gives", "fed")
+        texts = (row[t].ljust(widths[t]) if t in left else row[t].rjust(widths[t]) for t in titles)
+        return "| " + " | ".join(texts) + " |"
+
     rule = "|" + "|".join("-" * (widths[t] + 2) for t in titles) + "|"
     return "\n".join([line({t: t for t in titles}), rule, *map(line, cells)])
 
@@ -29,12 +31,12 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(row: Row, unit: Row) -> dict[str, str]:
     number = lambda value, form: "-" if value is None else format(value, form)
     mega = lambda value: number(value and value / 1e6, ".0f")
-    fed = row["rows"] + (f"; {row['variant']}" if row["variant"] else "")
+    layout = row["rows"] + (f"; {row['variant']}" if row["variant"] else "")
     return {
         "way": row["way"],
         "K": str(row["k"] or "-"),
         "gives": row["gives"],
-        "fed": fed,
+        "fed": layout,
         "FLOPs x": number(ratio(row, unit, "flops"), ".2f"),
         "temp MB": mega(row["temp"]),
         "peak MB": mega(row.get("peak")),

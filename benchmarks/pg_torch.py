@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import pg_jobs, torch_llama
 from benchmarks.pg_jobs import Feed, Job
-from benchmarks.pg_ways import Builder, Way, require_free
+from benchmarks.pg_way import Builder, Way, require_free
 from benchmarks.torch_llama import Batch, Weights, reader, sample_logp
-from jaxunlearn.models.llama import LlamaConfig
+from jaxunlearn.models.decoder import DecoderConfig
 
 CHUNK = 8
 # (weights, a batch, directions) -> [K, rows], or anything for a plain gradient
@@ -28,13 +28,22 @@ class Attention(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A job in PyTorch's own arrays, shared by all ways."""
+    """A job in PyTorch's arrays, shared by all ways.
 
-    config: LlamaConfig
+    Attributes:
+      config: the model.
+      weights: its weights.
+      directions: dicts like `weights`.
+      device: "cpu" or "cuda".
+      feeds: the samples padded to the longest, and in two batches by length where that differs.
+      singles: the samples one by one.
+    """
+
+    config: DecoderConfig
     weights: Weights
     directions: tuple[Weights, ...]
     device: str
-    feeds: tuple[Feed, ...]  # padded to the longest, or in two batches by length
+    feeds: tuple[Feed, ...]
     singles: Feed
 
 
@@ -75,8 +84,8 @@ def batch_gradient(job: Peer, k: int) -> list[Way]:
 def vmap(job: Peer, k: int, chunk: int | None = None) -> list[Way]:
     """torch.func.vmap of grad, then dots; all at once, or a few at a time."""
     samples = len(job.singles.batches)
-    held = min(chunk or samples, samples)
-    require_free(2 * held * sum(weight.nbytes for weight in job.weights.values()))
+    gradients_held = min(chunk or samples, samples)
+    require_free(2 * gradients_held * sum(weight.nbytes for weight in job.weights.values()))
 
     def fn(weights, batch, directions):
         def one(row):
@@ -164,7 +173,7 @@ class Ghost(torch.autograd.Function):
 
 def ways(job: Peer) -> dict[str, Builder]:
     """The builders of one job, by name."""
-    found = {
+    builders = {
         "torch batch gradient": batch_gradient,
         "torch vmap(grad), dot": vmap,
         f"torch vmap(grad), {CHUNK} at a time": functools.partial(vmap, chunk=CHUNK),
@@ -172,7 +181,7 @@ def ways(job: Peer) -> dict[str, Builder]:
         "torch jvp": jvp,
         "torch ghost dot": ghost,
     }
-    return {name: functools.partial(builder, job) for name, builder in found.items()}
+    return {name: functools.partial(builder, job) for name, builder in builders.items()}
 
 
 def _dot(a: Weights, b: Weights) -> Tensor:

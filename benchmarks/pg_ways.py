@@ -1,56 +1,9 @@
-"""A way to PG-effects, ready to be called, and where all of them come from."""
+"""All ways to PG-effects that can be tried here."""
 
-import dataclasses
 import importlib.util
-from collections.abc import Callable
 
-import numpy as np
-
-from benchmarks.pg_jobs import Job, free_bytes
-
-
-class DoesNotFit(Exception):
-    """A way needs more memory than there is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """One way to the same numbers, on rows laid out as suits it.
-
-    Attributes:
-      name: of the way.
-      k: number of directions; 0 for a plain gradient.
-      rows: what it is fed.
-      call: runs it once, to the end; [K, samples(, layers)], or None where k is 0.
-      gives: what it knows: a value a sample, token, layer.
-      exact: whether the values are held to a tolerance.
-      linear_only: whether embedding and norms are left out.
-      flops: of matrix products, where known.
-      temp: bytes of temporaries by the compiler, where there is one.
-      note: the variant.
-    """
-
-    name: str
-    k: int
-    rows: str
-    call: Callable[[], np.ndarray | None]
-    gives: str = "sample"
-    exact: bool = True
-    linear_only: bool = False
-    flops: int | None = None
-    temp: int | None = None
-    note: str = ""
-
-
-Builder = Callable[[int], list[Way]]  # K -> variants, of which the fastest counts
-UNIT = "batch gradient"  # the name of the way that all others are compared with
-
-
-def require_free(needed: float) -> None:
-    """Raises DoesNotFit where less than `needed` bytes are left."""
-    free = free_bytes()
-    if needed > free:
-        raise DoesNotFit(f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+from benchmarks.pg_jobs import Job
+from benchmarks.pg_way import Builder
 
 
 def all_ways(job: Job) -> tuple[dict[str, Builder], dict[str, str]]:
@@ -59,7 +12,7 @@ def all_ways(job: Job) -> tuple[dict[str, Builder], dict[str, str]]:
 
     ways = pg_jax.ways(job)
     if job.config.dtype != "float32":
-        reason = "its own copy of weights and directions of this size does not fit beside JAX's"
+        reason = "its own copy of weights and directions of this size does not fit next to JAX's"
         return ways, {"PyTorch": reason}
     try:
         from benchmarks import pg_torch

@@ -1,4 +1,4 @@
-"""Where, when and with what a benchmark ran."""
+"""The record of a benchmark's circumstances: date, hardware, versions and command."""
 
 import datetime
 import importlib.metadata

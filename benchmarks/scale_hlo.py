@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: collectives of its HLO, loops multiplied out."""
+"""The bytes that a compiled program sends between devices, from the collectives of its HLO."""
 
 import math
 import re
@@ -40,10 +40,10 @@ def collectives(text: str) -> dict[str, int] | None:
     while pending:
         name, times = pending.pop()
         for line in bodies[name]:
-            found = _OPERATION.match(line)
-            if found is None:
+            match = _OPERATION.match(line)
+            if match is None:
                 continue
-            shape, operation = found.groups()
+            shape, operation = match.groups()
             kind = operation.removesuffix("-start")
             if kind in RECEIVED:
                 size = _size(shape, kind if operation.endswith("-start") else "")
@@ -88,10 +88,10 @@ def _size(shape: str, started: str) -> int:
 
 
 def _devices(line: str) -> int:
-    found = _GROUPS.search(line)
-    if found is None:
+    match = _GROUPS.search(line)
+    if match is None:
         return 1
-    count, members, mesh, axes = found.groups()
+    count, members, mesh, axes = match.groups()
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
         return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", axes))

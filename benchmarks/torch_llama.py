@@ -1,8 +1,8 @@
-"""Llama in PyTorch, written plainly: the peer of `jaxunlearn.models.llama` in the benchmarks.
+"""Llama in PyTorch, written plainly: the peer of `jaxunlearn.models.decoder` in the benchmarks.
 
 Weights are a flat dict in PyTorch's own layout, [out, in], made from the JAX tree. The model is one
-function of `read`, where read(name, x) applies the weight of that name to x; ways that need to be
-where weights are read (a ghost dot product, modules with hooks) bring a `read` of their own.
+function of `read`, where read(name, x) applies the weight of that name to x. Ways that change how
+weights are applied (a ghost dot product, modules with hooks) pass a `read` of their own.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jaxunlearn.data.packing import Packed
-from jaxunlearn.models.llama import LlamaConfig
+from jaxunlearn.models.decoder import DecoderConfig
 
 Weights = dict[str, Tensor]
 Read = Callable[[str, Tensor], Tensor]
@@ -24,12 +24,19 @@ LINEAR = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
 
 
 class Batch(NamedTuple):
-    """One sequence a row, padded on the right: causal attention never sees the padding."""
+    """One sequence a row, padded on the right, where causal attention does not read it.
 
-    tokens: Tensor  # [B, T]
-    label_at: Tensor  # [B, N] the column that predicts the label
-    labels: Tensor  # [B, N]
-    mask: Tensor  # [B, N]
+    Attributes:
+      tokens: [B, T].
+      label_at: [B, N], the column that predicts the label.
+      labels: [B, N].
+      mask: [B, N].
+    """
+
+    tokens: Tensor
+    label_at: Tensor
+    labels: Tensor
+    mask: Tensor
 
 
 def to_batch(packed: Packed, device: str = "cpu") -> Batch:
@@ -61,7 +68,7 @@ def is_linear(name: str) -> bool:
 
 
 def apply(name: str, weight: Tensor, x: Tensor) -> Tensor:
-    """What a weight does to x; linear in the weight."""
+    """Applies a weight to x; the result is linear in the weight."""
     if name == "embed":
         return F.embedding(x, weight)
     return F.linear(x, weight) if is_linear(name) else x * weight
@@ -72,7 +79,7 @@ def reader(weights: Weights) -> Read:
     return lambda name, x: apply(name, weights[name], x)
 
 
-def sample_logp(read: Read, batch: Batch, config: LlamaConfig) -> Tensor:
+def sample_logp(read: Read, batch: Batch, config: DecoderConfig) -> Tensor:
     """log p of every sample, [B]; the head runs where labels are predicted, and only there."""
     x = read("embed", batch.tokens)
     rope = _rope(batch.tokens.shape[1], config, x)
@@ -81,11 +88,11 @@ def sample_logp(read: Read, batch: Batch, config: LlamaConfig) -> Tensor:
     at = batch.label_at[..., None].expand(*batch.label_at.shape, x.shape[-1])
     x = read("norm", _normalise(torch.gather(x, 1, at), config))
     logp = F.log_softmax(read("lm_head", x), -1)
-    chosen = torch.gather(logp, -1, batch.labels[..., None])[..., 0]
-    return torch.where(batch.mask, chosen, 0.0).sum(-1)
+    label_logp = torch.gather(logp, -1, batch.labels[..., None])[..., 0]
+    return torch.where(batch.mask, label_logp, 0.0).sum(-1)
 
 
-def _block(read: Read, x: Tensor, rope: tuple[Tensor, Tensor], config: LlamaConfig) -> Tensor:
+def _block(read: Read, x: Tensor, rope: tuple[Tensor, Tensor], config: DecoderConfig) -> Tensor:
     heads = lambda name, x: read(name, x).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
     normal = partial(_normalise, config=config)
     y = read("attn_norm", normal(x))
@@ -99,11 +106,11 @@ def _block(read: Read, x: Tensor, rope: tuple[Tensor, Tensor], config: LlamaConf
     return x + read("down", F.silu(read("gate", y)) * read("up", y))
 
 
-def _normalise(x: Tensor, config: LlamaConfig) -> Tensor:
+def _normalise(x: Tensor, config: DecoderConfig) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_eps)
 
 
-def _rope(length: int, config: LlamaConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+def _rope(length: int, config: DecoderConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     options = {"device": like.device, "dtype": torch.float64}
     powers = torch.arange(0, config.head_dim, 2, **options) / config.head_dim
     angle = torch.arange(length, **options)[:, None] * config.rope_theta**-powers

@@ -1,4 +1,4 @@
-"""How long the samples of a benchmark are: real counts from a file, or a synthetic draw.
+"""The lengths of a benchmark's samples: real counts from a file, or a synthetic draw.
 
     python -m benchmarks.train_lengths TOFU TOKENIZER FILE
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.data import prompts, tofu
+from jaxunlearn.data import encoding, sources
 
 SPLITS = ("forget05", "retain_perturbed")
 CONTEXT = 4096
@@ -22,10 +22,15 @@ FORM = '{"source": .., "splits": {split: {"tokens": [..], "labels": [..]}}}'
 
 
 class Lengths(NamedTuple):
-    """Token counts of every sample, by split."""
+    """Token counts of every sample, by split.
+
+    Attributes:
+      source: of the counts, for the table.
+      splits: {split: [(tokens, labels) of each sample]}.
+    """
 
     source: str
-    splits: dict[str, list[tuple[int, int]]]  # split -> (tokens, labels) of a sample
+    splits: dict[str, list[tuple[int, int]]]
 
 
 def load(file: Path | None) -> Lengths:
@@ -36,13 +41,13 @@ def load(file: Path | None) -> Lengths:
     """
     if file is None:
         return synthetic()
-    found = json.loads(file.read_text())
+    content = json.loads(file.read_text())
     try:
         splits = {
             name: list(zip(counts["tokens"], counts["labels"], strict=True))
-            for name, counts in found["splits"].items()
+            for name, counts in content["splits"].items()
         }
-        return Lengths(found["source"], splits)
+        return Lengths(content["source"], splits)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: expected counts of every sample, {FORM}, as `python -m"
@@ -65,12 +70,12 @@ def synthetic(seed: int = 0) -> Lengths:
 
 def measured(folder: Path, tokenizer: Path) -> Lengths:
     """Counts of the splits of TOFU under a tokenizer."""
-    loaded = prompts.load_tokenizer(str(tokenizer))
+    loaded = encoding.load_tokenizer(str(tokenizer))
     splits = {}
     for split in SPLITS:
-        rows: Any = tofu.load_split(str(folder), split)
-        encoded = prompts.encode_rows(loaded, rows, context=CONTEXT, source=split)
-        splits[split] = [(len(s.tokens), len(s.tokens) - s.first_label) for s in encoded.sequences]
+        rows: Any = sources.load_split(str(folder), split)
+        encoded = encoding.encode_rows(loaded, rows, context=CONTEXT, source=split)
+        splits[split] = [(len(s.tokens), s.labels) for s in encoded.sequences]
     return Lengths(f"TOFU, {len(loaded)} tokens of vocabulary", splits)
 
 

@@ -1,4 +1,4 @@
-"""An unlearning step of this library, ready to be timed: `run.step.train_step` on packed rows."""
+"""An unlearning step of this library, ready to be timed: `training.step` on packed rows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,26 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data import order, packing
-from jaxunlearn.models import llama, sharding
-from jaxunlearn.objectives import catalogue
-from jaxunlearn.run import batches, feed, losses
-from jaxunlearn.run import step as step_lib
-from jaxunlearn.run.batches import LabelCache
+from jaxunlearn.core.trees import Tree
+from jaxunlearn.data import order, packing, planning
+from jaxunlearn.models import decoder, sharding
+from jaxunlearn.objectives import registry
+from jaxunlearn.training import losses
+from jaxunlearn.training.arrays import REF_LOGP
+from jaxunlearn.training.batch import Batch, LabelCache, Rows
+from jaxunlearn.training.layout import Layout
+from jaxunlearn.training.references import label_references
+from jaxunlearn.training.step import init_state, optimizer, train_step
 
-Tree = Any
 BETA = 0.1
 EPOCHS = 5  # of a run on TOFU
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What both frameworks do: NPO by AdamW on the same batches of samples."""
+    """The task of both frameworks: NPO by AdamW on the same batches of samples.
 
-    model: llama.LlamaConfig
-    sequences: list[packing.Sequence]
-    steps: list[np.ndarray]  # [batch] sample ids of each step that is timed
-    planned: list[np.ndarray]  # those of the whole run, which share one static shape
+    Attributes:
+      model: the model's configuration.
+      sequences: the samples.
+      steps: the sample ids, [batch], of each step that is timed.
+      planned: the sample ids of all steps of the run, which share one static shape.
+      lr: the learning rate.
+      weight_decay: of AdamW.
+    """
+
+    model: decoder.DecoderConfig
+    sequences: list[planning.Sample]
+    steps: list[np.ndarray]
+    planned: list[np.ndarray]
     lr: float
     weight_decay: float = 0.01
 
@@ -49,16 +61,22 @@ class Job:
 
 
 class Stepper(NamedTuple):
-    """A framework at its work."""
+    """The training of one framework, step by step.
 
-    step: Callable[[int], float]  # feeds and takes one step, waits, and returns its loss
-    computed_tokens: Callable[[int], int]  # of a step, padding included
-    params: Callable[[], Tree]  # the parameters now, in this library's layout
+    Attributes:
+      step: makes the batch of a step, updates, blocks until that is done, and returns the loss.
+      computed_tokens: the tokens of a step, padding included.
+      params: returns the current parameters, in this library's layout.
+    """
+
+    step: Callable[[int], float]
+    computed_tokens: Callable[[int], int]
+    params: Callable[[], Tree]
 
 
 def job(
-    model: llama.LlamaConfig,
-    sequences: list[packing.Sequence],
+    model: decoder.DecoderConfig,
+    sequences: list[planning.Sample],
     *,
     steps: int,
     batch_size: int = 16,
@@ -83,10 +101,10 @@ def references(work: Job, params: Tree) -> LabelCache:
         leaf + 0.1 * leaf.std() * jax.random.normal(key, leaf.shape, leaf.dtype)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    plan = packing.plan_dataset(work.sequences, max_width=work.model.context)
+    plan = planning.plan_dataset(work.sequences, max_width=work.model.context)
     packed = packing.dataset_batches(work.sequences, plan)
     other = jax.tree.unflatten(structure, shaken)
-    log_probs = lambda rows: feed.label_references(other, rows, model=work.model, tap=None).labels
+    log_probs = lambda rows: label_references(other, rows, model=work.model, tap=None).labels
     values = [np.asarray(log_probs(rows)) for rows in packed]
     return LabelCache.gather(packed, values, len(work.sequences))
 
@@ -101,23 +119,24 @@ def matmul_flops(size: int, half: bool, seconds: Callable[[Callable[[], Any]], f
 def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
     """This library's step. The parameters are copied; run it inside `jax.set_mesh`."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    plan = packing.plan_steps(work.sequences, work.planned, max_width=work.model.context)
-    term = losses.Term(catalogue.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
-    tx = step_lib.optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
+    layout = Layout(mesh, work.model.context, width_step=8, batch_tokens=16384)
+    plan = layout.plan_steps(work.sequences, work.planned)
+    term = losses.Term(registry.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
+    tx = optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
     copy = jax.device_put(params, sharding.param_shardings(work.model, mesh), may_alias=False)
-    state = step_lib.init(copy, tx)
+    state = init_state(copy, tx)
 
     def step(i: int) -> float:
         nonlocal state
-        batch = batches.place({"forget": _rows(work, plan, reference, i)}, mesh)
-        state, metrics = step_lib.train_step(state, batch, loss=losses.Unlearning(term), tx=tx)
+        batch = layout.shard_rows(Batch(_rows(work, plan, reference, i)))
+        state, metrics = train_step(state, batch, loss=losses.UnlearnLoss(term), tx=tx)
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
     return Stepper(step, lambda _: plan.rows * plan.width, lambda: state.params)
 
 
-def _rows(work: Job, plan: packing.Plan, reference: LabelCache, step: int) -> dict[str, Any]:
+def _rows(work: Job, plan: planning.Plan, reference: LabelCache, step: int) -> Rows:
     ids = work.steps[step]
     packed = packing.pack_step(work.sequences, ids, plan, sample_ids=range(len(ids)))
-    return {"packed": packed, "ref_logp": reference.lay_out(packed, ids)}
+    return Rows(packed, {REF_LOGP.name: reference.lay_out(packed, ids)})

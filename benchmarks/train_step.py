@@ -3,10 +3,10 @@
     python -m benchmarks.train_step [--model small medium FOLDER] [--lengths FILE] [--json FILE]
 
 NPO by AdamW with the reference's log-probabilities cached, batches of 16 samples as long as TOFU's,
-each framework fed as it really would be: here packed into rows of one static shape, that of a whole
-run of 5 epochs, there padded to the longest of the batch. Both must give the same loss and the same
-parameters after a step before anything is timed. All is done in turns in one process; a step's
-seconds are the median over rounds.
+each framework with the batches that its users would make: here packed into rows of one static
+shape, that of a whole run of 5 epochs, there padded to the longest sample of the batch. Both must
+give the same loss and the same parameters after a step before anything is timed. All is done in
+turns in one process; a step's seconds are the median over rounds.
 
     real tokens/s = computed tokens/s (raw speed) x real tokens / computed tokens (packing)
 
@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks import record, train_lengths, train_ours, train_torch
 from benchmarks.pg_jobs import MODELS, texts
 from benchmarks.train_ours import Job, Stepper
-from jaxunlearn.models import hf, llama, sharding
+from jaxunlearn.models import decoder, hf, sharding
 
 Tree = Any
 Clock = Callable[[], float]
@@ -48,10 +48,11 @@ MATMUL_CALLS = 5
 
 
 class Disagrees(Exception):
-    """The frameworks do not do the same."""
+    """The frameworks give different results."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures both frameworks on each model, and prints a table for each."""
     options = _parser().parse_args(arguments)
     clock = time.perf_counter
     if options.one_core:
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.model:
         work, params = _work(name, lengths, options)
         with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
-            found = measure(work, params, options.rounds, clock, alone=bool(reason))
-        result["models"].append({"model": name} | found)
+            measurement = measure(work, params, options.rounds, clock, alone=bool(reason))
+        result["models"].append({"model": name} | measurement)
         show(result["models"][-1], lengths.source)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -111,7 +112,7 @@ def measure(work: Job, params: Tree, rounds: int, clock: Clock, *, alone: bool) 
 
 
 def check(work: Job, params: Tree, reference: Any) -> dict[str, float]:
-    """How far the frameworks are apart after one step in float32.
+    """The distance between the frameworks after one step in float32.
 
     Returns:
       {"loss": relative, "update": norm of the difference over the norm of the update}
@@ -126,30 +127,32 @@ def check(work: Job, params: Tree, reference: Any) -> dict[str, float]:
         steppers = [module.stepper(work, params, reference) for module in FRAMEWORKS.values()]
         ours, theirs = (stepper.step(0) for stepper in steppers)
     after, other = (stepper.params() for stepper in steppers)
-    found = {
+    distances = {
         "loss": abs(ours - theirs) / abs(theirs),
         "update": _distance(after, other) / _distance(after, params),
     }
     for name, tolerance in (("loss", LOSS_TOLERANCE), ("update", UPDATE_TOLERANCE)):
-        if not found[name] <= tolerance:
-            raise Disagrees(f"{name}: the frameworks differ by {found[name]:.1e} > {tolerance:.0e}")
-    return found
+        if not distances[name] <= tolerance:
+            raise Disagrees(
+                f"{name}: the frameworks differ by {distances[name]:.1e} > {tolerance:.0e}"
+            )
+    return distances
 
 
-def show(found: dict[str, Any], lengths: str) -> None:
+def show(result: dict[str, Any], lengths: str) -> None:
     """Prints one model's table."""
-    config, apart = found["config"], found["agreement"]
-    print(f"\n{found['model']}: {config['dtype']}, remat {config['remat']}, {lengths}")
+    config, apart = result["config"], result["agreement"]
+    print(f"\n{result['model']}: {config['dtype']}, remat {config['remat']}, {lengths}")
     if apart:
         print(f"after one step: loss {apart['loss']:.0e}, update {apart['update']:.0e} apart")
     print(f"{'framework':<14}{'s/step':>9}{'real tok/s':>12}{'computed':>10}{'share':>8}{'MFU':>7}")
-    for row in found["frameworks"]:
+    for row in result["frameworks"]:
         print(
             f"{row['framework']:<14}{row['seconds_per_step']:>9.3f}{row['real_tokens_per_s']:>12.0f}"
             f"{row['computed_tokens_per_s']:>10.0f}{row['real_share']:>8.1%}{row['mfu']:>7.1%}"
         )
-    if len(found["frameworks"]) == 2:
-        ours, theirs = found["frameworks"]
+    if len(result["frameworks"]) == 2:
+        ours, theirs = result["frameworks"]
         total, raw, packing = (
             ours[key] / theirs[key]
             for key in ("real_tokens_per_s", "computed_tokens_per_s", "real_share")
@@ -162,7 +165,7 @@ def _work(name: str, lengths: train_lengths.Lengths, options: Any) -> tuple[Job,
     compute = {"dtype": options.dtype or _usual_dtype(), "remat": options.remat}
     if name in SIZES:
         model = dataclasses.replace(MODELS[name], **compute)
-        params = llama.init_params(jax.random.key(0), model)
+        params = decoder.init_params(jax.random.key(0), model)
     elif Path(name).is_dir():
         model = hf.load_config(name, **compute)
         params = hf.load_params(name, model)
@@ -179,14 +182,14 @@ def _usual_dtype() -> str:
 
 def _row(work: Job, stepper: Stepper, seconds: float, peak: float) -> dict[str, float]:
     steps = range(len(work.steps))
-    real, computed = (
+    real_tokens, computed = (
         sum(count(i) for i in steps) for count in (work.real_tokens, stepper.computed_tokens)
     )
     return {
         "seconds_per_step": seconds / len(steps),
-        "real_tokens_per_s": real / seconds,
+        "real_tokens_per_s": real_tokens / seconds,
         "computed_tokens_per_s": computed / seconds,
-        "real_share": real / computed,
+        "real_share": real_tokens / computed,
         "mfu": sum(work.needed_flops(i) for i in steps) / seconds / peak,
         "matmul_flops_per_s": peak,
     }
@@ -205,18 +208,18 @@ def _times(
                 start = clock()
                 stepper.step(i)
                 seconds[name][i].append(clock() - start)
-    return {name: [median(values) for values in of] for name, of in seconds.items()}
+    return {name: [median(values) for values in by_step] for name, by_step in seconds.items()}
 
 
 def _best(call: Callable[[], Any], clock: Clock) -> float:
     """Seconds of the fastest of a few calls, after one that does not count."""
     call()
-    found = []
+    seconds = []
     for _ in range(MATMUL_CALLS):
         start = clock()
         call()
-        found.append(clock() - start)
-    return min(found)
+        seconds.append(clock() - start)
+    return min(seconds)
 
 
 def _distance(a: Tree, b: Tree) -> float:
@@ -240,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the device's")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--one-core", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write what was found here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
 

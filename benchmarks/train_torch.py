@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.train_ours import BETA, Job, Stepper
 from jaxunlearn.models import hf
-from jaxunlearn.run.batches import LabelCache
+from jaxunlearn.training.batch import LabelCache
 
 Tree = Any
 IGNORED = -100  # cross entropy's label of tokens that do not count
@@ -43,7 +43,7 @@ def missing() -> str | None:
     except ImportError as error:
         return f"{error.name} is not installed"
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():
-        return "torch sees no GPU"
+        return "torch finds no GPU"
     return None
 
 
