@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxunlearn.config.schema import Config, ConfigError
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.names import check_list, nearest
 
 
 def load(path: str | Path) -> Config:
@@ -56,8 +56,7 @@ def only(config: Config, names: typing.Sequence[str]) -> Config:
       ConfigError: it has no objective of this name.
     """
     known = config.objectives
-    if isinstance(names, str):
-        raise ConfigError(f"only (--only): {names!r} is one string; give a list of names")
+    check_list("only (--only)", names, ConfigError)
     for name in names:
         if name not in known:
             hint = nearest(name, known)

@@ -21,6 +21,21 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
 
+def check_list(key: str, names: Iterable[str], error: type[ValueError] = ValueError) -> None:
+    """Checks that names are not one string, which Python would read letter by letter.
+
+    Args:
+      key: what the names are given for, for the message.
+      names: several names.
+      error: the exception.
+
+    Raises:
+      ValueError: they are one string.
+    """
+    if isinstance(names, str):
+        raise error(f"{key}: {names!r} is one string; give a list of names")
+
+
 def search_working_directory(*names: str | None) -> None:
     """Lets Python import from the working directory if any of the names is `module:function`.
 

@@ -161,7 +161,7 @@ def _encode(context: Context, holdout: DataRows, split: str) -> Texts:
         members=len(sets[0].rows),
         answers=[row["answer"] for items in sets for row in items.rows],
         split=packed,
-        mask=packed.by_sample([p.mask.reshape(-1, p.mask.shape[-1]) for p in packed.packed]),
+        mask=packed.mask,
         single=context.layout.replicate(Rows(packing.padded(flat(sets)))),
     )
 

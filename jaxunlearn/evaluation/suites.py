@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.names import check_list, nearest
 from jaxunlearn.evaluation.membership import mia_suite
 from jaxunlearn.evaluation.memorization import memorization_suite
 from jaxunlearn.evaluation.suite import Context, Evaluation, Suite
@@ -65,10 +65,7 @@ def select_suites(names: Iterable[str]) -> tuple[str, ...]:
     >>> select_suites(["uwc", "all"])
     ('tofu', 'memorization', 'mia', 'uwc')
     """
-    if isinstance(names, str):
-        raise ValueError(
-            f"evaluate.suites (--suites): {names!r} is one string; give a list of names"
-        )
+    check_list("evaluate.suites (--suites)", names)
     unique = tuple(dict.fromkeys(names))
     for name in unique:
         if name not in (*SUITES, ALL):

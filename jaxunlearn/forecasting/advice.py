@@ -42,7 +42,8 @@ def advise(config: Config, memory: float, current: Iterable[Program]) -> list[st
         return [*lines, "no compute.remat makes a step fit: raise compute.fsdp or compute.tensor"]
     # --- everything else: smaller batches, then no risk gradients; the cheap check comes first ----
     for candidate in _candidates(config_with_remat):
-        if _fits(measuring(sketch(candidate)), limit) and _fits(programs(sketch(candidate)), limit):
+        prepared = sketch(candidate)
+        if _fits(measuring(prepared), limit) and _fits(programs(prepared), limit):
             return [*lines, f"fits with {_settings(config, candidate)}"]
     return [
         *lines,

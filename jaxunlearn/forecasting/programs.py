@@ -21,13 +21,13 @@ from jaxunlearn.data import packing
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.effects import programs as effect_programs
 from jaxunlearn.forecasting import resident
-from jaxunlearn.measurement.guidance import guide_retain_samples, refresh_steps
+from jaxunlearn.measurement.guidance import refresh_steps
 from jaxunlearn.measurement.statistics import label_statistics
 from jaxunlearn.pipeline.finetune import plan_finetuning
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.pipeline.unlearn import guide_retain, step_batches, task_optimizer
 from jaxunlearn.training.arrays import LabelValue
 from jaxunlearn.training.batch import Batch, LabelCache, Rows, Split
-from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.losses import (
     GROUPING,
     FineTuning,
@@ -124,11 +124,9 @@ def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
     params, references = resident.sharded_params(prepared), _references(prepared)
     spec = prepared.config.unlearn
     for task in tasks:
-        feed = _feed(prepared, task, references)
+        feed = step_batches(prepared, task, references)
         batch, _, share = feed.step(0)
-        tx = optimizer(
-            _rate, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare
-        )
+        tx = task_optimizer(prepared, task, _rate)
         rows, width = batch.forget.packed.tokens.shape[-2:]
         shape = f"{rows} x {width}, {share:.0%} real"
         parts = spec.accumulate
@@ -170,7 +168,7 @@ def measuring(prepared: Prepared) -> Iterator[Program]:
 
     with_backward = [task for task in tasks if not task.loss.unlearn.objective.ascent]
     task = (*with_backward, *tasks)[0]
-    batches = [_feed(prepared, each, references).measured(forget) for each in tasks]
+    batches = [step_batches(prepared, each, references).measured(forget) for each in tasks]
     batch, calls = batches[tasks.index(task)], len(measured) * sum(map(len, batches))
     if prepared.config.measure.gradients == "full":
         yield from _formed(prepared, task, batch, calls, forget, retain)
@@ -188,11 +186,9 @@ def guiding(prepared: Prepared) -> Iterator[Program]:
     offloads = prepared.config.compute.offload
     count = sum(len(refresh_steps(task, prepared.steps)) for task in tasks)
     resident_bytes = resident.while_refreshing(prepared)
-    pool, seed = prepared.sets.retain, prepared.config.seed
-    retain_samples = guide_retain_samples(pool, len(prepared.retain_eval), seed)
     forget = prepared.layout.split(prepared.sets.forget, _references(prepared).forget)
     risk = Risk(prepared.model, tasks[0].loss.unlearn.reduction)
-    splits = {"R(retain)": (prepared.layout.split(retain_samples), 0), "R(D_u)": (forget, 1)}
+    splits = {"R(retain)": (guide_retain(prepared), 0), "R(D_u)": (forget, 1)}
     for name, (split, gradients) in splits.items():
         # Next to the pass: the sum over the batches so far, and the gradient formed before it.
         more = (len(split.batches) > 1) + (0 if offloads else gradients)
@@ -340,17 +336,6 @@ def _params(prepared: Prepared) -> tuple[Tree, int]:
     """The parameters as shapes, and their bytes on one device."""
     params = resident.sharded_params(prepared)
     return params, resident.device_bytes(params)
-
-
-def _feed(prepared: Prepared, task: Task, references: References) -> StepBatches:
-    return StepBatches(
-        task,
-        prepared.sets,
-        references,
-        layout=prepared.layout,
-        unlearn=prepared.config.unlearn,
-        seed=prepared.config.seed,
-    )
 
 
 def _references(prepared: Prepared) -> References:

@@ -68,8 +68,8 @@ def host_bytes(prepared: Prepared) -> int:
     # While a measurement runs, both moments and grad R(D_r) are parked instead of the interval's
     # arrays: no more than those. A refresh between measurements parks both and a gradient on top.
     more = MOMENTS + 1 if any("guide" in task.needs for task in prepared.tasks) else 0
-    trees = max(_between(prepared), THETA_0 + MOMENTS + _shared(prepared)) + more
-    return trees * device_bytes(sharded_params(prepared))
+    count = max(_between(prepared), THETA_0 + MOMENTS + _shared(prepared)) + more
+    return count * device_bytes(sharded_params(prepared))
 
 
 def disk_bytes(prepared: Prepared) -> int:
@@ -101,8 +101,8 @@ def _shared(prepared: Prepared) -> int:
     return SHARED_TREES[prepared.config.measure.gradients] * len(reductions)
 
 
-def _on_device(prepared: Prepared, trees: int) -> int:
+def _on_device(prepared: Prepared, count: int) -> int:
     """Bytes per device of parameter-sized arrays, none where they are parked on the host."""
     if prepared.config.compute.offload:
         return 0
-    return trees * device_bytes(sharded_params(prepared))
+    return count * device_bytes(sharded_params(prepared))

@@ -14,7 +14,7 @@ from jaxunlearn.models import sizes
 from jaxunlearn.pipeline import prepare
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.sets import SampleSets
-from jaxunlearn.training.tasks import make_task
+from jaxunlearn.training.tasks import make_tasks
 
 SPLITS = {
     "full": 4000,
@@ -58,8 +58,7 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     mesh = prepare.make_mesh(config, devices)
     model = sizes.published_shape(config.model, prepare.compute_options(config))
     data, spec = config.data, config.finetune
-    specs = config.objectives.items()
-    tasks = tuple(make_task(name, spec, model, config) for name, spec in specs)
+    tasks = make_tasks(config, model)
     # --- samples of assumed lengths; every refusal has the mean length ----------------------------
     forget = _assumed(data.forget)
     finetune = [s for name in spec.splits for s in _assumed(name)] if spec.epochs else []

@@ -106,9 +106,8 @@ class Splits(NamedTuple):
 def statistics(params: Tree, split: Split, model: decoder.DecoderConfig) -> Statistics:
     """Log-probability and argmax of every label of a set."""
     batches = [label_statistics(params, rows.packed, model=model) for rows in split.batches]
-    masks = [packed.mask.reshape(-1, packed.mask.shape[-1]) for packed in split.packed]
     logp, correct = (split.by_sample([batch[i] for batch in batches]) for i in (0, 1))
-    return Statistics(logp, correct.astype(bool), split.by_sample(masks))
+    return Statistics(logp, correct.astype(bool), split.mask)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -20,7 +20,7 @@ from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
 from jaxunlearn.training.sets import SampleSets
-from jaxunlearn.training.tasks import Task, make_task
+from jaxunlearn.training.tasks import Task, make_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     encoder = Encoder(
         tokenizer, style=config.data.prompt, context=model.context, too_long=config.data.too_long
     )
-    specs = config.objectives.items()
-    tasks = tuple(make_task(name, spec, model, config) for name, spec in specs)
+    tasks = make_tasks(config, model)
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
     forget_rows = sources.require(config.data.forget, "data.forget")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config
 from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.names import check_list
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.attacks import ROUNDING, Attack, AttackContext, make_attacks
@@ -296,8 +297,7 @@ def _names(folder: RunFolder, config: Config, only: Sequence[str]) -> list[str]:
       ValueError: no such objective.
       FileNotFoundError: one that is not finished, or none is.
     """
-    if isinstance(only, str):
-        raise ValueError(f"only (--only): {only!r} is one string; give a list of names")
+    check_list("only (--only)", only)
     for name in only:
         if name not in config.objectives:
             stored.check_name(folder, config, name)

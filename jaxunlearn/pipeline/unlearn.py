@@ -1,7 +1,7 @@
 """Unlearns with one objective, from theta_0 to its last step, and measures on the way."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.steps import StepLog, timed
+from jaxunlearn.training.batch import Split
 from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
 from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.offload import Offload
@@ -214,21 +215,46 @@ def _finish(
     return stats
 
 
+def step_batches(prepared: Prepared, task: Task, references: References) -> StepBatches:
+    """The batches of one objective of a run.
+
+    Args:
+      prepared: the run.
+      task: the objective.
+      references: outputs of theta_0 on the samples, or their shapes.
+    """
+    return StepBatches(
+        task,
+        prepared.sets,
+        references,
+        layout=prepared.layout,
+        unlearn=prepared.config.unlearn,
+        seed=prepared.config.seed,
+    )
+
+
+def task_optimizer(
+    prepared: Prepared, task: Task, lr: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """The optimiser of one objective of a run, at the learning rate `lr(step)`."""
+    spec = prepared.config.unlearn
+    return optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
+
+
+def guide_retain(prepared: Prepared) -> Split:
+    """The retain samples whose risk gradient defines harm when a run computes guided weights."""
+    pool, count = prepared.sets.retain, len(prepared.retain_eval)
+    return prepared.layout.split(guide_retain_samples(pool, count, prepared.config.seed))
+
+
 def _plan(context: UnlearnContext, task: Task) -> _Plan:
     """Plans an objective: everything that does not depend on its parameters."""
     prepared, splits = context.prepared, context.splits
-    config, spec, sets = prepared.config, prepared.config.unlearn, prepared.sets
-    feed = StepBatches(
-        task,
-        sets,
-        context.references,
-        layout=prepared.layout,
-        unlearn=spec,
-        seed=config.seed,
-    )
-    per_epoch = order.num_steps(len(sets.forget), spec.batch_size, 1)
+    config, spec = prepared.config, prepared.config.unlearn
+    feed = step_batches(prepared, task, context.references)
+    per_epoch = order.num_steps(len(prepared.sets.forget), spec.batch_size, 1)
     lr = lr_schedule(task.lr, feed.steps, round(spec.warmup_epochs * per_epoch))
-    tx = optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
+    tx = task_optimizer(prepared, task, lr)
     measured = prepared.measured_steps
     return _Plan(
         feed=feed,
@@ -254,12 +280,8 @@ def _plan(context: UnlearnContext, task: Task) -> _Plan:
 
 def _guidance(context: UnlearnContext, task: Task, steps: int) -> Guidance:
     """The weights of a guided objective; for the others, without any steps."""
-    prepared, refreshed = context.prepared, refresh_steps(task, steps)
-    retain = None
-    if refreshed:
-        pool, count = prepared.sets.retain, len(prepared.retain_eval)
-        samples = guide_retain_samples(pool, count, prepared.config.seed)
-        retain = prepared.layout.split(samples)
+    refreshed = refresh_steps(task, steps)
+    retain = guide_retain(context.prepared) if refreshed else None
     return Guidance(
         task=task,
         steps=refreshed,

@@ -16,7 +16,6 @@ tables are the same when a run is repeated. Where a run has several processes, t
 and these functions do nothing on the others.
 """
 
-import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxunlearn.core import hosts
+from jaxunlearn.core import files, hosts
 from jaxunlearn.record.folder import RunFolder
 
 TableRows = list[dict[str, Any]]
@@ -321,10 +320,5 @@ def _parts(run: Path, table: str, objective: str) -> list[tuple[int, Path]]:
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a file under a temporary name, and renames it when it is whole."""
-    if not hosts.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    """Writes a file, whole or not at all."""
+    files.replace_whole(path, lambda temporary: pq.write_table(table, temporary))

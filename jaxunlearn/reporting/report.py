@@ -37,8 +37,8 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     figures = draw.draw_all(figure_tables, folder.figures)
     # --- summary.md: the same tables as in the terminal -------------------------------------------
     overview = summary.summary_table(run, results)
-    evaluation = [table for _, table in _evaluation_tables(run, config)]
-    texts = [terminal.markdown(table) for table in (overview, *evaluation)]
+    evaluation = list(_evaluation_tables(run, config))
+    texts = [terminal.markdown(table) for table in (overview, *(table for _, table in evaluation))]
     files.write_text(folder.summary, "\n".join(texts))
     # --- the terminal -----------------------------------------------------------------------------
     terminal.print_wide(terminal.rich_table(overview, config.name), console)
@@ -48,7 +48,7 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     attacks = attack_results.read(run)
     # A single attack has a column in the evaluation's table, where there is one.
     several = attacks and len(attack_results.fine_tuning_attacks(attacks)) > 1
-    if attacks and (several or not _evaluated_models(run, config)):
+    if attacks and (several or not evaluation):
         _print_attacks(attacks, config, console)
     print_evaluation(run, config, console)
 

@@ -87,6 +87,11 @@ class Split(NamedTuple):
     packed: list[Packed]
     samples: int
 
+    @property
+    def mask(self) -> np.ndarray:
+        """[samples, S] bool, the labels of each sample."""
+        return self.by_sample([Rows(packed).mask for packed in self.packed])
+
     def by_sample(self, values: Sequence[Array]) -> np.ndarray:
         """Values of flat slots, [B, ...] a batch, as one array [samples, ...] in sample order.
 

@@ -85,6 +85,11 @@ def make_task(name: str, spec: ObjectiveConfig, model: DecoderConfig, config: Co
     )
 
 
+def make_tasks(config: Config, model: DecoderConfig) -> tuple[Task, ...]:
+    """Resolves all objectives of a configuration, see `make_task`."""
+    return tuple(make_task(name, spec, model, config) for name, spec in config.objectives.items())
+
+
 def _retain_term(
     where: str, spec: ObjectiveConfig, model: DecoderConfig, layer: int
 ) -> Term | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from jaxunlearn.core import files
 from jaxunlearn.reporting.figures import series
 from jaxunlearn.reporting.figures.effect import g_effect, plane
 from jaxunlearn.reporting.figures.layers import pg_layers
@@ -91,10 +92,5 @@ def _stems(names: list[str]) -> list[str]:
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png", dpi=DPI)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.replace_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     return path
