@@ -49,8 +49,8 @@ def check_sums(pairs: Mapping[str, Any]) -> None:
         if not scalars or any(np.shape(x) for x in pair):
             shapes = [np.shape(x) for x in jax.tree.leaves(pair)]
             raise TypeError(
-                f"{name}: a loss function of a dataset returns (sum, count), two scalars; got"
-                f" {type(pair).__name__} with the shapes {shapes}"
+                f"{name}: a loss function of a dataset returns (sum, count), two scalars; got the"
+                f" shapes {shapes}"
             )
 
 
