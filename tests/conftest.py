@@ -1,4 +1,4 @@
-"""Shared fixtures: eight CPU devices, full matmul precision, the folder of real material."""
+"""Shared fixtures: eight CPU devices, the folder of real material."""
 
 import atexit
 import os
@@ -24,7 +24,6 @@ from jaxunlearn.core import hosts
 hosts.give_cpu_threads()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_threefry_partitionable", True)
 # This halves the time of a compilation.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -40,7 +40,15 @@ class Compute:
     """Precision, memory and device mesh. Beyond rounding, they do not change what is computed."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of matrix products. Parameters, losses and effects are float32 in any case."""
+    """Type of the factors of matrix products. Parameters, losses and effects are float32 in any
+    case."""
+    precision: Literal["highest", "high", "default"] = "highest"
+    """Precision of float32 products: `highest` is float32 on every device. GPUs compute `high` and
+    `default` with TF32 factors; TPUs `high` with three passes in bfloat16, `default` with one. CPUs
+    know float32 alone."""
+    reduce: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which weight gradients of a bfloat16 computation are added up over devices;
+    `bfloat16` halves that traffic."""
     attention: Literal["xla", "cudnn"] = "xla"
     """Attention kernel of training steps; `cudnn` needs an NVIDIA GPU and bfloat16."""
     remat: Literal["none", "dots", "full"] = "none"

@@ -10,6 +10,7 @@ from jaxunlearn.effects._g_effect import GEffect, g_effect, g_effect_between, g_
 from jaxunlearn.effects._gradients import Gradient, dataset_gradient, dataset_gradients
 from jaxunlearn.effects._grouping import BY_PATH, Group, Grouping, layer_names, tensor_names
 from jaxunlearn.effects._pg_effect import PgChoice, choose_pg_method, pg_effect
+from jaxunlearn.effects._precision import Precision
 from jaxunlearn.effects._projection import spare_update
 from jaxunlearn.effects._rows import layer_dots
 from jaxunlearn.effects._weights import guide_weights
@@ -22,6 +23,7 @@ __all__ = [
     "Group",
     "Grouping",
     "PgChoice",
+    "Precision",
     "choose_pg_method",
     "count_flops",
     "dataset_gradient",

@@ -17,6 +17,7 @@ from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks, _gradients, _grouping, _probes, _rows
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
+from jaxunlearn.effects._precision import Precision, products
 
 By = Literal["layer", "tensor", "total"]
 
@@ -60,6 +61,7 @@ def g_effect(
     by: By = "layer",
     method: Literal["gates", "full"] = "full",
     grouping: Grouping = BY_PATH,
+    precision: Precision = "highest",
 ) -> GEffect:
     """The exact G-effect of a direction on a risk over a dataset.
 
@@ -73,24 +75,26 @@ def g_effect(
         (one scalar per layer or tensor in the reverse pass): the lean way for large models.
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked.
+      precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       GEffect; the rows' values sum to the total.
 
     Raises:
-      ValueError: another `by` or `method`, no batches, a direction that is not like the parameters,
-        a count of zero, or a grouping that does not fit the parameters.
+      ValueError: another `by`, `method` or `precision`, no batches, a direction that is not like
+        the parameters, a count of zero, or a grouping that does not fit the parameters.
       TypeError: method="gates", and `risk_fn` has no argument `probe` or `params` is no mapping.
     """
     _check(by, method)
     _checks.check_like("direction", direction, params)
     if method == "full":
-        risk = _gradients.dataset_gradient(risk_fn, params, batches)
+        risk = _gradients.dataset_gradient(risk_fn, params, batches, precision=precision)
         return g_effect_between(risk.gradient, direction, by=by, grouping=grouping)
     _probes.require(risk_fn, "g_effect", "method='full'")
     # The total is the sum of the layers, so that both have the same rounding.
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
-    values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
+    with products(precision):
+        values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
     norms = _norms(direction, rows, grouping)
     effect = GEffect(values, None, None, norms, _names(params, rows, grouping))
     return effect.total() if by == "total" else effect
@@ -129,7 +133,12 @@ def g_effect_between(
 
 
 def g_effects_of(
-    losses_fn: _gradients.LossesFn, params: Tree, batches: Iterable[Any], risk_gradient: Tree
+    losses_fn: _gradients.LossesFn,
+    params: Tree,
+    batches: Iterable[Any],
+    risk_gradient: Tree,
+    *,
+    precision: Precision = "highest",
 ) -> dict[str, jax.Array]:
     """K objectives' total G-effects at one theta, by one forward-mode pass.
 
@@ -142,19 +151,22 @@ def g_effects_of(
       params: pytree of arrays.
       batches: the dataset the objectives are averaged over.
       risk_gradient: grad R(D), like `params`.
+      precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       {name: e}, scalars.
 
     Raises:
-      ValueError: no batches, or a risk gradient that is not like the parameters.
+      ValueError: no batches, a risk gradient that is not like the parameters, or another precision.
     """
     _checks.check_like("risk_gradient", risk_gradient, params)
     # jax.jvp takes tangents of the parameters' own types.
     tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), risk_gradient, params)
     totals: dict[str, tuple[jax.Array, jax.Array]] = {}
     for batch in batches:
-        for name, (effect, count) in _push(params, batch, tangent, losses_fn=losses_fn).items():
+        with products(precision):
+            effects = _push(params, batch, tangent, losses_fn=losses_fn)
+        for name, (effect, count) in effects.items():
             sums = totals.get(name, (0.0, 0.0))
             totals[name] = (sums[0] + effect, sums[1] + count)
     if not totals:

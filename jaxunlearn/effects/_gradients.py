@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks
+from jaxunlearn.effects._precision import Precision, products
 
 LossFn = Callable[[Tree, Any], tuple[jax.Array, jax.Array]]
 """(params, batch) -> (sum, count): both are added over batches, and divided once at the end."""
@@ -31,7 +32,13 @@ class Gradient(NamedTuple):
     gradient: Tree
 
 
-def dataset_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[Any]) -> Gradient:
+def dataset_gradient(
+    loss_fn: LossFn,
+    params: Tree,
+    batches: Iterable[Any],
+    *,
+    precision: Precision = "highest",
+) -> Gradient:
     """The exact gradient of a loss over a dataset: grad [sum_batches sum / sum_batches count].
 
     No batch is left out and none is weighted by its position (no running mean): the value is that
@@ -42,19 +49,24 @@ def dataset_gradient(loss_fn: LossFn, params: Tree, batches: Iterable[Any]) -> G
         of a compiled function: pass the same object again to reuse the compilation.
       params: pytree of arrays; leaves may be sharded, the gradient is sharded like them.
       batches: pytrees of one static shape.
+      precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       Gradient(value, gradient).
 
     Raises:
-      ValueError: no batches, or a count of zero over all of them.
+      ValueError: no batches, a count of zero over all of them, or another precision.
       TypeError: the loss function returns something else than (sum, count).
     """
-    return dataset_gradients(SingleLoss(loss_fn), params, batches)["loss"]
+    return dataset_gradients(SingleLoss(loss_fn), params, batches, precision=precision)["loss"]
 
 
 def dataset_gradients(
-    losses_fn: LossesFn, params: Tree, batches: Iterable[Any]
+    losses_fn: LossesFn,
+    params: Tree,
+    batches: Iterable[Any],
+    *,
+    precision: Precision = "highest",
 ) -> dict[str, Gradient]:
     """Exact gradients of several losses that share one forward pass over a dataset.
 
@@ -63,18 +75,20 @@ def dataset_gradients(
         `dataset_gradient`.
       params: pytree of arrays.
       batches: pytrees of one static shape.
+      precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       {name: Gradient}. Each costs one backward pass; the forward pass is shared.
 
     Raises:
-      ValueError: no batches, or a count of zero.
+      ValueError: no batches, a count of zero, or another precision.
       TypeError: a loss is something else than (sum, count).
     """
     shardings = trees.named_shardings(params)
     totals = None
     for batch in batches:
-        sums = gradient_sums(params, batch, losses_fn=losses_fn, shardings=shardings)
+        with products(precision):
+            sums = gradient_sums(params, batch, losses_fn=losses_fn, shardings=shardings)
         totals = sums if totals is None else _add(totals, sums)
     if totals is None:
         raise ValueError("a gradient over a dataset needs at least one batch, got none")

@@ -21,6 +21,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks, _probes, _rows
 from jaxunlearn.effects._cost import estimate_cost
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
+from jaxunlearn.effects._precision import Precision, products
 
 By = Literal["sample", "token", "layer", "tensor"]
 Method = Literal["auto", "jvp", "gates", "vmap"]
@@ -55,6 +56,7 @@ def pg_effect(
     memory: int | None = None,
     microbatch: int = 8,
     grouping: Grouping = BY_PATH,
+    precision: Precision = "highest",
 ) -> dict[str, np.ndarray]:
     """PG-effects of every sample along several directions.
 
@@ -74,6 +76,7 @@ def pg_effect(
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked. A model that scans its layers needs
         it wherever a `probe` is used, also by sample.
+      precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       {name: float32 array with a leading axis over all samples of all batches, in order, empty
@@ -81,8 +84,8 @@ def pg_effect(
 
     Raises:
       ValueError: no batches, no directions, one that is not like the parameters, log-probabilities
-        of another shape, a method that cannot give what `by` asks, or a grouping that does not fit
-        the parameters.
+        of another shape, a method that cannot give what `by` asks, a grouping that does not fit the
+        parameters, or another precision.
       TypeError: method="gates" and the function has no argument `probe`, or method="jvp" and the
         function holds a `jax.custom_vjp`, such as fused attention, which has no forward mode.
     """
@@ -93,13 +96,15 @@ def pg_effect(
         raise ValueError("pg_effect needs at least one batch, got none")
     directions = _as_tangents(directions, params)
     if method == "auto":
-        options: dict[str, Any] = dict(by=by, memory=memory, grouping=grouping)
+        options: dict[str, Any] = dict(by=by, memory=memory, grouping=grouping, precision=precision)
         method = choose_pg_method(sample_logp_fn, params, batches[0], directions, **options).method
     options = dict(fn=sample_logp_fn, by=by, grouping=grouping)
     if method == "vmap":
         options["microbatch"] = microbatch
     compute = partial(_evaluator(sample_logp_fn, by, method), params, **options)
-    values = _over_batches(compute, batches, tuple(directions.values()), sample_logp_fn, by, method)
+    along = tuple(directions.values())
+    with products(precision):
+        values = _over_batches(compute, batches, along, sample_logp_fn, by, method)
     return dict(zip(directions, values, strict=True))
 
 
@@ -141,6 +146,7 @@ def choose_pg_method(
     by: By = "sample",
     memory: int | None = None,
     grouping: Grouping = BY_PATH,
+    precision: Precision = "highest",
 ) -> PgChoice:
     """The method that "auto" takes: by what is asked, forward mode and memory.
 
@@ -153,9 +159,13 @@ def choose_pg_method(
       memory: bytes of temporaries allowed on a device. For several directions gates need fewer
         FLOPs than jvp, but keep activations: they are taken where the compiler says that those fit.
       grouping: as in `pg_effect`.
+      precision: as in `pg_effect`.
 
     Returns:
       PgChoice.
+
+    Raises:
+      ValueError: another precision.
     """
     gated = _probes.accepts(sample_logp_fn)
     if by in ("layer", "tensor"):
@@ -164,7 +174,8 @@ def choose_pg_method(
     along = tuple(directions.values())
     try:
         # JAX refuses a function without forward mode when it lowers it, not when it traces it.
-        pg_by_jvp.lower(params, batch, along, **options)
+        with products(precision):
+            pg_by_jvp.lower(params, batch, along, **options)
     except TypeError as error:
         if not _is_reverse_only(error):
             raise
@@ -178,7 +189,8 @@ def choose_pg_method(
     if memory is None:
         return PgChoice("jvp", "the least memory; gates need fewer FLOPs, if `memory` allows them")
     # The compiler's own figure: activations depend on remat and sharding, which only it knows.
-    needed = estimate_cost(pg_by_gates, params, batch, along, **options).temp
+    with products(precision):
+        needed = estimate_cost(pg_by_gates, params, batch, along, **options).temp
     sizes = f"{needed / 2**20:.0f} MiB of temporaries, {memory / 2**20:.0f} allowed"
     if needed <= memory:
         return PgChoice("gates", f"the fewest FLOPs, and they fit: {sizes}")

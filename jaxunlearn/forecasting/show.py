@@ -62,6 +62,7 @@ def forecast(
         " each",
         highlight=False,
     )
+    console.print(f"products: {prepared.model.arithmetic} (compute.dtype, compute.precision)")
     console.print("not covered: evaluation suites, generated text, relearning attacks")
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")

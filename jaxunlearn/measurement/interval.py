@@ -67,6 +67,15 @@ class Measurer:
         """R, reduced as the objective is."""
         return Risk(self.model, self.term.reduction)
 
+    @property
+    def _provenance(self) -> dict[str, str]:
+        """The columns that say how the effects were computed."""
+        return {
+            "reduction": self.term.reduction,
+            "estimator": "exact",
+            "precision": self.model.arithmetic,
+        }
+
     def statistics(self, params: Tree, step: int | None = None) -> SetStatistics:
         """Statistics of both sets; at step 0 they are those of the model before unlearning."""
         return self.base if step == 0 else self.splits.statistics(params, self.model)
@@ -186,7 +195,7 @@ class Measurer:
             else effects.dataset_gradient(risk.risk, params, risk.split.batches).gradient
             for name, risk in risks.items()
         }
-        common = {"reduction": self.term.reduction, "estimator": "exact"}
+        common = self._provenance
         mask = stats.forget.mask
         table: tables.TableRows = []
         tokens = step in self.spec.token_steps or "token" in by
@@ -209,8 +218,7 @@ class Measurer:
     def _effect_rows(
         self, risk: str, effect: effects.GEffect, value: float, lr: float
     ) -> tables.TableRows:
-        common = {"reduction": self.term.reduction, "estimator": "exact", "lr": lr}
-        return rows.g_effect_rows(risk, effect, value, **common)
+        return rows.g_effect_rows(risk, effect, value, **self._provenance, lr=lr)
 
     def _write(self, table: str, step: int, table_rows: tables.TableRows) -> None:
         tables.write_part(self.folder, table, self.name, step, table_rows)

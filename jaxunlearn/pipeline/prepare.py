@@ -163,6 +163,8 @@ def compute_options(config: Config) -> dict[str, Any]:
     """The fields of `DecoderConfig` that say how a model is computed."""
     return {
         "dtype": config.compute.dtype,
+        "precision": config.compute.precision,
+        "reduce": config.compute.reduce,
         "attention": config.compute.attention,
         "remat": config.compute.remat,
     }

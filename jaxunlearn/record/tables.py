@@ -59,6 +59,7 @@ class GEffectRow(TypedDict):
       lr: the learning rate of the update after this step.
       reduction: how R and L_u are reduced, such as "sequence_mean".
       estimator: how the gradients were estimated; "exact" for a full pass.
+      precision: of the model's matrix products, such as "float32 highest" or "bfloat16".
     """
 
     step: int
@@ -78,6 +79,7 @@ class GEffectRow(TypedDict):
     lr: float
     reduction: str
     estimator: str
+    precision: str
 
 
 class PgEffectRow(TypedDict):
@@ -95,6 +97,7 @@ class PgEffectRow(TypedDict):
         weighted one by one; null where the objective is no weighted likelihood.
       reduction: how R is reduced.
       estimator: how the gradient of R was estimated.
+      precision: of the model's matrix products.
     """
 
     step: int
@@ -106,6 +109,7 @@ class PgEffectRow(TypedDict):
     weight: float | None
     reduction: str
     estimator: str
+    precision: str
 
 
 class TokenEffectRow(TypedDict):
@@ -122,6 +126,7 @@ class TokenEffectRow(TypedDict):
       weight: the objective's weight of the token, or of its sample where it weighs samples.
       reduction: how R is reduced.
       estimator: how the gradient of R was estimated.
+      precision: of the model's matrix products.
     """
 
     step: int
@@ -134,6 +139,7 @@ class TokenEffectRow(TypedDict):
     weight: float | None
     reduction: str
     estimator: str
+    precision: str
 
 
 class SampleRow(TypedDict):

@@ -166,8 +166,8 @@ def test_unreadable_configs(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="expected an object, found list"):
         hf.load_config(tmp_path)
-    with pytest.raises(ValueError, match=r"takes dtype, .*not 'precision'"):
-        hf.load_config(write_config(tmp_path), precision="bfloat16")
+    with pytest.raises(ValueError, match=r"takes dtype, .*not 'accuracy'"):
+        hf.load_config(write_config(tmp_path), accuracy="bfloat16")
 
 
 @pytest.fixture

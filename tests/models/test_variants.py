@@ -178,7 +178,7 @@ def test_blocks_of_queries_with_a_window(window):
     mask = modules.attention_mask(segments, window)
     config = dataclasses.replace(UNTIED, sliding_window=window)
     result = modules.causal_attention(config, mask)(query, key, value)
-    np.testing.assert_allclose(result, modules.attend(query, key, value, mask), atol=1e-6)
+    np.testing.assert_allclose(result, modules.attend(query, key, value, mask, config), atol=1e-6)
 
 
 @pytest.mark.parametrize("window", [1, 3, 6, 100])

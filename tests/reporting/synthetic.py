@@ -55,7 +55,7 @@ def g_effect_row(name: str, risk: str, step: int, layer: str, share: float) -> d
         "step_change": change if total else None,
         "interval_steps": 5 if total and not last else None,
         "interval_predicted": 0.7 * interval if total and not last else None,
-        "reduction": "sequence_sum", "estimator": "full",
+        "reduction": "sequence_sum", "estimator": "full", "precision": "float32 highest",
     }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def make_tables(names=("ga", "npo", "po", "rmu"), samples=20) -> dict:
         {
             "step": step, "objective": name, "sample": i, "layer": "total", "risk": risk,
             "value": float(value), "weight": weight(name, step, i),
-            "reduction": "sequence_sum", "estimator": "jvp",
+            "reduction": "sequence_sum", "estimator": "jvp", "precision": "float32 highest",
         }
         for name in names
         for step in (0, 5, 10, 15, 20)

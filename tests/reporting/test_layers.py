@@ -15,6 +15,7 @@ def pg_row(step, risk, sample, layer, value):
     return {
         "step": step, "objective": "npo", "sample": sample, "layer": layer, "risk": risk,
         "value": value, "weight": 0.5, "reduction": "sequence_sum", "estimator": "exact",
+        "precision": "float32 highest",
     }  # fmt: skip
 
 

@@ -139,6 +139,11 @@ class DecoderConfig:
       family: whose files the model is read from and written as, a key of `families.FAMILIES`. It
         changes nothing that is computed.
       dtype: of the computation; parameters may be wider.
+      precision: of float32 matrix products, stated in the program whatever JAX's global flag says:
+        "highest" is float32 everywhere. GPUs compute "high" and "default" with TF32 factors, TPUs
+        "high" with three passes in bfloat16 and "default" with one; CPUs know float32 alone.
+      reduce: the precision in which weight gradients of a bfloat16 computation leave their matrix
+        product, and so are added up over devices. "bfloat16" halves that traffic.
       attention: "cudnn" is fused: bfloat16 on GPUs, and no forward mode.
       remat: what the reverse pass recomputes: "none", all but matrix products ("dots"), or blocks
         in "full".
@@ -165,6 +170,8 @@ class DecoderConfig:
     norm_placement: Literal["pre", "post"] = "pre"
     family: str = "llama"
     dtype: str = "float32"
+    precision: Literal["highest", "high", "default"] = "highest"
+    reduce: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["xla", "cudnn"] = "xla"
     remat: Literal["none", "dots", "full"] = "none"
     head_chunk: int = 0
@@ -173,6 +180,8 @@ class DecoderConfig:
         _check_choice("attention", self.attention, ("xla", "cudnn"))
         _check_choice("remat", self.remat, ("none", "dots", "full"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float64"))
+        _check_choice("precision", self.precision, ("highest", "high", "default"))
+        _check_choice("reduce", self.reduce, ("float32", "bfloat16"))
         _check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
         _check_choice("norm_placement", self.norm_placement, ("pre", "post"))
         if self.num_heads % self.num_kv_heads:
@@ -187,6 +196,11 @@ class DecoderConfig:
             )
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(f"attention='cudnn' needs dtype='bfloat16', not {self.dtype!r}")
+
+    @property
+    def arithmetic(self) -> str:
+        """How products are computed, for tables: "bfloat16", or "float32" and its precision."""
+        return f"{self.dtype} {self.precision}" if self.dtype == "float32" else self.dtype
 
     def with_forward_mode(self) -> "DecoderConfig":
         """Returns the same model computed by parts that `jax.jvp` can differentiate.

@@ -157,7 +157,7 @@ def _read_last(
     def attend(query, key, value, past):
         write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=column, axis=1)
         key, value = write(past.key, key), write(past.value, value)
-        return modules.attend(query, key, value, mask[:, None, None])
+        return modules.attend(query, key, value, mask[:, None, None], config)
 
     token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)
     logits, fresh = _run(params, token, (lengths + last)[:, None], attend, config, state.cache)
@@ -183,7 +183,7 @@ def _run(
         (key,), (value,) = sown["cache"]["key"], sown["cache"]["value"]
         return constrain(x, ROWS, None, None), Cache(key, value)
 
-    x = _apply(modules.Embed(config.dtype), params["embed"], tokens)
+    x = _apply(modules.Embed(config), params["embed"], tokens)
     x, fresh = jax.lax.scan(block, constrain(x, ROWS, None, None), (params["blocks"], past))
     x = _apply(modules.RMSNorm(config.norm_eps), params["norm"], x[:, -1:])
     return transformer.head_logits(params, x, config)[:, 0], fresh

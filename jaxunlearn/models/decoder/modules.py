@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from jaxunlearn.core import trees
@@ -36,11 +37,76 @@ def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
-def _wide_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum added up and kept in float32; its reverse takes half-precision factors too."""
-    half = a.dtype == jnp.bfloat16
-    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if half else None
-    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=wide_dtype(a.dtype))
+def _einsum(
+    spec: str, a: jax.Array, b: jax.Array, config: DecoderConfig, *, wide: bool = False
+) -> jax.Array:
+    """An einsum in the precision that the configuration names.
+
+    The precision is a part of the program, so JAX's global flag does not change it.
+
+    Args:
+      spec: as `jnp.einsum` takes it.
+      a: the first factor, in the type of the computation.
+      b: the second factor.
+      config: the model.
+      wide: whether the product is kept in float32, or left in the type of the factors.
+    """
+    if config.dtype != "bfloat16":
+        return jnp.einsum(spec, a, b, precision=config.precision)
+    if not wide:
+        return jnp.einsum(spec, a, b, precision="default")
+    # The preset makes the reverse pass, whose cotangent is float32, take bfloat16 factors too.
+    preset = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+    return jnp.einsum(spec, a, b, precision=preset, preferred_element_type=jnp.float32)
+
+
+def _product(
+    spec: str, x: jax.Array, weight: jax.Array, config: DecoderConfig, *, wide: bool = False
+) -> jax.Array:
+    """A product of activations [..., n] and a weight matrix, which is cast to x's type.
+
+    The positions of all rows are one axis of the product. With two of them XLA's CPU compiler
+    writes the cotangent once more, transposed, to form the gradient of the weight.
+
+    Args:
+      spec: of a matrix "n." and a matrix.
+      x: [..., n], in the type of the computation.
+      weight: the matrix, float32 or wider.
+      config: the model.
+      wide: as in `_einsum`.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if config.dtype == "bfloat16" and config.reduce == "float32":
+        y = _half_product(spec, wide, config, flat, weight)
+    else:
+        y = _einsum(spec, flat, weight.astype(config.dtype), config, wide=wide)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _half_product(spec, wide, config, x, weight):
+    """A bfloat16 product whose weight gradient leaves its own product in float32.
+
+    Autodiff would cast the weight before the product, and so give the gradient the type of the
+    cast. The partial sums of all devices would be rounded to bfloat16 before they are added.
+    """
+    return _einsum(spec, x, weight.astype(x.dtype), config, wide=wide)
+
+
+def _half_product_tangent(spec, wide, config, primals, tangents):
+    x, weight = primals
+    y = _half_product(spec, wide, config, x, weight)
+    dx, d_weight = tangents
+    parts = []
+    # A factor that is no variable has no tangent, and a product with zeros is not worth a FLOP.
+    if not isinstance(dx, SymbolicZero):
+        parts.append(_half_product(spec, wide, config, dx, weight))
+    if not isinstance(d_weight, SymbolicZero):
+        parts.append(_einsum(spec, x, d_weight, config, wide=True).astype(y.dtype))
+    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+
+_half_product.defjvp(_half_product_tangent, symbolic_zeros=True)
 
 
 def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Array:
@@ -96,27 +162,28 @@ def _gated_tangent(use, primals, tangents):
 class Linear(nn.Module):
     """x @ kernel, plus a bias where the model has one."""
 
-    dtype: str
+    config: DecoderConfig
     use_bias: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        use = lambda x, kernel: x @ kernel.astype(self.dtype)
-        y = _read(self, "kernel", use, x.astype(self.dtype))
+        use = lambda x, kernel: _product("nd,df->nf", x, kernel, self.config)
+        y = _read(self, "kernel", use, x.astype(self.config.dtype))
         if not self.use_bias:
             return y
         # The bias is spread over the tokens before it is read, for each has gates of its own.
-        spread = lambda y, bias: jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        # It is cast after that: its gradient, a sum over tokens, is added up before it is rounded.
+        spread = lambda y, bias: jnp.broadcast_to(bias, y.shape).astype(y.dtype)
         return y + _read(self, "bias", spread, y)
 
 
 class Unembed(nn.Module):
     """x @ kernel, added up and kept in float32."""
 
-    dtype: str
+    config: DecoderConfig
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        use = lambda x, kernel: _wide_einsum("rtd,dv->rtv", x, kernel.astype(self.dtype))
-        return _read(self, "kernel", use, x.astype(self.dtype))
+        use = lambda x, kernel: _product("nd,dv->nv", x, kernel, self.config, wide=True)
+        return _read(self, "kernel", use, x.astype(self.config.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -134,15 +201,15 @@ class RMSNorm(nn.Module):
 class Embed(nn.Module):
     """Rows of the embedding, and `attend`, the tied unembedding."""
 
-    dtype: str
+    config: DecoderConfig
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(self.dtype)
+        use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(self.config.dtype)
         return _read(self, "embedding", use, tokens)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        use = lambda x, table: _wide_einsum("rtd,vd->rtv", x, table.astype(self.dtype))
-        return _read(self, "embedding", use, x.astype(self.dtype))
+        use = lambda x, table: _product("nd,vd->nv", x, table, self.config, wide=True)
+        return _read(self, "embedding", use, x.astype(self.config.dtype))
 
 
 class Attention(nn.Module):
@@ -153,7 +220,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
         config = self.config
-        linear = lambda name: Linear(config.dtype, config.qkv_bias, name=name)(x)
+        linear = lambda name: Linear(config, config.qkv_bias, name=name)(x)
         heads = lambda y: y.reshape(*x.shape[:2], -1, config.head_dim)
 
         def rotated(name: str) -> jax.Array:
@@ -174,7 +241,7 @@ class Attention(nn.Module):
         mixed = attend(query, key, value).reshape(*x.shape[:2], -1)
         # The heads stay split over `tensor`, as `o` contracts them: one all-reduce a block.
         mixed = constrain(mixed, ROWS, None, "tensor")
-        return Linear(config.dtype, config.o_bias, name="o")(mixed)
+        return Linear(config, config.o_bias, name="o")(mixed)
 
 
 class MLP(nn.Module):
@@ -184,7 +251,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        linear = lambda name: Linear(self.config.dtype, self.config.mlp_bias, name=name)
+        linear = lambda name: Linear(self.config, self.config.mlp_bias, name=name)
         gated = nn.silu(linear("gate")(x)) * linear("up")(x)
         return linear("down")(constrain(gated, ROWS, None, "tensor"))
 
@@ -213,39 +280,42 @@ def causal_attention(config: DecoderConfig, mask: jax.Array) -> Attend:
     """Attention of a whole sequence to itself where the mask [R, 1, T, T] is True."""
     if config.attention == "cudnn":
         return partial(jax.nn.dot_product_attention, mask=mask, implementation="cudnn")
-    return partial(_attend_causally, mask=mask, window=config.sliding_window)
+    return partial(_attend_causally, mask=mask, config=config)
 
 
 def _attend_causally(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, window: int | None
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """`attend` in blocks of queries, each with the keys that its mask can let through.
 
     Keys end with the block: nearly half the scores of packed rows lie in the future, and are not
     computed. With a window they start with that of the block's first query.
     """
-    tokens = query.shape[1]
+    tokens, window = query.shape[1], config.sliding_window
     size = max(QUERY_BLOCK, -(-tokens // MAX_QUERY_BLOCKS))
     mixed = []
     for first in range(0, tokens, size):
         end = min(first + size, tokens)
         start = 0 if window is None else max(first - window + 1, 0)
         part = query[:, first:end], key[:, start:end], value[:, start:end]
-        mixed.append(attend(*part, mask[:, :, first:end, start:end]))
+        mixed.append(attend(*part, mask[:, :, first:end, start:end], config))
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
+) -> jax.Array:
     """softmax(q k / sqrt(H)) v, [R, T, heads, H]; a query head reads its group's key head.
 
     jax.nn.dot_product_attention is the same but for its softmax, float32 even in float64.
     """
     rows, tokens, heads, head_dim = query.shape
     query = query.reshape(rows, tokens, key.shape[2], -1, head_dim)
-    scores = _wide_einsum("rtkgh,rskh->rkgts", query, key) / math.sqrt(head_dim)
+    scores = _einsum("rtkgh,rskh->rkgts", query, key, config, wide=True) / math.sqrt(head_dim)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("rkgts,rskh->rtkgh", weights, value).reshape(rows, tokens, heads, head_dim)
+    mixed = _einsum("rkgts,rskh->rtkgh", weights, value, config)
+    return mixed.reshape(rows, tokens, heads, head_dim)
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:

@@ -63,9 +63,9 @@ def head_logits(
       [R, N, V] float32 or wider.
     """
     if config.tied:
-        module, key, method = modules.Embed(config.dtype), "embed", "attend"
+        module, key, method = modules.Embed(config), "embed", "attend"
     else:
-        module, key, method = modules.Unembed(config.dtype), "lm_head", None
+        module, key, method = modules.Unembed(config), "lm_head", None
     own = [tree[key] for tree in directions]
     logits = _apply(module, params[key], own, gates, final_hidden, method=method)
     return constrain(logits, ROWS, None, "tensor")
@@ -113,7 +113,7 @@ def forward(
     token_gates = lambda key: _token_gates(gates.get(key), batch)
     at_labels = partial(_at_labels, batch=batch)
     # ---- Embedding ----
-    x = _apply(modules.Embed(config.dtype), *of("embed"), token_gates("embed"), batch.tokens)
+    x = _apply(modules.Embed(config), *of("embed"), token_gates("embed"), batch.tokens)
     x = constrain(x, ROWS, None, None)
     # ---- Blocks ----
     stack = (params["blocks"], tuple(tree["blocks"] for tree in directions), gates.get("blocks"))

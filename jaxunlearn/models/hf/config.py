@@ -48,7 +48,14 @@ _HARMLESS = {
     "transformers_version",
     "use_cache",
 }
-_COMPUTE: tuple[str, ...] = ("dtype", "attention", "remat", "head_chunk")
+_COMPUTE: tuple[str, ...] = (
+    "dtype",
+    "precision",
+    "reduce",
+    "attention",
+    "remat",
+    "head_chunk",
+)
 _ROPE_KEYS = {
     "default": set(),
     "llama3": {

@@ -136,8 +136,8 @@ def objectives(tables: Mapping[str, Any]) -> list[str]:
 
 
 def provenance(table: Table) -> str:
-    """The reductions and estimators of a table, as text for a caption."""
-    kinds = ("reduction", "estimator")
+    """The reductions, estimators and precisions of a table, as text for a caption."""
+    kinds = ("reduction", "estimator", "precision")
     values = {kind: ", ".join(map(str, distinct(table, kind))) for kind in kinds}
     return "; ".join(f"{kind} {names}" for kind, names in values.items() if names)
 
