@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         job = precision_job.make_job(options.model, options.tofu, options.samples, training)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if options.bfloat16_params:
+        job = precision_job.rounded(job)
     settings = [s for s in EMULATED if s.name in options.settings]
     result = record.about("precision", arguments) | {
         "model": options.model,
         "training": training._asdict(),
+        "bfloat16_params": options.bfloat16_params,
         "samples": {"source": job.source, "forget": options.samples, "retain": options.samples},
         "layers": precision_measure.layers(job),
         "settings": measure(job, settings, options.objectives),
@@ -61,7 +64,9 @@ def measure(
 def show(result: dict[str, Any]) -> None:
     """Prints the tables of a result in markdown."""
     count = result["samples"]["forget"]
-    print(f"\n{result['model']}, {count} + {count} samples, {result['samples']['source']}\n")
+    rounded = ", parameters rounded to bfloat16" if result["bfloat16_params"] else ""
+    origin = f"{count} + {count} samples, {result['samples']['source']}{rounded}"
+    print(f"\n{result['model']}, {origin}\n")
     print("| setting | products |\n|---|---|")
     for row in result["settings"]:
         print(f"| {row['setting']} | {row['meaning']} |")
@@ -75,7 +80,8 @@ def show_errors(title: str, rows: Sequence[dict[str, Any]], kind: str) -> None:
     by_sample = kind == "pg"
     print(f"\n{title}\n")
     heads = ["setting", "median error", "largest", "of norms", "signs", "signs by layer"]
-    heads += ["at cosine up to", "layers' order", "samples' order" if by_sample else "objectives'"]
+    heads += ["at cosine up to", "order of layers"]
+    heads += ["order of samples" if by_sample else "order of objectives"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for row in rows:
         total, layers = row[kind]["total"], row[kind]["layers"]
@@ -126,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=3, help="of NPO, from theta_0 to theta")
     parser.add_argument("--lr", type=float, default=1e-4, help="of both")
+    parser.add_argument(
+        "--bfloat16-params",
+        action="store_true",
+        help="round the parameters before all settings: leaves errors of activations alone",
+    )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 

@@ -35,8 +35,7 @@ def compare(effects: Effects, exact: Effects, scale: Scales, objectives: Sequenc
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation of two arrays of numbers; equal numbers share their mean rank."""
-    ranks = [_ranks(x) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 
 def _changes(

@@ -101,10 +101,22 @@ def make_job(model: str, source: str | None, samples: int, training: Training) -
         sets, origin = _tofu_samples(model, source, samples, config), f"TOFU {SPLITS[0]}"
     else:
         raise ValueError(f"--tofu {source}: --model {model} has no tokenizer; give a folder")
-    packs = Packs(*map(_one_batch, sets), data.padded(sets[0]))
+    forget, retain, substitute = map(_one_batch, sets)
+    packs = Packs(forget, retain, substitute, data.padded(sets[0]))
     reference = _finetuned(params, config, packs, training)
     theta = _unlearned(reference, config, packs, training)
     return Job(config, on_host(reference), on_host(theta), packs, origin)
+
+
+def rounded(job: Job) -> Job:
+    """The job with parameters that are bfloat16 numbers, which no setting rounds any further.
+
+    What is left of the errors comes from the other operands: activations and their gradients.
+    """
+    nearest = lambda tree: jax.tree.map(
+        lambda x: np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32)), tree
+    )
+    return job._replace(reference=nearest(job.reference), params=nearest(job.params))
 
 
 def make_batch(job: Job, model: DecoderConfig, reference: Tree, labels: dict[str, Any]) -> Batch:
@@ -149,8 +161,9 @@ def on_host(tree: Tree) -> Tree:
 
 def _finetuned(params: Tree, model: DecoderConfig, packs: Packs, training: Training) -> Tree:
     def loss(params: Tree, packs: Packs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        one = FineTuning(model)
-        return sum(one(params, Rows(p))[0] for p in (packs.forget, packs.retain)), {}
+        mean_loss = FineTuning(model)
+        forget, retain = (mean_loss(params, Rows(p))[0] for p in (packs.forget, packs.retain))
+        return forget + retain, {}
 
     return _trained(params, loss, packs, training.finetune_steps, training.lr)
 

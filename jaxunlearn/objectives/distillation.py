@@ -19,6 +19,8 @@ def undial(
 
         L = CE(softmax(z_ref - beta onehot(y)), z)
 
+    Its gradient keeps its digits near the reference, see `divergence`.
+
     Args:
       logits: z, [..., V].
       ref_logits: z_ref of the reference, [..., V]; a constant.
@@ -46,6 +48,9 @@ def ceu(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy unlearning (CE-U, arXiv 2503.01224).
 
         L = CE(softmax(sg(z) with z_y = -inf), z)
+
+    Its gradient with respect to z is p_y at the label and -p_v p_y / (1 - p_y) elsewhere, in
+    float32 also where p_y is so small that target and model round to the same numbers.
 
     Args:
       logits: z, [..., V], V >= 2.

@@ -35,6 +35,10 @@ def kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
 
         KL(q || p) = sum_v q_v (log q_v - log p_v)
 
+    Its gradient p - q keeps its digits where p and q nearly agree, as a function of these logits.
+    The logits themselves carry the model's rounding errors: close to the reference, where the
+    gradient vanishes, its relative error is theirs over the distance from the reference's logits.
+
     Args:
       logits: of p, [..., V].
       ref_logits: of q, [..., V]; a constant.

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -75,6 +76,16 @@ def test_float32_is_exact_and_fewer_bits_are_not(job, plain):
     for kind in ("g", "pg"):
         total = [error[kind]["total"]["largest_scaled"] for error in errors]
         assert total[0] < 1e-5 < 1e-4 < total[1] and total[2] == 0
+
+
+def test_rounded_parameters_are_rounded_no_further(job):
+    """One pass of bfloat16 then differs by the activations' rounding alone."""
+    rounded = precision_job.rounded(job)
+    for tree in (rounded.params, rounded.reference):
+        np.testing.assert_array_equal(
+            flat(tree), flat(tree).astype(ml_dtypes.bfloat16).astype("f4")
+        )
+    assert np.any(flat(rounded.params) != flat(job.params))
 
 
 def test_changes_are_counted():
