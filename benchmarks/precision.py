@@ -7,7 +7,8 @@ objectives, and the PG-effects of every sample along both risks' gradients, by l
 float64, and once at each precision, the reference pass included. On a CPU, which multiplies float32
 as such, the products of accelerators are emulated (`benchmarks.rounding`): operands of every
 float32 product are rounded to the nearest TF32 or bfloat16 number, and added up in float32. That is
-what the hardware is said to do, not a measurement of it.
+what the hardware is said to do, not a measurement of it. On an accelerator its own precisions are
+measured, and float64 is computed on the CPU.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks import precision_compare, precision_job, precision_measure, record
 from benchmarks.precision_job import Job, Training
-from benchmarks.precision_measure import EMULATED, EXACT, OBJECTIVES, RISKS, Setting
+from benchmarks.precision_measure import EXACT, OBJECTIVES, RISKS, Setting
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if options.bfloat16_params:
         job = precision_job.rounded(job)
-    settings = [s for s in EMULATED if s.name in options.settings]
+    settings = [s for s in precision_measure.settings() if s.name in options.settings]
     result = record.about("precision", arguments) | {
         "model": options.model,
         "training": training._asdict(),
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [setting.name for setting in EMULATED]
+    names = [setting.name for setting in precision_measure.settings()]
     parser.add_argument("--model", default="small", help="a size of pg_effect, or a folder")
     parser.add_argument("--tofu", help="a folder of TOFU; default: random tokens")
     parser.add_argument("--samples", type=int, default=16, help="to forget, and to retain")

@@ -179,8 +179,9 @@ def _trained(params: Tree, loss: Loss, batch: Any, steps: int, lr: float) -> Tre
     tx = optimizer(lambda _: lr)
     # The trainer donates its state; the caller keeps these parameters.
     trainer = Trainer(init_state(jax.tree.map(jnp.copy, params), tx), loss, tx)
-    for _ in range(steps):
-        trainer.update(batch)
+    with jax.default_matmul_precision("highest"):
+        for _ in range(steps):
+            trainer.update(batch)
     return trainer.params
 
 

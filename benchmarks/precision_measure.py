@@ -39,12 +39,14 @@ class Setting:
       meaning: what it does to a product.
       dtype: of the computation, `DecoderConfig.dtype`.
       products: the emulation of its products; None multiplies as the device does.
+      precision: what float32 products ask the device for; a CPU does "highest" whatever is asked.
     """
 
     name: str
     meaning: str
     dtype: str = "float32"
     products: rounding.Products | None = None
+    precision: str = "highest"
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function compiled, its products being those of this setting."""
@@ -55,14 +57,19 @@ class Setting:
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """What must be set while this setting computes: float64 is off elsewhere."""
-        if self.dtype != "float64":
-            yield
-            return
-        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.default_matmul_precision(self.precision))
+            if self.dtype == "float64":
+                stack.enter_context(jax.enable_x64(True))
+                cpu = jax.local_devices(backend="cpu")[0]
+                stack.enter_context(jax.default_device(cpu))
             yield
 
 
 EXACT = Setting("float64", "float64 throughout", dtype="float64")
+BFLOAT16 = Setting(
+    "bfloat16", "`compute.dtype: bfloat16`: products and activations", dtype="bfloat16"
+)
 EMULATED = (
     Setting("float32", "float32 products"),
     Setting(
@@ -80,8 +87,17 @@ EMULATED = (
         "operands rounded to 7 mantissa bits (`default` on TPUs)",
         products=rounding.round_operands(7),
     ),
-    Setting("bfloat16", "`compute.dtype: bfloat16`: products and activations", dtype="bfloat16"),
+    BFLOAT16,
 )
+"""On a CPU: its own float32, and the products of accelerators on it."""
+
+MEASURED = (
+    Setting("highest", "float32 products"),
+    Setting("high", "what the device does for `high`", precision="high"),
+    Setting("default", "what the device does unasked", precision="default"),
+    BFLOAT16,
+)
+"""On an accelerator: what it does itself."""
 
 
 class Effects(NamedTuple):
@@ -110,6 +126,11 @@ class Scales(NamedTuple):
     pg: np.ndarray
     g_total: np.ndarray
     pg_total: np.ndarray
+
+
+def settings() -> tuple[Setting, ...]:
+    """The settings that this machine's device can tell apart."""
+    return EMULATED if jax.default_backend() == "cpu" else MEASURED
 
 
 def measure(
@@ -176,6 +197,7 @@ def sample_norms(job: Job) -> np.ndarray:
     logp = SampleLogProbs(job.model)
 
     @jax.jit
+    @jax.default_matmul_precision("highest")
     def norms(params: Tree, rows: Rows) -> jax.Array:
         def one(row: Rows) -> jax.Array:
             row = jax.tree.map(lambda x: x[None], row)

@@ -88,6 +88,20 @@ def test_rounded_parameters_are_rounded_no_further(job):
     assert np.any(flat(rounded.params) != flat(job.params))
 
 
+@pytest.mark.parametrize("setting", (*precision_measure.MEASURED, *EMULATED), ids=lambda s: s.name)
+def test_settings_ask_the_device_for_their_precision(setting):
+    with setting.computing():
+        (product,) = jax.make_jaxpr(jax.numpy.matmul)(np.eye(2), np.eye(2)).eqns
+    asked = {str(p) for p in product.params["precision"]}
+    assert asked == {setting.precision.upper()}
+
+
+def test_an_accelerator_is_measured_and_not_emulated(monkeypatch):
+    assert precision_measure.settings() == EMULATED
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not any(setting.products for setting in precision_measure.settings())
+
+
 def test_changes_are_counted():
     """Two objectives, two risks, two layers; one sign, one order and one rank change."""
     exact = Effects(
