@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core.trees import wide
+from jaxunlearn.objectives.divergence import cross_entropy
 from jaxunlearn.objectives.likelihood import check_labels, is_label
 
 
@@ -17,6 +18,8 @@ def undial(
     """Self-distillation with adjusted logits (UNDIAL, arXiv 2402.10052).
 
         L = CE(softmax(z_ref - beta onehot(y)), z)
+
+    Its gradient keeps its digits near the reference, see `divergence`.
 
     Args:
       logits: z, [..., V].
@@ -38,13 +41,16 @@ def undial(
     check_labels("logits", logits, "labels", labels)
     ref_logits = wide(jax.lax.stop_gradient(ref_logits))
     lowered = jnp.where(is_label(ref_logits, labels), ref_logits - beta, ref_logits)
-    return _cross_entropy(jax.nn.softmax(lowered, axis=-1), logits)
+    return cross_entropy(wide(logits), lowered)
 
 
 def ceu(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy unlearning (CE-U, arXiv 2503.01224).
 
         L = CE(softmax(sg(z) with z_y = -inf), z)
+
+    Its gradient with respect to z is p_y at the label and -p_v p_y / (1 - p_y) elsewhere, in
+    float32 also where p_y is so small that target and model round to the same numbers.
 
     Args:
       logits: z, [..., V], V >= 2.
@@ -62,10 +68,4 @@ def ceu(logits: jax.Array, labels: jax.Array) -> jax.Array:
     check_labels("logits", logits, "labels", labels)
     fixed = wide(jax.lax.stop_gradient(logits))
     without_label = jnp.where(is_label(fixed, labels), -jnp.inf, fixed)
-    return _cross_entropy(jax.nn.softmax(without_label, axis=-1), logits)
-
-
-def _cross_entropy(target: jax.Array, logits: jax.Array) -> jax.Array:
-    """-sum_v target_v log softmax(z)_v, where 0 log 0 = 0."""
-    logp = jnp.where(target > 0, jax.nn.log_softmax(wide(logits), axis=-1), 0)
-    return -jnp.sum(target * logp, axis=-1)
+    return cross_entropy(wide(logits), without_label)

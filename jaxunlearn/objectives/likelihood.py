@@ -23,8 +23,8 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
         log p(tokens[:, s + 1] | tokens[:, :s + 1])
 
-    A token outside the vocabulary, such as the label -100, gets the value -logsumexp(logits), which
-    means nothing: it must be masked.
+    A token outside the vocabulary, such as the label -100, gets a finite value that means nothing:
+    it must be masked.
 
     Args:
       logits: [B, T, V]; those after the last token are not read.
@@ -43,8 +43,11 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     logits, labels = wide(logits[:, :-1]), tokens[:, 1:]
     # Not a gather: with logits sharded over the vocabulary it would move them to one device, and
     # an index of -100 would count from the end.
-    label_logits = jnp.sum(jnp.where(is_label(logits, labels), logits, 0), axis=-1)
-    return label_logits - jax.nn.logsumexp(logits, axis=-1)
+    at_label = is_label(logits, labels)
+    label_logits = jnp.sum(jnp.where(at_label, logits, 0), axis=-1)
+    others = jax.nn.logsumexp(jnp.where(at_label, -jnp.inf, logits), axis=-1)
+    # Not z_label - logsumexp(z): where p is near 1, its gradient 1 - p would lose its digits.
+    return -jax.nn.softplus(others - label_logits)
 
 
 def reduce_losses(

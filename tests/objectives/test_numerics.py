@@ -197,6 +197,102 @@ def test_extreme_logits_and_a_padded_vocabulary_are_finite(name):
     assert np.isfinite(gradient).all()
 
 
+GRADIENT_TOLERANCE = 1e-5  # of the norm of the float64 gradient, position by position
+LOGIT_LOSSES = {n: get(n) for n in ALL if "logits" in get(n).needs}
+ODDS = {"benign": None, "rare": 1e-6, "impossible": 1e-20, "sure": 1e3, "certain": 1e6}
+
+
+def float32_and_float64(function, *arrays):
+    """A function of arrays in float32, and of the same numbers in float64."""
+    single = [jnp.asarray(x, None if x.dtype.kind in "bi" else jnp.float32) for x in arrays]
+    result = function(*single)
+    with jax.enable_x64(True):
+        double = [
+            jnp.asarray(np.asarray(x), None if x.dtype.kind in "bi" else jnp.float64)
+            for x in single
+        ]
+        expected = function(*double)
+    assert (result.dtype, expected.dtype) == (np.float32, np.float64)
+    return np.asarray(result), np.asarray(expected)
+
+
+def logits_of_odds(odds, vocabulary=300, positions=32):
+    """Logits in which every label has the given odds p / (1 - p); None leaves them random."""
+    rng = np.random.default_rng(0)
+    z = 3 * rng.normal(size=(positions, vocabulary))
+    labels = rng.integers(0, vocabulary, positions).astype(np.int32)
+    if odds is not None:
+        at_label = np.arange(vocabulary) == labels[:, None]
+        others = np.log(np.sum(np.where(at_label, 0, np.exp(z)), -1, keepdims=True))
+        z = np.where(at_label, others + np.log(odds), z)
+    return z, labels, rng.normal(size=z.shape)
+
+
+def assert_same_rows(result, expected):
+    apart = np.linalg.norm(result - expected, axis=-1)
+    assert (apart <= GRADIENT_TOLERANCE * np.linalg.norm(expected, axis=-1)).all(), apart.max()
+
+
+@pytest.mark.parametrize("odds", ODDS.values(), ids=ODDS)
+@pytest.mark.parametrize("distance", [0.0, 1e-4, 1e-2, 1.0, 10.0])
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_gradients_of_logits_keep_their_digits(name, distance, odds):
+    """p - q must not be the difference of two rounded numbers where it is nearly 0."""
+    z, labels, noise = logits_of_odds(odds)
+    objective = LOGIT_LOSSES[name]
+
+    def gradient(logits, ref_logits, labels):
+        arrays = {"ref_logits": ref_logits, "labels": labels}
+        inputs = {n: arrays[n] for n in objective.arrays if n != "logits"}
+        return jax.grad(lambda z: objective.loss(logits=z, **inputs).sum())(logits)
+
+    assert_same_rows(*float32_and_float64(gradient, z, z + distance * noise, labels))
+
+
+@pytest.mark.parametrize("odds", ODDS.values(), ids=ODDS)
+def test_the_gradient_of_log_p_keeps_its_digits(odds):
+    """1 - p must not be the difference of two rounded numbers where p is nearly 1."""
+    z, labels, _ = logits_of_odds(odds)
+    tokens = np.stack([labels, labels], axis=1)
+
+    def gradient(z, tokens):
+        return jax.grad(lambda z: objectives.token_log_probs(z, tokens).sum())(z)
+
+    result, expected = float32_and_float64(gradient, np.stack([z, z], axis=1), tokens)
+    assert_same_rows(result[:, 0], expected[:, 0])
+
+
+@pytest.mark.parametrize("name", TOKEN_OBJECTIVES)
+@pytest.mark.parametrize("typical", [1e-6, 1e-3, 1.0, 5.0])
+@pytest.mark.parametrize("distance", [0.0, 1e-4, 1.0])
+def test_gradients_of_log_probs_keep_their_digits(name, typical, distance):
+    """p near 1, p small, and p = q."""
+    rng, shape = np.random.default_rng(0), (8, 5)
+    arrays = {"guide": rng.exponential(size=shape)}
+    for prefix in ("", "substitute_"):
+        logp = -typical * rng.exponential(size=shape)
+        arrays[prefix + "logp"] = logp
+        arrays[prefix + "ref_logp"] = logp * (1 + distance * rng.random(shape))
+        arrays[prefix + "mask"] = rng.random(shape) < 0.8
+    objective = TOKEN_OBJECTIVES[name]
+    moving = next(n for n in objective.arrays if n in MOVING)
+
+    def gradient(*values):
+        inputs = dict(zip(objective.arrays, values, strict=True))
+        return jax.grad(lambda x: objective.loss(**inputs | {moving: x}).sum())(inputs[moving])
+
+    assert_same_rows(*float32_and_float64(gradient, *(arrays[n] for n in objective.arrays)))
+
+
+def test_divergence_counts_tokens_that_the_reference_rules_out():
+    """All of p may lie where q is 0; and a token that is impossible under both adds nothing."""
+    ref_logits = jnp.log(jnp.array([0.5, 0.5, 0.0, 0.0]))
+    p = jnp.array([1e-6, 1e-6, 1 - 2e-6, 0.0])
+    np.testing.assert_allclose(objectives.kl(jnp.log(p), ref_logits), np.log(0.5e6), rtol=1e-6)
+    gradient = jax.grad(objectives.kl)(jnp.log(p), ref_logits)
+    np.testing.assert_allclose(gradient, [-0.499999, -0.499999, 0.999998, 0], rtol=1e-6)
+
+
 def test_extreme_log_ratios_saturate():
     mask = jnp.array([[True]])
     low, high = jnp.array([[-1e4]]), jnp.array([[-1e-4]])
