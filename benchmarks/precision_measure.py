@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Setting:
     meaning: str
     dtype: str = "float32"
     products: rounding.Products | None = None
-    precision: str = "highest"
+    precision: Literal["highest", "high", "default"] = "highest"
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function compiled, its products being those of this setting."""
@@ -54,11 +54,14 @@ class Setting:
             function = rounding.with_products(function, self.products)
         return jax.jit(function)
 
+    def model(self, model: DecoderConfig) -> DecoderConfig:
+        """A model computed at this setting."""
+        return dataclasses.replace(model, dtype=self.dtype, precision=self.precision)
+
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """What must be set while this setting computes: float64 is off elsewhere."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(jax.default_matmul_precision(self.precision))
             if self.dtype == "float64":
                 stack.enter_context(jax.enable_x64(True))
                 cpu = jax.local_devices(backend="cpu")[0]
@@ -142,7 +145,7 @@ def measure(
       The effects, and [risks + objectives, layers], the squared norms of the gradients.
     """
     with setting.computing():
-        model = dataclasses.replace(job.model, dtype=setting.dtype)
+        model = setting.model(job.model)
         wide = jnp.float64 if setting.dtype == "float64" else jnp.float32
         theta, reference = (
             jax.tree.map(lambda x: jnp.asarray(x, wide), tree)
@@ -197,7 +200,6 @@ def sample_norms(job: Job) -> np.ndarray:
     logp = SampleLogProbs(job.model)
 
     @jax.jit
-    @jax.default_matmul_precision("highest")
     def norms(params: Tree, rows: Rows) -> jax.Array:
         def one(row: Rows) -> jax.Array:
             row = jax.tree.map(lambda x: x[None], row)

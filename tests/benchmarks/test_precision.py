@@ -1,6 +1,7 @@
 """The benchmark of precision: what it measures is the library's, and what it counts is right."""
 
 import json
+import re
 
 import jax
 import ml_dtypes
@@ -10,8 +11,10 @@ import pytest
 from benchmarks import precision, precision_compare, precision_job, precision_measure
 from benchmarks.precision_measure import EMULATED, EXACT, Effects, Scales
 from jaxunlearn import effects
+from jaxunlearn.models import decoder
 from jaxunlearn.training.batch import Rows
 from jaxunlearn.training.losses import GROUPING, Risk, SampleLogProbs
+from tests.models.small_models import UNTIED, pack, random_params, random_sequences
 
 OBJECTIVES = ("ga", "ceu")
 SAMPLES = 3
@@ -90,10 +93,15 @@ def test_rounded_parameters_are_rounded_no_further(job):
 
 @pytest.mark.parametrize("setting", (*precision_measure.MEASURED, *EMULATED), ids=lambda s: s.name)
 def test_settings_ask_the_device_for_their_precision(setting):
-    with setting.computing():
-        (product,) = jax.make_jaxpr(jax.numpy.matmul)(np.eye(2), np.eye(2)).eqns
-    asked = {str(p) for p in product.params["precision"]}
-    assert asked == {setting.precision.upper()}
+    model = setting.model(UNTIED)
+    batch = pack(random_sequences([7, 9], model.vocab_size))
+    labels = lambda params: decoder.forward(params, batch, model).labels
+    program = str(jax.make_jaxpr(labels)(random_params(model)))
+    if setting.dtype == "bfloat16":
+        assert "BF16_BF16_F32" in program and "HIGHEST" not in program
+    else:
+        asked = set(re.findall(r"Precision\.(\w+)", program))
+        assert asked == {setting.precision.upper()}
 
 
 def test_an_accelerator_is_measured_and_not_emulated(monkeypatch):
