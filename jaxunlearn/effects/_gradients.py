@@ -78,7 +78,7 @@ def dataset_gradients(
     first = list(itertools.islice(remaining, 2))
     if not first:
         raise ValueError("a gradient over a dataset needs at least one batch, got none")
-    totals = zero_sums(params, first[0], **options) if len(first) > 1 else None
+    totals: Any = zero_sums(params, first[0], **options) if len(first) > 1 else None
     for batch in itertools.chain(first, remaining):
         totals = gradient_sums(params, batch, totals, **options)
     sums, counts, gradients = totals
@@ -172,6 +172,7 @@ def _forward(params, batch, losses_fn):
         return {n: trees.wide(s) for n, (s, _) in pairs.items()}, counts
 
     # One forward pass; each loss then pulls back a cotangent that is 1 for itself and 0 for others.
+    vjp: Any
     values, vjp, counts = jax.vjp(sums, jax.tree.map(trees.wide, params), has_aux=True)
 
     def pull(name, refs=None):

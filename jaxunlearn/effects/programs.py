@@ -6,7 +6,7 @@ batch, and add up. Each is a `jax.jit` function of one batch, so it has `.lower`
 
 | program | what it computes | behind |
 |---|---|---|
-| `gradient_sums` | sums, counts and gradients of losses, running over batches | `dataset_gradients` |
+| `gradient_sums` | running sums, counts and gradients of losses | `dataset_gradients` |
 | `g_by_gates` | a risk's derivative along one direction, by layer | `g_effect(method="gates")` |
 | `pg_by_jvp` | PG-effects by sample or token, forward mode | `pg_effect(method="jvp")` |
 | `pg_by_gates` | PG-effects by sample or layer, reverse mode | `pg_effect(method="gates")` |

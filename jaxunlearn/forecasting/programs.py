@@ -334,7 +334,7 @@ def _gradients(
 
 
 def _sums(prepared: Prepared, args: tuple[Any, ...], static: Mapping[str, Any]) -> Tree:
-    """The running sums of gradients as shapes: gradients like the parameters, scalars everywhere."""
+    """The running sums of gradients as shapes, sharded like the parameters; scalars are not."""
     with jax.set_mesh(prepared.mesh):
         zeros = jax.eval_shape(functools.partial(effect_programs.zero_sums, **static), *args)
     values, counts, gradients = zeros

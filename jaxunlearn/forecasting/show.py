@@ -5,11 +5,13 @@ import math
 from rich.console import Console
 
 from jaxunlearn.config import Config
+from jaxunlearn.core.devices import TERA
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.forecasting import resident
 from jaxunlearn.forecasting.advice import GIB, advise
 from jaxunlearn.forecasting.programs import Program, programs
 from jaxunlearn.forecasting.sketch import sketch
+from jaxunlearn.forecasting.speed import SHARE, program_seconds, run_peak, total_seconds
 from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
 
 HEADS = (
@@ -23,24 +25,32 @@ HEADS = (
     "resident",
     "total",
     "TFLOP",
+    "seconds",
 )
 
 
 def forecast(
-    config: Config, *, memory: float | None = None, console: Console | None = None
+    config: Config,
+    *,
+    memory: float | None = None,
+    peak: float | None = None,
+    measure_peak: bool = False,
+    console: Console | None = None,
 ) -> list[Program]:
     """Compiles the programs of a run, prints what each needs, and advises how to make it fit.
 
     Args:
       config: the run.
       memory: GiB of one device; None gives no advice.
+      peak: TFLOP/s of one device; default: the published one of JAX's devices, if it is known.
+      measure_peak: whether to measure a product of the model's shapes here instead.
       console: for the table and the advice; default: nothing is printed.
 
     Returns:
       The programs, compiled.
 
     Raises:
-      ValueError, OSError: bad input, as for `run`, or a memory that is not positive.
+      ValueError, OSError: bad input, as for `run`, or a memory or peak that is not positive.
     """
     if memory is not None and not 0 < memory < math.inf:
         raise ValueError(f"memory (--memory): {memory} must be a positive number of GiB")
@@ -49,12 +59,15 @@ def forecast(
     prepared = sketch(config)
     for note in prepared.notes:
         console.print(f"assumed: {note}", markup=False, highlight=False)
+    speed = run_peak(prepared, peak, measure_peak)
     compiled = list(programs(prepared))
     # --- the table --------------------------------------------------------------------------------
     devices = prepared.mesh.devices
     size = resident.device_bytes(resident.sharded_params(prepared))
-    title = f"{config.name}: GiB on each device, TFLOP of all"
-    table = rich_table(_table(compiled), title, left_aligned=("batch",), two_line_heads=False)
+    title = f"{config.name}: GiB on each device, TFLOP of all in one call, seconds of all calls"
+    table = rich_table(
+        _table(compiled, speed), title, left_aligned=("batch",), two_line_heads=False
+    )
     print_wide(table, console)
     platform = devices.flat[0].platform
     console.print(
@@ -62,7 +75,10 @@ def forecast(
         " each",
         highlight=False,
     )
-    console.print("not covered: evaluation suites, generated text, relearning attacks")
+    console.print(
+        "not covered: compilation, evaluation suites, generated text, relearning attacks, files"
+    )
+    console.print(_time(compiled, speed, devices.size), highlight=False)
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
     # --- the run as a whole: devices, host and disk -----------------------------------------------
@@ -83,7 +99,17 @@ def forecast(
     return compiled
 
 
-def _table(compiled: list[Program]) -> TextTable:
+def _time(compiled: list[Program], peak: float | None, devices: int) -> str:
+    """The sentence on the time of all programs, and what it assumes."""
+    if peak is None:
+        return "seconds: no peak of these devices is known; give --peak TFLOPS or --measure-peak"
+    return (
+        f"seconds: {total_seconds(compiled, peak):,.3g} in all, if programs reach {SHARE:.0%} of"
+        f" {peak / devices / TERA:.4g} TFLOP/s a device"
+    )
+
+
+def _table(compiled: list[Program], peak: float | None) -> TextTable:
     """One row a program."""
     rows = []
     for program in compiled:
@@ -92,5 +118,6 @@ def _table(compiled: list[Program]) -> TextTable:
         sizes += (program.resident_bytes, program.total_bytes)
         gib = (f"{size / GIB:.3g}" if size > GIB / 2000 else "0" for size in sizes)
         tera = f"{cost.flops / 1e12:.3g}"
-        rows.append((program.name, str(program.calls), program.shape, *gib, tera))
+        seconds = "-" if peak is None else f"{program_seconds(program, peak):,.3g}"
+        rows.append((program.name, str(program.calls), program.shape, *gib, tera, seconds))
     return TextTable(HEADS, rows)
