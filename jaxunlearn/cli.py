@@ -94,8 +94,8 @@ class ForecastCommand:
     """Memory of one device in GiB; prints which settings fit it."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None
     """Peak of one device in TFLOP/s, for the seconds; default: the published one, if known."""
-    measure_peak: Switch = False
-    """Measure the peak here instead: half a second of a product of the model's shapes."""
+    measure: Switch = False
+    """Run a train step here instead, and take its speed for all programs."""
     keys: Switch = False
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
 
@@ -238,7 +238,7 @@ def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
         config,
         memory=command.memory,
         peak=command.peak,
-        measure_peak=command.measure_peak,
+        measure=command.measure,
         console=Console(),
     )
 

@@ -43,7 +43,7 @@ def test_keys_lists_every_key_with_its_help_text(arguments, capsys):
     [
         ("run", ["CONFIG", "--out", "--only", "--profile", "--peak", "--keys", "--coordinator"]),
         ("demo", ["--out", "--only", "--profile", "--keys", "--distributed"]),
-        ("forecast", ["CONFIG", "--memory", "--peak", "--measure-peak", "--keys"]),
+        ("forecast", ["CONFIG", "--memory", "--peak", "--measure", "--keys"]),
         ("evaluate", ["RUN", "--suites", "--generate", "--recite", "--retain-log", "--mesh"]),
         ("relearn", ["RUN", "--samples", "--steps", "--lr", "--benign", "--mesh", "--only"]),
         ("report", ["RUN"]),

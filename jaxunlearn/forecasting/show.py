@@ -5,14 +5,14 @@ import math
 from rich.console import Console
 
 from jaxunlearn.config import Config
-from jaxunlearn.core.devices import TERA
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.forecasting import resident
 from jaxunlearn.forecasting.advice import GIB, advise
 from jaxunlearn.forecasting.programs import Program, programs
 from jaxunlearn.forecasting.sketch import sketch
-from jaxunlearn.forecasting.speed import SHARE, program_seconds, run_peak, total_seconds
+from jaxunlearn.forecasting.speed import Speed, check_options, measured_speed, stated_speed
 from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
+from jaxunlearn.training.step import train_step
 
 HEADS = (
     "program",
@@ -34,7 +34,7 @@ def forecast(
     *,
     memory: float | None = None,
     peak: float | None = None,
-    measure_peak: bool = False,
+    measure: bool = False,
     console: Console | None = None,
 ) -> list[Program]:
     """Compiles the programs of a run, prints what each needs, and advises how to make it fit.
@@ -43,7 +43,7 @@ def forecast(
       config: the run.
       memory: GiB of one device; None gives no advice.
       peak: TFLOP/s of one device; default: the published one of JAX's devices, if it is known.
-      measure_peak: whether to measure a product of the model's shapes here instead.
+      measure: whether to run a train step here instead, and take its speed for all programs.
       console: for the table and the advice; default: nothing is printed.
 
     Returns:
@@ -54,13 +54,17 @@ def forecast(
     """
     if memory is not None and not 0 < memory < math.inf:
         raise ValueError(f"memory (--memory): {memory} must be a positive number of GiB")
+    check_options(peak, measure)
     console = console or quiet_console()
     # --- compile every program --------------------------------------------------------------------
     prepared = sketch(config)
     for note in prepared.notes:
         console.print(f"assumed: {note}", markup=False, highlight=False)
-    speed = run_peak(prepared, peak, measure_peak)
     compiled = list(programs(prepared))
+    # --- how fast they are ------------------------------------------------------------------------
+    speed = stated_speed(prepared, peak)
+    if measure:
+        speed = measured_speed(next(p for p in compiled if p.function is train_step))
     # --- the table --------------------------------------------------------------------------------
     devices = prepared.mesh.devices
     size = resident.device_bytes(resident.sharded_params(prepared))
@@ -78,7 +82,7 @@ def forecast(
     console.print(
         "not covered: compilation, evaluation suites, generated text, relearning attacks, files"
     )
-    console.print(_time(compiled, speed, devices.size), highlight=False)
+    console.print(_time(compiled, speed), markup=False, highlight=False)
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
     # --- the run as a whole: devices, host and disk -----------------------------------------------
@@ -99,17 +103,14 @@ def forecast(
     return compiled
 
 
-def _time(compiled: list[Program], peak: float | None, devices: int) -> str:
+def _time(compiled: list[Program], speed: Speed | None) -> str:
     """The sentence on the time of all programs, and what it assumes."""
-    if peak is None:
-        return "seconds: no peak of these devices is known; give --peak TFLOPS or --measure-peak"
-    return (
-        f"seconds: {total_seconds(compiled, peak):,.3g} in all, if programs reach {SHARE:.0%} of"
-        f" {peak / devices / TERA:.4g} TFLOP/s a device"
-    )
+    if speed is None:
+        return "seconds: not known without a peak of these devices (--peak TFLOPS, or --measure)"
+    return f"seconds: {speed.total_seconds(compiled):,.3g} in all, {speed.basis}"
 
 
-def _table(compiled: list[Program], peak: float | None) -> TextTable:
+def _table(compiled: list[Program], speed: Speed | None) -> TextTable:
     """One row a program."""
     rows = []
     for program in compiled:
@@ -118,6 +119,6 @@ def _table(compiled: list[Program], peak: float | None) -> TextTable:
         sizes += (program.resident_bytes, program.total_bytes)
         gib = (f"{size / GIB:.3g}" if size > GIB / 2000 else "0" for size in sizes)
         tera = f"{cost.flops / 1e12:.3g}"
-        seconds = "-" if peak is None else f"{program_seconds(program, peak):,.3g}"
+        seconds = "-" if speed is None else f"{speed.seconds(program):,.3g}"
         rows.append((program.name, str(program.calls), program.shape, *gib, tera, seconds))
     return TextTable(HEADS, rows)

@@ -30,7 +30,7 @@ from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
-from jaxunlearn.pipeline.work import passes
+from jaxunlearn.pipeline.work import count_passes
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
@@ -172,7 +172,7 @@ def _stages(run: Run, stages: Stages, profile: int) -> None:
             model=prepared.model,
             unlearn=config.unlearn,
             folder=folder,
-            on_pass=lambda split: part.add(*passes(split, prepared.model, 1)),
+            on_pass=lambda split: count_passes(part, split, prepared.model, 1),
         )
     offload = Offload(config.compute.offload)
     parked = offload.away(base)

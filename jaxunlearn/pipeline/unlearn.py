@@ -126,7 +126,7 @@ class _Loop(NamedTuple):
             self.stage.part("guide", after=self.trainer.state) as part,
             self.trainer.parked_moments(self.context.offload),
         ):
-            part.add(*work.refresh(self.plan.guidance))
+            work.count_refresh(part, self.plan.guidance)
             return self.plan.guidance.refresh(step, self.trainer.params)
 
     def close(self, step: int, interval: Interval | None) -> SetStatistics:
@@ -149,7 +149,7 @@ class _Loop(NamedTuple):
         measurer, trainer = self.plan.measurer, self.trainer
         with self.stage.part("measure") as part, trainer.parked_moments(self.context.offload):
             shared = step == 0 and measurer.risk in measurer.shared
-            part.add(*work.measurement(self.context.prepared, measurer, step, shared=shared))
+            work.count_measurement(part, self.context.prepared, measurer, step, shared=shared)
             lr = self.plan.rates[step]
             return measurer.open(step, trainer.params, stats, batches, guide, lr)
 
@@ -284,7 +284,7 @@ def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatisti
     log.flush()
     with loop.stage.part("measure", after=trainer.state) as part:
         for split in plan.measurer.splits:
-            part.add(*work.passes(split, plan.measurer.model, 1))
+            work.count_passes(part, split, plan.measurer.model, 1)
         stats = plan.measurer.statistics(trainer.params)
         last = int(trainer.state.step)
         if interval is not None:

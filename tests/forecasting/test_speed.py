@@ -10,7 +10,7 @@ from jaxunlearn.config import load
 from jaxunlearn.core import files
 from jaxunlearn.core.devices import TERA
 from jaxunlearn.forecasting import show, speed
-from jaxunlearn.forecasting.programs import programs
+from jaxunlearn.forecasting.programs import programs, training
 from jaxunlearn.forecasting.sketch import sketch
 from tests.pipeline.tiny import TINY, replace, run
 
@@ -24,47 +24,48 @@ def program(calls, flops):
     return SimpleNamespace(calls=calls, cost=SimpleNamespace(flops=flops))
 
 
-def test_seconds_are_flops_over_a_share_of_the_peak():
+def test_seconds_are_flops_over_a_share_of_the_peak(prepared):
     one, other = program(10, 4e9), program(1, 8e9)
-    assert speed.program_seconds(one, 1e10) == pytest.approx(4 / speed.SHARE)
-    assert speed.total_seconds([one, other], 1e10) == pytest.approx(4.8 / speed.SHARE)
+    stated = speed.stated_speed(prepared, 0.01)
+    assert stated.seconds(one) == pytest.approx(4 / speed.SHARE)
+    assert stated.total_seconds([one, other]) == pytest.approx(4.8 / speed.SHARE)
+    assert stated.basis == "if programs reach 40% of 0.01 TFLOP/s a device"
 
 
-def test_the_peak_is_stated_or_measured_or_published(prepared):
-    assert speed.run_peak(prepared, 2.0, False) == 2.0 * TERA
-    assert speed.run_peak(prepared, None, False) is None  # a CPU's is not published
-    eight = SimpleNamespace(
-        mesh=SimpleNamespace(devices=SimpleNamespace(flat=[None] * 8)), config=prepared.config
-    )
-    assert speed.run_peak(eight, 2.0, False) == 16.0 * TERA
-    with pytest.raises(ValueError, match="--peak, --measure-peak: give one"):
-        speed.run_peak(prepared, 2.0, True)
+def test_the_peak_is_of_one_device_and_a_cpu_has_none(prepared):
+    assert speed.stated_speed(prepared, None) is None
+    devices = SimpleNamespace(flat=[None] * 8)
+    eight = SimpleNamespace(mesh=SimpleNamespace(devices=devices), config=prepared.config)
+    assert speed.stated_speed(eight, 2.0).flops == pytest.approx(speed.SHARE * 16.0 * TERA)
 
 
 @pytest.mark.parametrize("peak", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_peak_is_no_peak(peak):
     with pytest.raises(ValueError, match=r"peak \(--peak\): .* must be a positive number"):
         show.forecast(TINY, peak=peak)
+    with pytest.raises(ValueError, match=r"--peak\), measure \(--measure\): give one"):
+        show.forecast(TINY, peak=1.0, measure=True)
 
 
-def test_a_measured_peak_is_the_rate_of_a_product_of_the_models_shapes(prepared):
-    """A clock that moves a fifth of a second a look: three products in 0.6 seconds."""
+def test_a_speed_is_measured_by_a_train_step(prepared):
+    """A clock that moves a fifth of a second a look: three steps in 0.6 seconds."""
+    (step, *_) = training(prepared, prepared.tasks)
     now = iter(0.2 * i for i in range(100))
-    model, rows = prepared.model, prepared.layout.split(prepared.sets.forget).packed[0].tokens.size
-    flops = 2 * rows * model.hidden_size * model.intermediate_size
-    rate = speed.measured_peak(prepared, clock=lambda: next(now))
-    assert rate == pytest.approx(2 * flops / 0.6)  # the third look ends it before a third product
+    measured = speed.measured_speed(step, clock=lambda: next(now))
+    assert measured.flops == pytest.approx(3 * step.cost.flops / 0.6)
+    assert "of 'ga: step', measured here" in measured.basis
 
 
-def test_the_table_says_what_its_seconds_assume():
-    assert "give --peak TFLOPS or --measure-peak" in show._time([], None, 1)
-    assert "40% of 0.5 TFLOP/s a device" in show._time([program(2, 1e12)], 1e12, 2)
+def test_the_output_says_what_its_seconds_assume():
+    assert "--peak TFLOPS, or --measure" in show._time([], None)
+    line = show._time([program(2, 1e12)], speed.Speed(1e12, "if all goes well"))
+    assert line == "seconds: 2 in all, if all goes well"
 
 
 @pytest.mark.slow
 @pytest.mark.cost
 def test_the_demo_takes_as_long_as_was_forecast(tmp_path):
-    """Within a factor of 2, on the machine whose peak is measured; compilation is not forecast."""
+    """Within a factor of 2, on the machine whose speed is measured; compilation is not forecast."""
     config = load(DEMO)
     config = replace(
         config,
@@ -78,16 +79,17 @@ def test_the_demo_takes_as_long_as_was_forecast(tmp_path):
     one = jax.devices()[:1]
     forecast = sketch(config, one)
     compiled = list(programs(forecast))
+    step = next(program for program in compiled if program.name == "npo: step")
     # The machine's speed may drift: it is measured before the run and after it.
-    before = speed.measured_peak(forecast)
+    before = speed.measured_speed(step).flops
     run(config, tmp_path / "run", one)
-    peak = (before + speed.measured_peak(forecast)) / 2
-    predicted = speed.total_seconds(compiled, peak)
+    flops = (before + speed.measured_speed(step).flops) / 2
+    predicted = speed.Speed(flops, "").total_seconds(compiled)
     covered = {"train", "measure", "forward", "evaluate"}
     taken = sum(
         record["seconds"] - record["compile_seconds"]
         for record in files.records(tmp_path / "run" / "timings.jsonl")
         if record["part"] in covered
     )
-    print(f"predicted {predicted:.2f} s at {peak / TERA:.3f} TFLOP/s, taken {taken:.2f} s")
+    print(f"predicted {predicted:.2f} s at {flops / TERA:.3f} TFLOP/s, taken {taken:.2f} s")
     assert 0.5 < predicted / taken < 2
