@@ -48,16 +48,11 @@ class Job:
 
     def needed_flops(self, step: int) -> int:
         """FLOPs of forward and backward with no padding, no masked score and no unread logit."""
-        c = self.model
-        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        block = c.hidden_size * (2 * queries + 2 * keys + 3 * c.intermediate_size)
-        total = 0
-        for tokens, first_label in (self.sequences[i] for i in self.steps[step]):
-            count = len(tokens)
-            attention = count * (count + 1) * queries
-            head = (count - first_label) * c.hidden_size * c.vocab_size
-            total += 6 * (c.num_layers * (count * block + attention) + head)
-        return total
+        samples = [self.sequences[i] for i in self.steps[step]]
+        tokens, labels = (
+            np.array(x) for x in zip(*((len(s.tokens), s.labels) for s in samples), strict=True)
+        )
+        return int(decoder.GRADIENT * decoder.forward_flops(self.model, tokens, labels).sum())
 
 
 class Stepper(NamedTuple):

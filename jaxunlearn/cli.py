@@ -5,6 +5,7 @@ environment variable JAXUNLEARN_TRACEBACK to see where an error was raised.
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,8 @@ class RunOptions:
     """Run only these objectives; default: all."""
     profile: int = 0
     """Trace this many steps of the first objective with jax.profiler."""
+    peak: Annotated[float | None, _flag("TFLOPS")] = None
+    """Peak of one device in TFLOP/s, for the MFU; default: the published one, in bfloat16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +86,16 @@ class DemoCommand:
 
 @dataclasses.dataclass(frozen=True)
 class ForecastCommand:
-    """Forecast memory and FLOPs of a run without running it."""
+    """Forecast memory, FLOPs and seconds of a run without running it."""
 
     config: ConfigFile = ()
     """A YAML file, see configs/; comes before flags that override its keys."""
     memory: Annotated[float | None, _flag("GIB")] = None
     """Memory of one device in GiB; prints which settings fit it."""
+    peak: Annotated[float | None, _flag("TFLOPS")] = None
+    """Peak of one device in TFLOP/s, for the seconds; default: the published one, if known."""
+    measure: Switch = False
+    """Run a train step here instead, and take its speed for all programs."""
     keys: Switch = False
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
 
@@ -202,6 +209,8 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     options = command.run
     if options.profile < 0:
         raise ConfigError(f"--profile: {options.profile} must not be negative")
+    if options.peak is not None and not 0 < options.peak < math.inf:
+        raise ConfigError(f"--peak: {options.peak} must be a positive number of TFLOP/s")
     if isinstance(command, RunCommand):
         config = _override(
             "run", _load("run", command.config, options.keys), overrides, options.keys
@@ -213,7 +222,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     console = _start(command.processes)
     from jaxunlearn.pipeline import recipe
 
-    recipe.execute(recipe.begin(config, out), console, profile=options.profile)
+    recipe.execute(recipe.begin(config, out), console, profile=options.profile, peak=options.peak)
 
 
 def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
@@ -225,7 +234,13 @@ def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
     hosts.use_cpu(config.compute.data * config.compute.fsdp * config.compute.tensor)
     from jaxunlearn.forecasting.show import forecast
 
-    forecast(config, memory=command.memory, console=Console())
+    forecast(
+        config,
+        memory=command.memory,
+        peak=command.peak,
+        measure=command.measure,
+        console=Console(),
+    )
 
 
 def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:

@@ -41,9 +41,9 @@ def test_keys_lists_every_key_with_its_help_text(arguments, capsys):
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("run", ["CONFIG", "--out", "--only", "--profile", "--keys", "--coordinator"]),
+        ("run", ["CONFIG", "--out", "--only", "--profile", "--peak", "--keys", "--coordinator"]),
         ("demo", ["--out", "--only", "--profile", "--keys", "--distributed"]),
-        ("forecast", ["CONFIG", "--memory", "--keys"]),
+        ("forecast", ["CONFIG", "--memory", "--peak", "--measure", "--keys"]),
         ("evaluate", ["RUN", "--suites", "--generate", "--recite", "--retain-log", "--mesh"]),
         ("relearn", ["RUN", "--samples", "--steps", "--lr", "--benign", "--mesh", "--only"]),
         ("report", ["RUN"]),

@@ -1,6 +1,7 @@
 """Directions in parameter space: exact gradients over a whole dataset."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,14 +85,17 @@ def dataset_gradients(
       ValueError: no batches, a count of zero, or another precision.
       TypeError: a loss is something else than (sum, count).
     """
-    shardings = trees.named_shardings(params)
-    totals = None
-    for batch in batches:
-        with products(precision):
-            sums = gradient_sums(params, batch, losses_fn=losses_fn, shardings=shardings)
-        totals = sums if totals is None else _add(totals, sums)
-    if totals is None:
+    options = {"losses_fn": losses_fn, "shardings": trees.named_shardings(params)}
+    remaining = iter(batches)
+    # Two batches are looked at: a single one needs no running sums, which take a gradient's memory.
+    first = list(itertools.islice(remaining, 2))
+    if not first:
         raise ValueError("a gradient over a dataset needs at least one batch, got none")
+    with products(precision):
+        totals: Any = zero_sums(params, first[0], **options) if len(first) > 1 else None
+    for batch in itertools.chain(first, remaining):
+        with products(precision):
+            totals = gradient_sums(params, batch, totals, **options)
     sums, counts, gradients = totals
     for name, count in counts.items():
         if count == 0:
@@ -117,19 +121,64 @@ class SingleLoss:
         return {"loss": self.loss_fn(params, batch)}
 
 
-@partial(jax.jit, static_argnames=("losses_fn", "shardings"))
-def gradient_sums(params, batch, *, losses_fn, shardings):
-    """Sums, counts and gradients of sums, {name: ...} each, of one batch.
+@partial(jax.jit, static_argnames=("losses_fn", "shardings"), donate_argnames="totals")
+def gradient_sums(params, batch, totals=None, *, losses_fn, shardings):
+    """Sums, counts and gradients of sums, {name: ...} each, of all batches so far.
+
+    Running sums differ from gradients of separate programs, added up, by the last rounding alone: a
+    product that is added at once is rounded with its sum, and a leaf that is read by index, such as
+    a table of embeddings, gets the terms of a batch one by one.
 
     Args:
       params: pytree of arrays.
       batch: one pytree.
+      totals: the result for the batches before, to which this batch is added, or `zero_sums`;
+        donated, so that the result takes its place in memory. None: the batch alone.
       losses_fn: a `LossesFn`; one loss goes in a `SingleLoss`.
       shardings: those of the parameters, as `trees.named_shardings` gives them.
     """
+    values, counts, pull = _forward(params, batch, losses_fn)
+    if totals is None:
+        return _placed((values, counts, {name: pull(name) for name in values}), shardings)
+    value_totals, count_totals, gradient_totals = totals
+    gradients = {}
+    for name in values:
+        # The reverse pass adds to the running sum wherever it finishes a part of the gradient, such
+        # as one layer: the gradient of the batch is never whole in memory.
+        running = jax.tree.map(jax.new_ref, gradient_totals[name])
+        pull(name, running)
+        gradients[name] = jax.tree.map(jax.freeze, running)
+    values, counts = jax.tree.map(jnp.add, (value_totals, count_totals), (values, counts))
+    return _placed((values, counts, gradients), shardings)
 
-    def sums(p):
-        pairs = losses_fn(p, batch)
+
+@partial(jax.jit, static_argnames=("losses_fn", "shardings"), keep_unused=True)
+def zero_sums(params, batch, *, losses_fn, shardings):
+    """The zeros to which `gradient_sums` adds the first of several batches.
+
+    Args:
+      params, batch, losses_fn, shardings: as in `gradient_sums`; the arrays' shapes and places are
+        read, not their values.
+    """
+    shapes = jax.eval_shape(lambda p, b: _forward(p, b, losses_fn)[:2], params, batch)
+    zeros = lambda tree: jax.tree.map(lambda x: trees.wide(jnp.zeros(x.shape, x.dtype)), tree)
+    values, counts = zeros(shapes)
+    sums = (values, counts, {name: zeros(params) for name in values})
+    return _placed(sums, shardings)
+
+
+def _forward(params, batch, losses_fn):
+    """The forward pass of a batch: sums, counts, and the pullback of each sum.
+
+    Returns:
+      ({name: sum}, {name: count}, pull). `pull(name)` gives the gradient of one sum, like the
+      parameters but in float32 or wider. `pull(name, refs)` adds it to a tree of `jax.Ref` instead.
+    """
+
+    def sums(wide_params):
+        # The gradient is taken with respect to wide parameters, so that it is wide itself.
+        narrow = jax.tree.map(lambda w, p: w.astype(p.dtype), wide_params, params)
+        pairs = losses_fn(narrow, batch)
         _checks.check_sums(pairs)
         # Counts are data: a count that depends on the parameters must not add to the gradient.
         counts = {
@@ -138,22 +187,31 @@ def gradient_sums(params, batch, *, losses_fn, shardings):
         return {n: trees.wide(s) for n, (s, _) in pairs.items()}, counts
 
     # One forward pass; each loss then pulls back a cotangent that is 1 for itself and 0 for others.
-    values, pull, counts = jax.vjp(sums, params, has_aux=True)
+    vjp: Any
+    values, vjp, counts = jax.vjp(sums, jax.tree.map(trees.wide, params), has_aux=True)
 
-    def gradient(name):
+    def pull(name, refs=None):
         cotangents = {
             n: jnp.ones_like(v) if n == name else jnp.zeros_like(v) for n, v in values.items()
         }
-        (grad,) = pull(cotangents)
-        # Pinned: the partitioner would replicate a gradient that only feeds a dot.
-        return trees.pin(jax.tree.map(trees.wide, grad), shardings)
+        (gradient,) = (vjp if refs is None else vjp.with_refs(refs))(cotangents)
+        return gradient
 
-    return values, counts, {name: gradient(name) for name in values}
+    return values, counts, pull
 
 
-@partial(jax.jit, donate_argnums=0)
-def _add(a, b):
-    return jax.tree.map(jnp.add, a, b)
+def _placed(sums, shardings):
+    """Sums with fixed shardings: gradients like the parameters, scalars on every device.
+
+    The partitioner would replicate a gradient that only feeds a dot. And running sums must be where
+    the program that adds to them leaves them, or it is compiled again for each place.
+    """
+    values, counts, gradients = sums
+    mesh = next((s.mesh for s in shardings if s is not None), None)
+    replicated = None if mesh is None else jax.NamedSharding(mesh, jax.P())
+    scalars = (replicated,) * len(jax.tree.leaves((values, counts)))
+    values, counts = trees.pin((values, counts), scalars)
+    return values, counts, {n: trees.pin(grad, shardings) for n, grad in gradients.items()}
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -7,6 +7,7 @@ stored result can be used again), and `run`, which attacks one model. A new atta
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,11 +24,13 @@ from jaxunlearn.measurement.statistics import Statistics
 from jaxunlearn.metrics import relearning
 from jaxunlearn.metrics.relearning import ALL, BENIGN, INT8, Settings
 from jaxunlearn.models.decoder import DecoderConfig
-from jaxunlearn.training.batch import Rows, Split
-from jaxunlearn.training.feed import FineTunePlan
+from jaxunlearn.record.stages import Stage
+from jaxunlearn.training.batch import Split
+from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.losses import GROUPING, FineTuning, Risk
 from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.step import Trainer, init_state
 
 TableRows = list[dict[str, Any]]
@@ -95,7 +98,14 @@ class Attack(Protocol):
         """The samples it trains on: of D_u, or of D_r where it is benign."""
         ...
 
-    def run(self, context: AttackContext, model: str, parked: Tree, progress: Progress) -> Result:
+    def run(
+        self,
+        context: AttackContext,
+        model: str,
+        parked: Tree,
+        progress: Progress,
+        stage: Stage,
+    ) -> Result:
         """Attacks a model.
 
         Args:
@@ -103,6 +113,7 @@ class Attack(Protocol):
           model: the model's name, for the rows.
           parked: its parameters, parked; they stay valid.
           progress: called at every evaluated step.
+          stage: takes the time of its training and of its evaluations.
         """
         ...
 
@@ -128,7 +139,14 @@ class FineTuneOn:
     samples: Split
     plan: FineTunePlan
 
-    def run(self, context: AttackContext, model: str, parked: Tree, progress: Progress) -> Result:
+    def run(
+        self,
+        context: AttackContext,
+        model: str,
+        parked: Tree,
+        progress: Progress,
+        stage: Stage,
+    ) -> Result:
         """Fine-tunes a copy of the model, and evaluates it on the way, see `Attack.run`."""
         steps, offload = self.plan.steps, context.offload
         evaluated = relearning.evaluated_steps(steps)
@@ -136,16 +154,24 @@ class FineTuneOn:
         trainer = Trainer(
             init_state(offload.fresh(parked), context.tx), FineTuning(context.model), context.tx
         )
-        for step in range(steps + 1):
-            if step in evaluated:
-                with trainer.parked_moments(offload):
-                    record, by_layer = self._evaluate(context, model, step, trainer.params)
-                records.append(record)
-                layers += by_layer
-                progress(step, nll=record["forget_nll"], es=record["forget_es"])
-            if step < steps:
-                rows = Rows(self.plan.batch(step))
-                trainer.update(context.layout.shard_rows(rows))
+        place = partial(self.plan.placed, layout=context.layout, model=context.model)
+        with Prefetch[FineTuneInput]() as ahead, stage.part("train") as train:
+            ahead.plan(range(steps), place)
+            for step in range(steps + 1):
+                if step in evaluated:
+                    with (
+                        stage.part("evaluate", after=trainer.state),
+                        trainer.parked_moments(offload),
+                    ):
+                        record, by_layer = self._evaluate(context, model, step, trainer.params)
+                    records.append(record)
+                    layers += by_layer
+                    progress(step, nll=record["forget_nll"], es=record["forget_es"])
+                if step < steps:
+                    inputs = ahead.take(step)
+                    trainer.update(inputs.rows)
+                    train.add(inputs.tokens, inputs.flops)
+            train.waiting += ahead.waited
         return Result(strengths_before(context.base_strength, self.unseen), records, layers)
 
     def _evaluate(
@@ -233,7 +259,14 @@ class ChangeWeights:
     change: Callable[[Tree], Tree]
     ids: tuple[int, ...] = ()
 
-    def run(self, context: AttackContext, model: str, parked: Tree, progress: Progress) -> Result:
+    def run(
+        self,
+        context: AttackContext,
+        model: str,
+        parked: Tree,
+        progress: Progress,
+        stage: Stage,
+    ) -> Result:
         """Evaluates the model (step 0) and its changed weights (step 1), see `Attack.run`."""
         params = context.offload.back(parked)
         unseen = np.ones(context.forget.samples, bool)
@@ -241,7 +274,8 @@ class ChangeWeights:
         changed = jax.jit(self.change, out_shardings=shardings)
         records = []
         for step, weights in enumerate((lambda tree: tree, changed)):
-            stats = statistics.statistics(weights(params), context.forget, context.model)
+            with stage.part("evaluate"):
+                stats = statistics.statistics(weights(params), context.forget, context.model)
             records.append(record(model, self.name, len(self.ids), step, stats, unseen))
             progress(step, nll=records[-1]["forget_nll"], es=records[-1]["forget_es"])
         return Result(strengths_before(context.base_strength, unseen), records, [])

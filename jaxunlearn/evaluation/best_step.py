@@ -14,7 +14,6 @@ from jaxunlearn.evaluation.suites import DURING_UNLEARNING
 from jaxunlearn.metrics.uwc import SHARE
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import BASE, RunFolder
-from jaxunlearn.record.steps import timed
 
 TABLE = "evaluation_steps"
 STRENGTH = ("extraction_strength", "extraction_strength.suffix")
@@ -34,15 +33,14 @@ def evaluate(evaluation: Evaluation, folder: RunFolder, name: str, step: int, pa
       params: theta_t; where they are not finite the step has no rows.
     """
     model, rows = f"{name}-{step:06d}", []
-    with timed(folder.path, f"evaluate {model}"):
-        if all_finite(params):
-            rows = [
-                {"suite": suite_name} | _table_columns(row)
-                for suite_name, suite in evaluation.suites.items()
-                if suite_name in DURING_UNLEARNING
-                for row in suite.measure(model, params)
-            ]
-        tables.write_part(folder.path, TABLE, name, step, rows)
+    if all_finite(params):
+        rows = [
+            {"suite": suite_name} | _table_columns(row)
+            for suite_name, suite in evaluation.suites.items()
+            if suite_name in DURING_UNLEARNING
+            for row in suite.measure(model, params)
+        ]
+    tables.write_part(folder.path, TABLE, name, step, rows)
 
 
 def _table_columns(row: Mapping[str, Any]) -> dict[str, Any]:

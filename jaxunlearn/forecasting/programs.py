@@ -190,13 +190,13 @@ def guiding(prepared: Prepared) -> Iterator[Program]:
     risk = Risk(prepared.model, tasks[0].loss.unlearn.reduction)
     splits = {"R(retain)": (guide_retain(prepared), 0), "R(D_u)": (forget, 1)}
     for name, (split, gradients) in splits.items():
-        # Next to the pass: the sum over the batches so far, and the gradient formed before it.
-        more = (len(split.batches) > 1) + (0 if offloads else gradients)
+        # Next to the pass: the gradient formed before it.
+        more = 0 if offloads else gradients
         calls, name = count * len(split.batches), f"guide: grad {name}"
         make = functools.partial(
             _program, prepared, name, calls, split, resident_bytes + more * size
         )
-        yield make(*_gradient(prepared, risk, split.batches[0]))
+        yield make(*_gradients(prepared, effect_programs.SingleLoss(risk), split.batches))
     name, calls = "guide: PG-effects (jvp)", count * len(forget.batches)
     make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
     yield make(
@@ -215,27 +215,22 @@ def _formed(
     retain: Split,
 ) -> Iterator[Program]:
     """The passes that form the gradients of both risks and of an objective."""
-    params, size = _params(prepared)
     measured, tasks = prepared.measured_steps, prepared.tasks
     resident_bytes, term = resident.while_measuring(prepared), task.loss.unlearn
     # At step 0 the objectives of one reduction share theta_0's gradient.
     reductions = {each.loss.unlearn.reduction for each in tasks}
     shared = (len(tasks) - len(reductions)) * (0 in measured)
     retain_calls = (len(tasks) * len(measured) - shared) * len(retain.batches)
-    sums = size if len(retain.batches) > 1 else 0  # over the batches so far
     make = functools.partial(
-        _program, prepared, "grad R(D_r)", retain_calls, retain, resident_bytes + sums
+        _program, prepared, "grad R(D_r)", retain_calls, retain, resident_bytes
     )
-    yield make(*_gradient(prepared, Risk(prepared.model, term.reduction), retain.batches[0]))
+    risk = effect_programs.SingleLoss(Risk(prepared.model, term.reduction))
+    yield make(*_gradients(prepared, risk, retain.batches))
 
-    gradients = 1 if term.objective.ascent else 2
-    sums = gradients * size if len(batches) > 1 else 0
-    more = sums + resident.risk_gradients(prepared)
+    resident_bytes += resident.risk_gradients(prepared)
     name = f"grad R(D_u), grad L of {task.name}"
-    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes + more)
-    shardings = trees.named_shardings(params)
-    static = {"losses_fn": RiskAndObjective(term), "shardings": shardings}
-    yield make(effect_programs.gradient_sums, (params, batches[0]), static)
+    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
+    yield make(*_gradients(prepared, RiskAndObjective(term), batches))
 
 
 def _gated(
@@ -247,12 +242,11 @@ def _gated(
     retain: Split,
 ) -> Iterator[Program]:
     """The pass that forms an objective's gradient, and those that read it through gates."""
-    params, size = _params(prepared)
+    params, _ = _params(prepared)
     resident_bytes, term = resident.while_measuring(prepared), task.loss.unlearn
-    sums = size if len(batches) > 1 else 0
     name = f"grad L of {task.name}"
-    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes + sums)
-    yield make(*_gradient(prepared, term, batches[0]))
+    make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
+    yield make(*_gradients(prepared, effect_programs.SingleLoss(term), batches))
     # Once for the G-effect, once for the update, once for the interval.
     passes = 3 * len(prepared.tasks) * len(prepared.measured_steps)
     for name, split in (("R(D_u)", forget), ("R(D_r)", retain)):
@@ -324,12 +318,31 @@ def _program(
     return Program(name, calls, shape, resident_bytes, prepared.mesh, function, args, static)
 
 
-def _gradient(prepared: Prepared, loss: Any, batch: Any) -> tuple[Any, tuple, dict[str, Any]]:
-    """(function, arguments, static arguments) of one batch of `effects.dataset_gradient`."""
+def _gradients(
+    prepared: Prepared, losses: effect_programs.LossesFn, batches: Sequence[Any]
+) -> tuple[Any, tuple, dict[str, Any]]:
+    """(function, arguments, static arguments) of one batch of `effects.dataset_gradients`.
+
+    Of several batches the sums over those so far are an argument too.
+    """
     params, _ = _params(prepared)
-    losses = effect_programs.SingleLoss(loss)
     static = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
-    return effect_programs.gradient_sums, (params, batch), static
+    args = (params, batches[0])
+    if len(batches) > 1:
+        args = (*args, _sums(prepared, args, static))
+    return effect_programs.gradient_sums, args, static
+
+
+def _sums(prepared: Prepared, args: tuple[Any, ...], static: Mapping[str, Any]) -> Tree:
+    """The running sums of gradients as shapes, sharded like the parameters; scalars are not."""
+    with jax.set_mesh(prepared.mesh):
+        zeros = jax.eval_shape(functools.partial(effect_programs.zero_sums, **static), *args)
+    values, counts, gradients = zeros
+    everywhere = jax.NamedSharding(prepared.mesh, jax.P())
+    scalars = jax.tree.map(lambda _: everywhere, (values, counts))
+    like_params = jax.tree.map(lambda x: x.sharding, args[0])
+    shardings = (*scalars, {name: like_params for name in gradients})
+    return trees.with_shardings(zeros, shardings)
 
 
 def _params(prepared: Prepared) -> tuple[Tree, int]:

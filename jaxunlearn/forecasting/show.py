@@ -10,7 +10,9 @@ from jaxunlearn.forecasting import resident
 from jaxunlearn.forecasting.advice import GIB, advise
 from jaxunlearn.forecasting.programs import Program, programs
 from jaxunlearn.forecasting.sketch import sketch
+from jaxunlearn.forecasting.speed import Speed, check_options, measured_speed, stated_speed
 from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
+from jaxunlearn.training.step import train_step
 
 HEADS = (
     "program",
@@ -23,38 +25,53 @@ HEADS = (
     "resident",
     "total",
     "TFLOP",
+    "seconds",
 )
 
 
 def forecast(
-    config: Config, *, memory: float | None = None, console: Console | None = None
+    config: Config,
+    *,
+    memory: float | None = None,
+    peak: float | None = None,
+    measure: bool = False,
+    console: Console | None = None,
 ) -> list[Program]:
     """Compiles the programs of a run, prints what each needs, and advises how to make it fit.
 
     Args:
       config: the run.
       memory: GiB of one device; None gives no advice.
+      peak: TFLOP/s of one device; default: the published one of JAX's devices, if it is known.
+      measure: whether to run a train step here instead, and take its speed for all programs.
       console: for the table and the advice; default: nothing is printed.
 
     Returns:
       The programs, compiled.
 
     Raises:
-      ValueError, OSError: bad input, as for `run`, or a memory that is not positive.
+      ValueError, OSError: bad input, as for `run`, or a memory or peak that is not positive.
     """
     if memory is not None and not 0 < memory < math.inf:
         raise ValueError(f"memory (--memory): {memory} must be a positive number of GiB")
+    check_options(peak, measure)
     console = console or quiet_console()
     # --- compile every program --------------------------------------------------------------------
     prepared = sketch(config)
     for note in prepared.notes:
         console.print(f"assumed: {note}", markup=False, highlight=False)
     compiled = list(programs(prepared))
+    # --- how fast they are ------------------------------------------------------------------------
+    speed = stated_speed(prepared, peak)
+    if measure:
+        speed = measured_speed(next(p for p in compiled if p.function is train_step))
     # --- the table --------------------------------------------------------------------------------
     devices = prepared.mesh.devices
     size = resident.device_bytes(resident.sharded_params(prepared))
-    title = f"{config.name}: GiB on each device, TFLOP of all"
-    table = rich_table(_table(compiled), title, left_aligned=("batch",), two_line_heads=False)
+    title = f"{config.name}: GiB on each device, TFLOP of all in one call, seconds of all calls"
+    table = rich_table(
+        _table(compiled, speed), title, left_aligned=("batch",), two_line_heads=False
+    )
     print_wide(table, console)
     platform = devices.flat[0].platform
     console.print(
@@ -63,7 +80,10 @@ def forecast(
         highlight=False,
     )
     console.print(f"products: {prepared.model.arithmetic} (compute.dtype, compute.precision)")
-    console.print("not covered: evaluation suites, generated text, relearning attacks")
+    console.print(
+        "not covered: compilation, evaluation suites, generated text, relearning attacks, files"
+    )
+    console.print(_time(compiled, speed), markup=False, highlight=False)
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
     # --- the run as a whole: devices, host and disk -----------------------------------------------
@@ -84,7 +104,14 @@ def forecast(
     return compiled
 
 
-def _table(compiled: list[Program]) -> TextTable:
+def _time(compiled: list[Program], speed: Speed | None) -> str:
+    """The sentence on the time of all programs, and what it assumes."""
+    if speed is None:
+        return "seconds: not known without a peak of these devices (--peak TFLOPS, or --measure)"
+    return f"seconds: {speed.total_seconds(compiled):,.3g} in all, {speed.basis}"
+
+
+def _table(compiled: list[Program], speed: Speed | None) -> TextTable:
     """One row a program."""
     rows = []
     for program in compiled:
@@ -93,5 +120,6 @@ def _table(compiled: list[Program]) -> TextTable:
         sizes += (program.resident_bytes, program.total_bytes)
         gib = (f"{size / GIB:.3g}" if size > GIB / 2000 else "0" for size in sizes)
         tera = f"{cost.flops / 1e12:.3g}"
-        rows.append((program.name, str(program.calls), program.shape, *gib, tera))
+        seconds = "-" if speed is None else f"{speed.seconds(program):,.3g}"
+        rows.append((program.name, str(program.calls), program.shape, *gib, tera, seconds))
     return TextTable(HEADS, rows)

@@ -26,9 +26,9 @@ from jaxunlearn.evaluation.suites import (
     select_suites,
 )
 from jaxunlearn.pipeline import stored
-from jaxunlearn.pipeline.prepare import Prepared, prepare
+from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
-from jaxunlearn.record.steps import timed
+from jaxunlearn.record.stages import Stages
 from jaxunlearn.reporting import report
 
 Count = int | str
@@ -92,7 +92,7 @@ def evaluate(
     prepared = prepare(config, devices)
     with jax.set_mesh(prepared.mesh):
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)
-        measure_models(evaluation, folder, names, console)
+        measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
     report.print_evaluation(folder.path, config, console, names)
 
 
@@ -159,7 +159,7 @@ def requested_evaluation(prepared: Prepared, folder: RunFolder) -> Evaluation | 
     return build_evaluation(prepared, folder, request(prepared.config), retrained)
 
 
-def evaluate_starting_points(evaluation: Evaluation, folder: RunFolder, console: Console) -> None:
+def evaluate_starting_points(evaluation: Evaluation, folder: RunFolder, stages: Stages) -> None:
     """Measures the models before unlearning and, if there is one, the retrained model.
 
     Models that are evaluated during unlearning are compared with these two.
@@ -167,13 +167,13 @@ def evaluate_starting_points(evaluation: Evaluation, folder: RunFolder, console:
     Args:
       evaluation: the suites.
       folder: of the run.
-      console: for progress.
+      stages: times it, and shows progress.
     """
-    measure_models(evaluation, folder, models_of((), evaluation.context.retrained), console)
+    measure_models(evaluation, folder, models_of((), evaluation.context.retrained), stages)
 
 
 def evaluate_finished(
-    evaluation: Evaluation, prepared: Prepared, folder: RunFolder, console: Console
+    evaluation: Evaluation, prepared: Prepared, folder: RunFolder, stages: Stages
 ) -> None:
     """Measures every model of a run whose objectives are done.
 
@@ -181,11 +181,11 @@ def evaluate_finished(
       evaluation: the suites.
       prepared: the run.
       folder: its folder.
-      console: for progress.
+      stages: times it, and shows progress.
     """
     objectives = stored.finished(folder, prepared.config)
     names = models_of(objectives, evaluation.context.retrained)
-    measure_models(evaluation, folder, names, console)
+    measure_models(evaluation, folder, names, stages)
 
 
 def build_evaluation(
@@ -231,7 +231,7 @@ def models_of(objectives: Sequence[str], retrained: bool) -> list[str]:
 
 
 def measure_models(
-    evaluation: Evaluation, folder: RunFolder, names: Sequence[str], console: Console
+    evaluation: Evaluation, folder: RunFolder, names: Sequence[str], stages: Stages
 ) -> None:
     """Measures the missing suites of some models, and writes each result at once.
 
@@ -239,17 +239,17 @@ def measure_models(
       evaluation: the suites.
       folder: of the run.
       names: the models, from `models_of`.
-      console: for progress.
+      stages: times it, and shows progress.
     """
     record = _read(folder)
     # The first process writes the record below; all others must have read it before.
     hosts.wait("the record is read")
-    with progress.bar(console, "evaluate", len(names)) as bar:
+    with progress.bar(stages.console, "evaluate", len(names)) as bar:
         for i, name in enumerate(names):
             results = record["models"].setdefault(name, {})
             missing = [suite for suite in evaluation.suites if _lacks(evaluation, results, suite)]
             missing = [suite for suite in missing if _applies(suite, name)]
-            for suite, result in _measure(evaluation, folder, name, missing):
+            for suite, result in _measure(evaluation, name, missing, stages):
                 results[suite] = {"settings": evaluation.suites[suite].settings} | result
                 files.write_json(folder.evaluation, record)
             bar.advance(i + 1)
@@ -258,19 +258,22 @@ def measure_models(
 
 
 def _measure(
-    evaluation: Evaluation, folder: RunFolder, name: str, suites: Sequence[str]
+    evaluation: Evaluation, name: str, suites: Sequence[str], stages: Stages
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Loads a model once, and yields the result of each suite."""
     if not suites:
         return
-    params = evaluation.context.load(name)
-    finite = bool(all_finite(params))
-    for suite in suites:
-        if finite:
-            with timed(folder.path, f"evaluate {name} {suite}"):
-                yield suite, {"results": evaluation.suites[suite].measure(name, params)}
-        else:
-            yield suite, {"results": [], "reason": f"the parameters of {name} are not finite"}
+    with stages.stage(f"evaluate {name}") as stage:
+        with stage.part("load"):
+            params = evaluation.context.load(name)
+            finite = bool(all_finite(params))
+        for suite in suites:
+            if not finite:
+                yield suite, {"results": [], "reason": f"the parameters of {name} are not finite"}
+                continue
+            with stage.part(suite):
+                results = evaluation.suites[suite].measure(name, params)
+            yield suite, {"results": results}
 
 
 def _lacks(evaluation: Evaluation, results: dict[str, Any], suite: str) -> bool:

@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-import numpy as np
-from rich.console import Console
 
 from jaxunlearn.config import FineTune
 from jaxunlearn.core import files, hosts, progress
@@ -16,11 +14,11 @@ from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record.folder import RETRAINED, RunFolder
-from jaxunlearn.record.steps import timed
-from jaxunlearn.training.batch import Rows
+from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.checkpoint import open_checkpoints
-from jaxunlearn.training.feed import FineTunePlan
+from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
+from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.schedule import lr_schedule
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 
@@ -48,7 +46,7 @@ def finetune(
     name: str,
     samples: Sequence[Sample],
     splits: Splits,
-    console: Console,
+    stages: Stages,
 ) -> Tree:
     """Fine-tunes the initial model, or reads the model that an earlier start of the run finished.
 
@@ -58,7 +56,7 @@ def finetune(
       name: of the model: `base`, or `retrained`, which trains for as many epochs as `base` did.
       samples: the samples to train on.
       splits: D_u and D_r, to evaluate on.
-      console: for progress.
+      stages: times it, and shows progress.
 
     Returns:
       The parameters; the initial ones where the run does not fine-tune.
@@ -80,27 +78,37 @@ def finetune(
     tx = optimizer(lr, weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,
-        progress.bar(console, name, plan.steps, checkpoints.latest or 0) as bar,
-        timed(folder.path, name),
+        progress.bar(stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
+        stages.stage(name) as stage,
+        Prefetch[FineTuneInput]() as ahead,
+        stage.part("train") as train,
     ):
         # --- from scratch, or from the newest checkpoint of an interrupted start ------------------
-        state = checkpoints.newest_or(init_state(prepared.initial(), tx))
+        with stage.part("load"):
+            state = checkpoints.newest_or(init_state(prepared.initial(), tx))
         first, trainer = int(state.step), Trainer(state, FineTuning(model), tx)
         del state  # the trainer donates it
         files.cut_back(folder.metrics, name, first)  # records of steps that are done again
+        place = partial(plan.placed, layout=prepared.layout, model=model)
+        ahead.plan(range(first, plan.steps), place)
         for step in range(first, plan.steps + 1):
             if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
-                checkpoints.save(step, trainer.state)
-                numbers = splits.statistics(trainer.params, model).summary()
+                with stage.part("save", after=trainer.state):
+                    checkpoints.save(step, trainer.state)
+                with stage.part("evaluate"):
+                    numbers = splits.statistics(trainer.params, model).summary()
                 files.append(folder.metrics, {"step": step, "objective": name, **numbers})
                 bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
                 _check_finite(name, step, numbers, spec.lr)
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
-            packed = plan.batch(step)
-            trainer.update(prepared.layout.shard_rows(Rows(packed)))
-            bar.advance(step + 1, int(np.sum(packed.segments >= 0)))
-        hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
+            inputs = ahead.take(step)
+            trainer.update(inputs.rows)
+            train.add(inputs.tokens, inputs.flops)
+            bar.advance(step + 1, inputs.tokens)
+        train.waiting = ahead.waited
+        with stage.part("save"):
+            hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
     return trainer.params
 
 

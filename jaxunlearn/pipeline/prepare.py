@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from jaxunlearn.config import Config, validate
+from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.encoding import Encoder
@@ -17,6 +19,8 @@ from jaxunlearn.data.rows import DataRows, row_key
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
 from jaxunlearn.training.sets import SampleSets
@@ -137,6 +141,21 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.shard
         return sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
     except ValueError as error:
         raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
+
+
+def make_stages(
+    prepared: Prepared, folder: RunFolder, console: Console, peak: float | None = None
+) -> Stages:
+    """Makes what times the stages of a run.
+
+    Args:
+      prepared: the run.
+      folder: its folder.
+      console: for a line a stage, and for progress.
+      peak: TFLOP/s of one device; default: the published peak, where it is known.
+    """
+    used = list(prepared.mesh.devices.flat)
+    return Stages(folder, console, used, peak_flops(used, prepared.config.compute.dtype, peak))
 
 
 def make_layout(

@@ -26,15 +26,20 @@ from jaxunlearn.pipeline.evaluate import (
     requested_evaluation,
 )
 from jaxunlearn.pipeline.finetune import finetune
-from jaxunlearn.pipeline.prepare import Prepared, prepare
+from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
+from jaxunlearn.pipeline.work import count_passes
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.stages import Stages
 from jaxunlearn.reporting import report, summary
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
+
+REFERENCES = "references"
+"""The stage of the reference pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +105,20 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
     return Run(prepared, folder, evaluation)
 
 
-def execute(run: Run, console: Console | None = None, *, profile: int = 0) -> None:
+def execute(
+    run: Run,
+    console: Console | None = None,
+    *,
+    profile: int = 0,
+    peak: float | None = None,
+) -> None:
     """Fine-tunes, unlearns, measures, evaluates and reports.
 
     Args:
       run: from `begin`.
       console: where progress and tables go; default: nowhere.
       profile: steps of the first objective to trace into the folder's `profile`.
+      peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
 
     Raises:
       CheckpointError: the folder's checkpoints are of another model.
@@ -115,18 +127,20 @@ def execute(run: Run, console: Console | None = None, *, profile: int = 0) -> No
     console = console or quiet_console()
     for note in run.prepared.notes:
         console.print(note, markup=False, highlight=False)
+    stages = make_stages(run.prepared, run.folder, console, peak)
     with jax.set_mesh(run.prepared.mesh):
-        _stages(run, console, profile)
+        _stages(run, stages, profile)
         if run.evaluation is not None:
-            evaluate_finished(run.evaluation, run.prepared, run.folder, console)
-        relearn_finished(run.prepared, run.folder, console)
+            evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
+        relearn_finished(run.prepared, run.folder, stages)
     if hosts.is_first():
         report.write_report(run.folder.path, console)
     hosts.wait("the run is done")
 
 
-def _stages(run: Run, console: Console, profile: int) -> None:
+def _stages(run: Run, stages: Stages, profile: int) -> None:
     """Fine-tunes, unlearns with every objective, and merges the tables."""
+    console = stages.console
     prepared, folder, config = run.prepared, run.folder, run.prepared.config
     layout, sets = prepared.layout, prepared.sets
     splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
@@ -134,30 +148,32 @@ def _stages(run: Run, console: Console, profile: int) -> None:
     results: dict[str, Any] = {}
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
-    base = finetune(prepared, folder, BASE, prepared.finetune, splits, console)
+    base = finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
     base_statistics = splits.statistics(base, prepared.model)
     results[BASE] = base_statistics.summary()
     summary.print_starting_point(results[BASE], console)
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
     if config.finetune.retrained:
-        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, console)
+        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages)
         results[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
         del retrained  # it stays in its folder
     if run.evaluation is not None and config.evaluate.every:
         # Evaluations during unlearning are compared with these two models.
-        evaluate_starting_points(run.evaluation, folder, console)
+        evaluate_starting_points(run.evaluation, folder, stages)
 
     # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
-    references = reference_pass(
-        base,
-        prepared.tasks,
-        sets,
-        layout=layout,
-        model=prepared.model,
-        unlearn=config.unlearn,
-        folder=folder,
-    )
+    with stages.stage(REFERENCES) as stage, stage.part("forward") as part:
+        references = reference_pass(
+            base,
+            prepared.tasks,
+            sets,
+            layout=layout,
+            model=prepared.model,
+            unlearn=config.unlearn,
+            folder=folder,
+            on_pass=lambda split: count_passes(part, split, prepared.model, 1),
+        )
     offload = Offload(config.compute.offload)
     parked = offload.away(base)
     del base  # the parked theta_0 serves every objective
@@ -166,7 +182,7 @@ def _stages(run: Run, console: Console, profile: int) -> None:
     context = UnlearnContext(
         prepared=prepared,
         folder=folder,
-        console=console,
+        stages=stages,
         offload=offload,
         base=parked,
         references=references,

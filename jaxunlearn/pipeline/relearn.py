@@ -24,10 +24,10 @@ from jaxunlearn.measurement import statistics
 from jaxunlearn.metrics import relearning
 from jaxunlearn.metrics.relearning import Count, Settings
 from jaxunlearn.pipeline import stored
-from jaxunlearn.pipeline.prepare import Prepared, prepare
+from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.record import attack_results
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
-from jaxunlearn.record.steps import timed
+from jaxunlearn.record.stages import Stage, Stages
 from jaxunlearn.reporting import report
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.step import optimizer
@@ -85,7 +85,8 @@ def relearn(
     prepared = prepare(config, devices)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with jax.set_mesh(prepared.mesh):
-        attack_models(prepared, folder, requested, names, console)
+        stages = make_stages(prepared, folder, console)
+        attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
         report.report_relearning(folder.path, config, console)
 
@@ -146,17 +147,17 @@ def requested_attacks(prepared: Prepared) -> RelearnRequest | None:
     return request(config, len(prepared.sets.forget))
 
 
-def relearn_finished(prepared: Prepared, folder: RunFolder, console: Console) -> None:
+def relearn_finished(prepared: Prepared, folder: RunFolder, stages: Stages) -> None:
     """Attacks the models of a run whose objectives are done, where its configuration asks for it.
 
     Args:
       prepared: the run.
       folder: its folder.
-      console: for progress.
+      stages: times the attacks, and shows progress.
     """
     requested, names = requested_attacks(prepared), stored.finished(folder, prepared.config)
     if requested is not None and names:
-        attack_models(prepared, folder, requested, names, console)
+        attack_models(prepared, folder, requested, names, stages)
 
 
 # ------------------------------------------------------------------------------- attacking
@@ -169,13 +170,13 @@ class _Runner:
     Attributes:
       prepared: the run.
       folder: its folder.
-      console: for progress.
+      stages: times the attacks, and shows progress.
       context: the inputs that all attacks share.
     """
 
     prepared: Prepared
     folder: RunFolder
-    console: Console
+    stages: Stages
     context: AttackContext
 
     def attack_all(self, name: str, attacks: Sequence[Attack]) -> None:
@@ -183,16 +184,17 @@ class _Runner:
         missing = [attack for attack in attacks if not self.is_done(name, attack)]
         if not missing:
             return
-        with timed(self.folder.path, f"relearn {name}"):
-            parked = self.context.offload.away(self.load(name))
+        with self.stages.stage(f"relearn {name}") as stage:
+            with stage.part("load"):
+                parked = self.context.offload.away(self.load(name))
             for attack in missing:
-                self.attack(name, attack, parked)
+                self.attack(name, attack, parked, stage)
 
-    def attack(self, name: str, attack: Attack, parked: Tree, **extra: Any) -> None:
+    def attack(self, name: str, attack: Attack, parked: Tree, stage: Stage, **extra: Any) -> None:
         """Runs an attack and writes its result, with further entries if there are any."""
         label, steps = f"{name} {attack.name}", self.context.settings.steps
-        with progress.bar(self.console, label, steps) as bar:
-            result = attack.run(self.context, name, parked, bar.advance)
+        with progress.bar(self.stages.console, label, steps) as bar:
+            result = attack.run(self.context, name, parked, bar.advance, stage)
         settings = {"settings": self.settings(attack)}
         part = settings | result._asdict() | extra
         files.write_json(self.folder.attack(name, attack.name), part)
@@ -217,7 +219,7 @@ def attack_models(
     folder: RunFolder,
     requested: RelearnRequest,
     names: Sequence[str],
-    console: Console,
+    stages: Stages,
 ) -> None:
     """Computes the missing results, and merges all results into tables and a summary.
 
@@ -226,16 +228,16 @@ def attack_models(
       folder: its folder.
       requested: from `request`.
       names: finished objectives; the retrained model is attacked too where there is one.
-      console: for progress.
+      stages: times the attacks, and shows progress.
     """
     settings = requested.settings
     # --- the model before unlearning, with which the others are compared --------------------------
-    runner = _Runner(prepared, folder, console, _context(prepared, settings))
+    runner = _Runner(prepared, folder, stages, _context(prepared, settings))
     runner = _with_base(runner)
 
     # --- every model under every attack -----------------------------------------------------------
     attacks = make_attacks(runner.context, requested.counts, requested.benign)
-    console.print(
+    stages.console.print(
         f"relearning: {settings.steps} steps of AdamW at lr {settings.lr:g}, batches of at most"
         f" {settings.batch_size}",
         highlight=False,
@@ -273,13 +275,15 @@ def _with_base(runner: _Runner) -> _Runner:
     They are stored with the result of rounding that model, which shows the effect of int8 alone.
     """
     if not runner.is_done(BASE, ROUNDING):
-        context, params = runner.context, runner.load(BASE)
-        stats = statistics.statistics(params, context.forget, context.model)
-        strength = stats.extraction_strength
-        rounder = _with_strength(runner, strength)
-        parked = context.offload.away(params)
-        del params  # the parked ones are enough
-        rounder.attack(BASE, ROUNDING, parked, sample_es=strength.tolist())
+        with runner.stages.stage(f"relearn {BASE}") as stage:
+            context, params = runner.context, runner.load(BASE)
+            with stage.part("evaluate"):
+                stats = statistics.statistics(params, context.forget, context.model)
+            strength = stats.extraction_strength
+            rounder = _with_strength(runner, strength)
+            parked = context.offload.away(params)
+            del params  # the parked ones are enough
+            rounder.attack(BASE, ROUNDING, parked, stage, sample_es=strength.tolist())
     hosts.wait("the model before unlearning is measured")
     part = files.read_json(runner.folder.attack(BASE, ROUNDING.name))
     return _with_strength(runner, np.array(part["sample_es"]))

@@ -1,14 +1,14 @@
 """Unlearns with one objective, from theta_0 to its last step, and measures on the way."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.trees import Tree
@@ -18,14 +18,17 @@ from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.guidance import Guidance, guide_retain_samples, refresh_steps
 from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
 from jaxunlearn.measurement.statistics import SetStatistics, Splits
+from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
-from jaxunlearn.record.steps import StepLog, timed
-from jaxunlearn.training.batch import Split
+from jaxunlearn.record.stages import Part, Stage, Stages
+from jaxunlearn.record.steps import StepLog
+from jaxunlearn.training.batch import Batch, Split
 from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
-from jaxunlearn.training.feed import StepBatches
+from jaxunlearn.training.feed import StepBatches, StepInput
 from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.references import References
 from jaxunlearn.training.schedule import evaluated_steps, lr_schedule
 from jaxunlearn.training.step import Trainer, init_state, optimizer
@@ -41,7 +44,7 @@ class UnlearnContext:
     Attributes:
       prepared: the run.
       folder: its folder.
-      console: for progress.
+      stages: times the objectives, and shows progress.
       offload: where arrays are parked.
       base: theta_0, parked; never donated.
       references: outputs of theta_0 on the samples.
@@ -53,7 +56,7 @@ class UnlearnContext:
 
     prepared: Prepared
     folder: RunFolder
-    console: Console
+    stages: Stages
     offload: Offload
     base: Tree
     references: References
@@ -91,6 +94,81 @@ class _Plan:
     def steps(self) -> int:
         return self.feed.steps
 
+    def same_weights(self, step: int) -> range:
+        """The steps from one on that have the weights of this one."""
+        return range(step, min((s for s in self.guidance.steps if s > step), default=self.steps))
+
+    def inputs(self, step: int, guide: np.ndarray | None) -> tuple[StepInput, int]:
+        """The batch of a step, and the FLOPs that its gradient needs."""
+        return self.feed.step(step, guide), self.feed.needed_flops(step)
+
+
+class _Loop(NamedTuple):
+    """What the steps of one objective work with.
+
+    Attributes:
+      context: what all objectives share.
+      plan: of the objective.
+      trainer: holds the state.
+      checkpoints: of the objective.
+      stage: takes the time of the parts.
+    """
+
+    context: UnlearnContext
+    plan: _Plan
+    trainer: Trainer
+    checkpoints: Checkpoints
+    stage: Stage
+
+    def refresh(self, step: int) -> np.ndarray:
+        """New weights for all forget tokens, at theta_t."""
+        with (
+            self.stage.part("guide", after=self.trainer.state) as part,
+            self.trainer.parked_moments(self.context.offload),
+        ):
+            work.count_refresh(part, self.plan.guidance)
+            return self.plan.guidance.refresh(step, self.trainer.params)
+
+    def close(self, step: int, interval: Interval | None) -> SetStatistics:
+        """Closes the measurement that is open, and returns the statistics of theta_t."""
+        measurer, params = self.plan.measurer, self.trainer.params
+        with self.stage.part("measure", after=self.trainer.state):
+            stats = measurer.statistics(params, step)
+            if interval is not None:
+                interval.close(step, params, stats)
+        return stats
+
+    def open(
+        self,
+        step: int,
+        stats: SetStatistics,
+        batches: Sequence[Batch],
+        guide: np.ndarray | None,
+    ) -> Interval:
+        """Takes the step's measurement."""
+        measurer, trainer = self.plan.measurer, self.trainer
+        with self.stage.part("measure") as part, trainer.parked_moments(self.context.offload):
+            shared = step == 0 and measurer.risk in measurer.shared
+            work.count_measurement(part, self.context.prepared, measurer, step, shared=shared)
+            lr = self.plan.rates[step]
+            return measurer.open(step, trainer.params, stats, batches, guide, lr)
+
+    def save(self, step: int) -> None:
+        """Saves the state."""
+        with self.stage.part("save", after=self.trainer.state):
+            self.checkpoints.save(step, self.trainer.state)
+
+    def evaluate(self, step: int) -> None:
+        """Measures the suites on the way."""
+        context, trainer = self.context, self.trainer
+        assert context.evaluation is not None  # there are steps to evaluate
+        with (
+            self.stage.part("evaluate", after=trainer.state),
+            trainer.parked_moments(context.offload),
+        ):
+            name = self.plan.measurer.name
+            best_step.evaluate(context.evaluation, context.folder, name, step, trainer.params)
+
 
 def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, Any]:
     """Unlearns with one objective, or reads the result of an earlier start of the run.
@@ -109,11 +187,14 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     plan, spec = _plan(context, task), context.prepared.config.unlearn
     with (
         open_checkpoints(folder.checkpoints(name), keep=spec.keep_checkpoints) as checkpoints,
-        progress.bar(context.console, name, plan.steps, checkpoints.latest or 0) as bar,
-        timed(folder.path, name),
+        progress.bar(context.stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
+        context.stages.stage(name) as stage,
+        Prefetch[tuple[StepInput, int]]() as ahead,
+        stage.part("train") as train,
     ):
         # --- from theta_0, or from the newest checkpoint of an interrupted start ------------------
-        state = checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
+        with stage.part("load"):
+            state = checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
         trainer = Trainer(state, task.loss, plan.tx, accumulate=spec.accumulate, guard=task.guard)
         first = int(state.step)
         del state  # the trainer donates it
@@ -123,7 +204,9 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         trace = _Trace(
             folder.profile, first + WARM_STEPS, min(profile, plan.steps - first - WARM_STEPS)
         )
-        stats = _steps(context, plan, trainer, checkpoints, bar, trace, first)
+        loop = _Loop(context, plan, trainer, checkpoints, stage)
+        stats = _steps(loop, ahead, train, bar, trace, first)
+        train.waiting = ahead.waited
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result = stats.summary() | steps
     files.write_json(folder.result(name), result)
@@ -132,23 +215,21 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
 
 
 def _steps(
-    context: UnlearnContext,
-    plan: _Plan,
-    trainer: Trainer,
-    checkpoints: Checkpoints,
+    loop: _Loop,
+    ahead: Prefetch[tuple[StepInput, int]],
+    train: Part,
     bar: progress.Bar,
     trace: "_Trace",
     first: int,
 ) -> SetStatistics:
     """Takes the steps from `first` to the last; returns statistics of the final parameters."""
-    name, offload, measurer = plan.measurer.name, context.offload, plan.measurer
-    log = StepLog(context.folder.metrics, name)
+    plan, trainer, measurer = loop.plan, loop.trainer, loop.plan.measurer
+    log = StepLog(loop.context.folder.metrics, measurer.name)
     guide = plan.guidance.before(first)
     batches = plan.feed.measured(measurer.splits.forget, guide) if plan.measured else []
     interval: Interval | None = None  # the measurement that is still open
 
     for step in range(first, plan.steps):
-        lr = plan.rates[step]
         trace.before(step, trainer.state)
         # --- a saved step has all records before it, and a diverged state is never saved ----------
         if step in plan.saved:
@@ -157,61 +238,59 @@ def _steps(
                 break
         # --- guided objectives: new weights for all forget tokens ---------------------------------
         if step in plan.guidance.steps:
-            with trainer.parked_moments(offload):
-                guide = plan.guidance.refresh(step, trainer.params)
+            guide = loop.refresh(step)
             batches = plan.feed.measured(measurer.splits.forget, guide) if plan.measured else []
+        # --- batches are prepared ahead, up to the step that gets new weights ---------------------
+        if step == first or step in plan.guidance.steps:
+            ahead.plan(plan.same_weights(step), functools.partial(plan.inputs, guide=guide))
         # --- measure: close the last measurement, save, open the next -----------------------------
         if step in plan.measured:
-            stats = measurer.statistics(trainer.params, step)
-            if interval is not None:
-                interval.close(step, trainer.params, stats)
+            stats = loop.close(step, interval)
             interval = None  # its gradients make room for the next ones
             # Closed before saved: resuming here finds the closed measurement's rows written.
-            checkpoints.save(step, trainer.state)
-            with trainer.parked_moments(offload):
-                interval = measurer.open(step, trainer.params, stats, batches, guide, lr)
+            loop.save(step)
+            interval = loop.open(step, stats, batches, guide)
         elif step in plan.saved:
-            checkpoints.save(step, trainer.state)
+            loop.save(step)
         # --- evaluate on the way ------------------------------------------------------------------
-        if step in plan.evaluated and context.evaluation is not None:
-            with trainer.parked_moments(offload):
-                best_step.evaluate(context.evaluation, context.folder, name, step, trainer.params)
+        if step in plan.evaluated and loop.context.evaluation is not None:
+            loop.evaluate(step)
         # --- the update; its metrics are read a step late, so no step waits for the host ----------
-        inputs = plan.feed.step(step, guide)
+        inputs, flops = ahead.take(step)
         metrics = trainer.update(inputs.batch)
+        train.add(inputs.tokens, flops)
         if interval is not None and interval.step == step:
-            interval.after_update(trainer.params)
-        fed = {"lr": lr, "tokens": inputs.tokens, "real_token_share": inputs.real_share}
-        log.add(step, metrics | fed)
+            with loop.stage.part("measure", after=trainer.state):
+                interval.after_update(trainer.params)
+        fed = {"lr": plan.rates[step], "tokens": inputs.tokens}
+        log.add(step, metrics | fed | {"real_token_share": inputs.real_share})
         totals = {} if interval is None else interval.totals()
         bar.advance(step + 1, inputs.tokens, loss=log.last.get("loss"), **totals)
         if not log.finite:
             break  # the last checkpoint is from before, and stays
 
     trace.before(plan.steps, trainer.state)
-    return _finish(plan, trainer, checkpoints, log, interval)
+    return _finish(loop, log, interval)
 
 
-def _finish(
-    plan: _Plan,
-    trainer: Trainer,
-    checkpoints: Checkpoints,
-    log: StepLog,
-    interval: Interval | None,
-) -> SetStatistics:
+def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatistics:
     """Closes what the last step left open, and saves the final state.
 
     The last interval is written before the final state is saved. A run that stops in between
     resumes at the last measured step and measures it again. In the other order the resumed run
     would have no steps left, and the last measurement would be lost.
     """
+    plan, trainer = loop.plan, loop.trainer
     log.flush()
-    stats = plan.measurer.statistics(trainer.params)
-    last = int(trainer.state.step)
-    if interval is not None:
-        interval.close(last, trainer.params, stats)
+    with loop.stage.part("measure", after=trainer.state) as part:
+        for split in plan.measurer.splits:
+            work.count_passes(part, split, plan.measurer.model, 1)
+        stats = plan.measurer.statistics(trainer.params)
+        last = int(trainer.state.step)
+        if interval is not None:
+            interval.close(last, trainer.params, stats)
     if log.finite and last == plan.steps:
-        checkpoints.save(last, trainer.state)
+        loop.save(last)
     return stats
 
 

@@ -1,14 +1,11 @@
-"""The log of training steps, and the timings of the stages of a run."""
+"""The log of training steps."""
 
 import math
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.files import append
-from jaxunlearn.record.folder import RunFolder
 
 
 class StepLog:
@@ -54,22 +51,6 @@ class StepLog:
     def finite(self) -> bool:
         """Whether the loss of the newest written record is finite; true before the first one."""
         return math.isfinite(self.last.get("loss", 0.0))
-
-
-@contextmanager
-def timed(run: Path, stage: str) -> Iterator[None]:
-    """Appends the wall-clock seconds of the block to the run's timings, also when it raises.
-
-    Args:
-      run: the run's folder.
-      stage: the name of the stage. A stage that is resumed has several records, which add up.
-    """
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = round(time.perf_counter() - start, 3)
-        append(RunFolder(run).timings, {"stage": stage, "seconds": seconds})
 
 
 def _plain(value: Any) -> Any:

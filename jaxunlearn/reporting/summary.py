@@ -98,5 +98,6 @@ def _seconds(run: Path) -> dict[str, float]:
     """The seconds of every stage; those of a stage that was resumed add up."""
     seconds: dict[str, float] = {}
     for record in files.records(RunFolder(run).timings):
-        seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
+        if record.get("part") is None:  # the parts of a stage are in its seconds
+            seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
     return seconds

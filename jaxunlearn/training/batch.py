@@ -92,6 +92,18 @@ class Split(NamedTuple):
         """[samples, S] bool, the labels of each sample."""
         return self.by_sample([Rows(packed).mask for packed in self.packed])
 
+    @property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and labels of each sample, [samples] each."""
+        tokens, labels = [], []
+        for packed in self.packed:
+            slots = np.arange(packed.sample_ids.shape[1])
+            tokens.append((np.asarray(packed.segments)[:, None] == slots[:, None]).sum(-1))
+            labels.append(np.asarray(packed.mask).sum(-1))
+        flat = ([x.reshape(-1) for x in arrays] for arrays in (tokens, labels))
+        tokens_of, labels_of = (self.by_sample(arrays) for arrays in flat)
+        return tokens_of, labels_of
+
     def by_sample(self, values: Sequence[Array]) -> np.ndarray:
         """Values of flat slots, [B, ...] a batch, as one array [samples, ...] in sample order.
 

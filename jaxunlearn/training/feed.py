@@ -11,6 +11,8 @@ from jaxunlearn.config import Unlearn
 from jaxunlearn.data import order, packing
 from jaxunlearn.data.packing import Packed
 from jaxunlearn.data.planning import Plan, Sample
+from jaxunlearn.models import decoder
+from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.objectives import rmu_target
 from jaxunlearn.training.arrays import GUIDE, label_values, substitute_values
 from jaxunlearn.training.batch import (
@@ -129,6 +131,23 @@ class StepBatches:
             batch = self._with_substitutes(batch, group, substitute_plan)
             batches.append(self._layout.shard_rows(batch)._replace(constants=self._constants))
         return batches
+
+    def needed_flops(self, step: int) -> int:
+        """FLOPs that the gradient of a step's loss needs, see `decoder.forward_flops`.
+
+        Those of the reference's head, where a loss reads its logits, are left out.
+        """
+        term, retain = self._task.loss.unlearn, self._task.retain
+        terms = []
+        if not term.substitutes_alone:
+            terms.append((term, [self._sets.forget[i] for i in self._forget_ids(step)]))
+        if self._has_substitutes:
+            draws = self._draws(step, np.arange(self._size))
+            terms.append((term, [self._sets.refusals.draw(*draw) for draw in draws]))
+        if retain is not None:
+            terms.append((retain, [self._sets.retain[i] for i in self._retain_ids(step)]))
+        forwards = (sample_flops(t.model, samples, t.blocks) for t, samples in terms)
+        return decoder.GRADIENT * sum(forwards)
 
     def _part(self, step: int, slots: np.ndarray, guide: np.ndarray | None) -> Batch:
         """The part of a step's batch in some of its slots, in numpy."""
@@ -265,6 +284,41 @@ class FineTunePlan:
 
     def batch(self, step: int) -> Packed:
         """The rows of a step, a pure function of it."""
+        return packing.pack_step(self.samples, self._ids(step), self.shape)
+
+    def needed_flops(self, step: int, model: DecoderConfig) -> int:
+        """FLOPs that the gradient of a step needs, see `decoder.forward_flops`."""
+        samples = [self.samples[i] for i in self._ids(step)]
+        return decoder.GRADIENT * sample_flops(model, samples)
+
+    def placed(self, step: int, layout: Layout, model: DecoderConfig) -> "FineTuneInput":
+        """The rows of a step on the devices, with their real tokens and the FLOPs they need."""
+        packed = self.batch(step)
+        tokens = int((packed.segments >= 0).sum())
+        rows = layout.shard_rows(Rows(packed))
+        return FineTuneInput(rows, tokens, self.needed_flops(step, model))
+
+    def _ids(self, step: int) -> np.ndarray:
         count, size = len(self.samples), self.batch_size
-        ids = order.batch_ids(self.seed, step, count, size, stream=self.stream)
-        return packing.pack_step(self.samples, ids, self.shape)
+        return order.batch_ids(self.seed, step, count, size, stream=self.stream)
+
+
+class FineTuneInput(NamedTuple):
+    """The batch of a step of fine-tuning.
+
+    Attributes:
+      rows: on the devices.
+      tokens: the number of tokens in them, without padding.
+      flops: that the gradient needs.
+    """
+
+    rows: Rows
+    tokens: int
+    flops: int
+
+
+def sample_flops(model: DecoderConfig, samples: Sequence[Sample], blocks: int | None = None) -> int:
+    """FLOPs that a forward pass over some samples needs, see `decoder.forward_flops`."""
+    tokens = np.array([len(sample.tokens) for sample in samples])
+    labels = np.array([sample.labels for sample in samples])
+    return int(decoder.forward_flops(model, tokens, labels, blocks=blocks).sum())

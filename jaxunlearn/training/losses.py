@@ -89,6 +89,16 @@ class Term:
         """The arrays that the loss is a function of: "log_probs", "logits" or "hidden"."""
         return self.objective.kind
 
+    @property
+    def substitutes_alone(self) -> bool:
+        """Whether the loss reads substitute answers and no original ones."""
+        return self.kind == "log_probs" and "mask" not in self.objective.arrays
+
+    @property
+    def blocks(self) -> int | None:
+        """Blocks that the loss runs where it needs no head; None: all blocks and the head."""
+        return self.layer if self.kind == "hidden" else None
+
     def __call__(self, params: Tree, batch: Batch) -> SumCount:
         inputs = LossInputs(self, params, batch, with_logp=False)
         return self._reduced(self._losses(inputs), batch)
@@ -123,8 +133,7 @@ class Term:
 
     def _mask(self, batch: Batch) -> jax.Array:
         """The labels that the loss is a loss of: those of its rows, or the substitutes' alone."""
-        substitutes_alone = self.kind == "log_probs" and "mask" not in self.objective.arrays
-        rows = batch.substitute if substitutes_alone else getattr(batch, self.rows)
+        rows = batch.substitute if self.substitutes_alone else getattr(batch, self.rows)
         assert rows is not None  # the feed gives every kind of rows that the objective names
         return jnp.asarray(rows.mask)
 

@@ -16,7 +16,7 @@ from jaxunlearn.models import decoder
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.training.arrays import REF_LOGP, LabelValue, label_values, substitute_values
-from jaxunlearn.training.batch import LabelCache
+from jaxunlearn.training.batch import LabelCache, Split
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.losses import Term
 from jaxunlearn.training.sets import Draw, SampleSets
@@ -56,6 +56,7 @@ def reference_pass(
     model: DecoderConfig,
     unlearn: Unlearn,
     folder: RunFolder,
+    on_pass: Callable[[Split], None] = lambda split: None,
 ) -> References:
     """Computes, or reads from `folder`, all that any objective of a run reads of theta_0.
 
@@ -67,6 +68,7 @@ def reference_pass(
       model: theta_0's configuration.
       unlearn: the schedule, which says which substitute answers are drawn.
       folder: the run's, with one file a set; values that are there are not computed again.
+      on_pass: is given the set of every forward pass that is made.
 
     Returns:
       References.
@@ -76,7 +78,7 @@ def reference_pass(
         path = folder.reference(name)
         if hosts.agreed(_holds(path, values)):
             return _read(path, values)
-        caches = _compute(params, samples, values, layout, model)
+        caches = _compute(params, samples, values, layout, model, on_pass)
         _write(path, caches)
         return caches
 
@@ -139,11 +141,14 @@ def _compute(
     values: Sequence[LabelValue],
     layout: Layout,
     model: DecoderConfig,
+    on_pass: Callable[[Split], None],
 ) -> Caches:
     """One forward pass over a set for each tap that the values need."""
     split = layout.split(samples)
     taps = sorted({value.tap for value in values if value.tap is not None})
     parts: dict[str, list[np.ndarray]] = {value.name: [] for value in values}
+    for _ in taps or (None,):
+        on_pass(split)
     for rows in split.batches:
         outputs = {t: label_references(params, rows.packed, model=model, tap=t) for t in taps}
         # Values without a tap are the same in every pass; one is needed if there is no tap.

@@ -1,4 +1,4 @@
-"""A progress line is drawn on a terminal, and nothing anywhere else."""
+"""A progress line is redrawn on a terminal; anywhere else there is at most one line a minute."""
 
 import io
 
@@ -9,7 +9,7 @@ from jaxunlearn.core import progress
 
 
 @pytest.mark.parametrize("options", [{}, {"force_terminal": True, "quiet": True}])
-def test_nothing_is_drawn_off_a_terminal(options):
+def test_nothing_is_said_within_a_minute_off_a_terminal(options):
     text = io.StringIO()
     with progress.bar(Console(file=text, **options), "npo", 10) as bar:
         bar.advance(1, 100, loss=0.5)
@@ -25,6 +25,27 @@ def test_a_terminal_shows_the_step_the_newest_values_and_the_rate():
     output = text.getvalue()
     assert "npo" in output and "4/10" in output and "tok/s" in output
     assert "loss 0.5" in output and "es 0.25" in output
+
+
+def test_off_a_terminal_there_is_a_line_a_minute(monkeypatch):
+    now, text = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with progress.bar(Console(file=text, width=20), "npo", 100, done=10) as bar:
+        for step in range(11, 71):
+            now[0] += 7.0
+            bar.advance(step, 700, loss=step / 100)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 6  # in 420 seconds; a step takes 7, so 9 of them are between two lines
+    assert lines[0].split("  ") == ["npo 19/100", "loss 0.19", "100 tok/s", "9 min left"]
+
+
+def test_a_quiet_console_stays_quiet(monkeypatch):
+    now, text = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with progress.bar(Console(file=text, quiet=True), "npo", 10) as bar:
+        now[0] = 1000.0
+        bar.advance(1)
+    assert text.getvalue() == ""
 
 
 def test_the_quiet_console_prints_nothing(capsys):

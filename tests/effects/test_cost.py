@@ -1,6 +1,7 @@
 """What the effects cost, by the compiler: FLOPs of the programs and bytes of their temporaries."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import effects
+from jaxunlearn.core import trees
 from jaxunlearn.data import packing, planning
 from jaxunlearn.data.packing import unpack
 from jaxunlearn.effects import count_flops, estimate_cost, programs
@@ -285,3 +287,34 @@ def test_a_chunked_head_never_holds_a_vocabulary_of_logits():
         ).temp
 
     assert temp(8) <= 0.2 * temp(127)
+
+
+def gradient_program(losses, samples, *, batches):
+    """Cost of the program behind `dataset_gradients`, for one batch or with sums over several."""
+    params, packed = decoder.abstract_params(MODEL), abstract_rows(samples, 64, 512)
+    options = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
+    sums = ()
+    if batches > 1:
+        sums = (jax.eval_shape(partial(programs.zero_sums, **options), params, packed),)
+    return estimate_cost(programs.gradient_sums, params, packed, *sums, **options)
+
+
+def two_losses(params, packed):
+    """Two losses of one forward pass whose gradients have no common part."""
+    logp = sample_logp(params, packed)
+    return {"risk": (-logp.sum(), len(logp)), "squares": ((logp**2).sum(), len(logp))}
+
+
+@pytest.mark.parametrize("samples", [4, 24])
+def test_running_sums_take_the_place_of_the_gradients(samples):
+    """A further batch adds in place: of its own two gradients less than one is ever in memory."""
+    size = 4 * PARAMETERS
+    alone = gradient_program(two_losses, samples, batches=1)
+    running = gradient_program(two_losses, samples, batches=2)
+    scalars = 1024
+    assert 2 * size <= running.alias <= running.output <= 2 * size + scalars
+    assert running.arguments - alone.arguments == running.alias
+    assert running.flops == alone.flops
+    # Next to a program that returns its batch's gradients, the sums so far would be kept as well.
+    separate = alone.peak + 2 * size
+    assert running.peak < separate - 1.5 * size

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxunlearn import effects
 from jaxunlearn.core import trees
+from jaxunlearn.effects import programs
 
 WIDTH, DEPTH, SAMPLES, TOKENS = 5, 3, 8, 4
 # The model's blocks are stacked; nothing in `effects` knows that.
@@ -133,6 +134,38 @@ def test_several_losses_share_a_pass(setting):
     for name, loss in (("risk", risk), ("squares", squares)):
         alone = effects.dataset_gradient(loss, params, batches)
         chex.assert_trees_all_close(result[name], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.cost
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_running_sums_are_those_of_separate_programs_but_for_the_last_rounding(setting, dtype):
+    """The table is read by index: each read adds to its running sum by itself."""
+    params, batches, _ = setting
+    params = {"table": jnp.ones((9, WIDTH)), **params}
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+
+    def losses(params, batch):
+        table = params["table"][batch["y"].reshape(-1) % 3].reshape(batch["x"].shape)
+        return both(params, batch | {"x": batch["x"] * table.astype(jnp.float32)})
+
+    options = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
+    separate = [programs.gradient_sums(params, batch, **options) for batch in batches]
+    values, counts, gradients = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), separate)
+    results = effects.dataset_gradients(losses, params, iter(batches))
+    for name, result in results.items():
+        assert result.value == values[name] / counts[name]
+        expected = jax.tree.map(lambda x, n=name: x / counts[n], gradients[name])
+        for leaf, wanted in zip(*map(jax.tree.leaves, (result.gradient, expected)), strict=True):
+            assert trees.norm(leaf - wanted) <= 2e-7 * trees.norm(wanted)
+
+
+def test_one_compilation_serves_all_batches_of_a_gradient(setting):
+    params, batches, _ = setting
+    mine = lambda params, batch: both(params, batch)
+    before = programs.gradient_sums._cache_size()
+    effects.dataset_gradients(mine, params, [*batches, *batches])
+    effects.dataset_gradients(mine, params, batches)
+    assert programs.gradient_sums._cache_size() == before + 1
 
 
 def test_gradients_accumulate_in_float32_for_bfloat16_parameters(setting):

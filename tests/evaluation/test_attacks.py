@@ -12,6 +12,7 @@ from jaxunlearn.evaluation.attacks import ROUNDING, AttackContext, on_forget, on
 from jaxunlearn.measurement import statistics
 from jaxunlearn.measurement.statistics import Statistics
 from jaxunlearn.metrics.relearning import Settings, int8_rounded
+from jaxunlearn.record.stages import Stage
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.step import optimizer
 
@@ -99,7 +100,8 @@ def test_strengths_before_are_of_the_same_samples():
 def run(attack, context, params):
     told = []
     with jax.set_mesh(context.layout.mesh):
-        result = attack.run(context, "npo", params, lambda step, /, **values: told.append(step))
+        tell = lambda step, /, **values: told.append(step)
+        result = attack.run(context, "npo", params, tell, Stage())
     return result, told
 
 

@@ -7,6 +7,7 @@ from jaxunlearn.models.decoder.config import (
     abstract_params,
     init_params,
 )
+from jaxunlearn.models.decoder.flops import GRADIENT, forward_flops
 from jaxunlearn.models.decoder.groups import layer_groups
 from jaxunlearn.models.decoder.heads import (
     Head,
@@ -18,6 +19,7 @@ from jaxunlearn.models.decoder.sampling import GREEDY, Sampling
 from jaxunlearn.models.decoder.transformer import Outputs, forward, head_logits
 
 __all__ = [
+    "GRADIENT",
     "GREEDY",
     "STACKED",
     "DecoderConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "Sampling",
     "abstract_params",
     "forward",
+    "forward_flops",
     "head_logits",
     "init_params",
     "label_log_probs",

@@ -1,0 +1,57 @@
+"""What the makers of accelerators publish of their speed, and what devices tell of themselves."""
+
+from collections.abc import Iterable
+from typing import Any
+
+TERA = 10**12
+
+BF16_PEAKS: dict[str, float] = {
+    # NVIDIA's data sheets of the H200, H100, A100 and L4: "Tensor Core", without sparsity.
+    "NVIDIA H200": 989.5,
+    "NVIDIA H100 80GB HBM3": 989.5,
+    "NVIDIA H100 PCIe": 756.5,
+    "NVIDIA H100 NVL": 835.5,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100-PCIE-40GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA L4": 121.0,
+    # Google Cloud's pages on TPU versions, for a chip, which is one device of JAX.
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5": 459.0,
+    "TPU v5p": 459.0,
+    "TPU v6 lite": 918.0,
+    "TPU v6e": 918.0,
+}
+"""Dense bfloat16 peak of one device in TFLOP/s, by `device_kind`."""
+
+
+def peak_flops(devices: Iterable[Any], dtype: str, tflops: float | None = None) -> float | None:
+    """The FLOP/s that some devices together cannot exceed.
+
+    Args:
+      devices: of a mesh.
+      dtype: of the computation.
+      tflops: of one device, where the user states it; default: the published peak.
+
+    Returns:
+      The number; None for a device that the table lacks and for a dtype that is not bfloat16: what
+      a product in float32 can reach depends on its precision.
+    """
+    devices = list(devices)
+    if tflops is not None:
+        return tflops * TERA * len(devices)
+    if dtype != "bfloat16" or any(device.device_kind not in BF16_PEAKS for device in devices):
+        return None
+    return TERA * sum(BF16_PEAKS[device.device_kind] for device in devices)
+
+
+def peak_bytes(devices: Iterable[Any]) -> int | None:
+    """The most bytes that were in use on one device of this process so far, None if none tells."""
+    stats = [device.memory_stats() for device in devices]
+    peaks = [
+        entry["peak_bytes_in_use"] for entry in stats if entry and "peak_bytes_in_use" in entry
+    ]
+    return max(peaks, default=None)
