@@ -11,6 +11,7 @@ from jaxunlearn.forecasting.advice import GIB, advise
 from jaxunlearn.forecasting.programs import Program, programs
 from jaxunlearn.forecasting.sketch import sketch
 from jaxunlearn.forecasting.speed import Speed, check_options, measured_speed, stated_speed
+from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
 from jaxunlearn.training.step import train_step
 
@@ -86,7 +87,17 @@ def forecast(
     console.print(_time(compiled, speed), markup=False, highlight=False)
     if platform == "cpu":
         console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
-    # --- the run as a whole: devices, host and disk -----------------------------------------------
+    _print_totals(config, prepared, compiled, console)
+    if memory is not None:
+        for line in advise(config, memory, compiled):
+            console.print(line, markup=False, highlight=False)
+    return compiled
+
+
+def _print_totals(
+    config: Config, prepared: Prepared, compiled: list[Program], console: Console
+) -> None:
+    """Prints what the run as a whole needs of devices, host and disk."""
     worst = max(compiled, key=lambda program: program.total_bytes)
     console.print(f"most at once: {worst.total_bytes / GIB:.3g} GiB on each device, {worst.name}")
     if parked := resident.host_bytes(prepared):
@@ -98,10 +109,6 @@ def forecast(
         f"disk: {disk / GIB:.3g} GiB at most (unlearn.keep_checkpoints: {checkpoints})",
         highlight=False,
     )
-    if memory is not None:
-        for line in advise(config, memory, compiled):
-            console.print(line, markup=False, highlight=False)
-    return compiled
 
 
 def _time(compiled: list[Program], speed: Speed | None) -> str:

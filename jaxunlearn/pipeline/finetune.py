@@ -12,10 +12,11 @@ from jaxunlearn.data import order
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
+from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record.folder import RETRAINED, RunFolder
-from jaxunlearn.record.stages import Stages
-from jaxunlearn.training.checkpoint import open_checkpoints
+from jaxunlearn.record.stages import Stage, Stages
+from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
 from jaxunlearn.training.prefetch import Prefetch
@@ -65,12 +66,10 @@ def finetune(
       FloatingPointError: the loss is no longer finite.
     """
     spec, model = prepared.config.finetune, prepared.model
-    # --- nothing to do: the model is taken as it is, or was fine-tuned before --------------------
     if not spec.epochs:
         return prepared.initial()
     if hosts.agreed(folder.model(name).is_dir()):
-        shardings = sharding.param_shardings(model, prepared.mesh)
-        return hf.load_params(folder.model(name), model, shardings=shardings)
+        return _finished_params(prepared, folder, name)
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
@@ -89,14 +88,11 @@ def finetune(
         first, trainer = int(state.step), Trainer(state, FineTuning(model), tx)
         del state  # the trainer donates it
         files.cut_back(folder.metrics, name, first)  # records of steps that are done again
-        place = partial(plan.placed, layout=prepared.layout, model=model)
-        ahead.plan(range(first, plan.steps), place)
+        make = partial(plan.placed, layout=prepared.layout, model=model)
+        ahead.plan(range(first, plan.steps), make)
         for step in range(first, plan.steps + 1):
             if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
-                with stage.part("save", after=trainer.state):
-                    checkpoints.save(step, trainer.state)
-                with stage.part("evaluate"):
-                    numbers = splits.statistics(trainer.params, model).summary()
+                numbers = _evaluate(stage, checkpoints, trainer, splits, model, step)
                 files.append(folder.metrics, {"step": step, "objective": name, **numbers})
                 bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
                 _check_finite(name, step, numbers, spec.lr)
@@ -110,6 +106,27 @@ def finetune(
         with stage.part("save"):
             hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
     return trainer.params
+
+
+def _finished_params(prepared: Prepared, folder: RunFolder, name: str) -> Tree:
+    """The parameters of a model that an earlier start of the run fine-tuned."""
+    shardings = sharding.param_shardings(prepared.model, prepared.mesh)
+    return hf.load_params(folder.model(name), prepared.model, shardings=shardings)
+
+
+def _evaluate(
+    stage: Stage,
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    splits: Splits,
+    model: DecoderConfig,
+    step: int,
+) -> dict[str, float]:
+    """Saves the state, and returns the numbers of both sets."""
+    with stage.part("save", after=trainer.state):
+        checkpoints.save(step, trainer.state)
+    with stage.part("evaluate"):
+        return splits.statistics(trainer.params, model).summary()
 
 
 def _check_finite(name: str, step: int, numbers: dict[str, float], lr: float) -> None:

@@ -148,7 +148,7 @@ class Stages:
             stage.close()
             for part_name, part in {**stage.parts, None: stage.whole}.items():
                 append(self.folder.timings, self._record(name, part_name, part))
-        self.console.print(self._line(name, stage), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(self._line(name, stage), markup=False, highlight=False)
 
     def _record(self, name: str, part_name: str | None, part: Part) -> dict[str, Any]:
         """A record of the timings.

@@ -84,7 +84,7 @@ def test_a_program_that_is_traced_inside_another_one_counts_once():
 
 def test_one_line_a_stage(folder):
     text = io.StringIO()
-    stages = Stages(folder, Console(file=text, width=40), peak=1e9)
+    stages = Stages(folder, Console(file=text, width=200), peak=1e9)
     with stages.stage("npo") as stage, stage.part("train") as train:
         time.sleep(0.01)
         train.add(500, 100)
