@@ -43,15 +43,15 @@ class Reference(NamedTuple):
 def reference(job: Job) -> Reference:
     """Float64 on the CPU; for a model in bfloat16, float32 on its device."""
     if job.config.dtype == "bfloat16":
-        return _by_definition(job, "float32")
+        return by_definition(job, "float32")
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
         exact = job._replace(params=wide(job.params), directions=wide(job.directions))
-        return _by_definition(exact, "float64")
+        return by_definition(exact, "float64")
 
 
-def _by_definition(job: Job, dtype: str) -> Reference:
-    """The gradient of log p of each sample, and its dots with the directions, in a wider type."""
+def by_definition(job: Job, dtype: str) -> Reference:
+    """The gradient of log p of each sample, and its dots with the directions, in a type."""
     logp = sample_logp(dataclasses.replace(job.config, dtype=dtype))
     (rows,) = pg_jobs.padded(job).batches
 

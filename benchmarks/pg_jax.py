@@ -37,7 +37,7 @@ def batch_gradient(job: Job, k: int) -> list[Way]:
     """One ordinary gradient: the unit of cost."""
     logp = sample_logp(job.config)
     fn = lambda params, batch, _: jax.grad(lambda p: -logp(p, batch).mean())(params)
-    return [_way(UNIT, job, 0, pg_jobs.packed(job), fn, gives="-")]
+    return [compiled_way(UNIT, job, 0, pg_jobs.packed(job), fn, gives="-")]
 
 
 def batch_gradient_remat(job: Job, k: int) -> list[Way]:
@@ -46,14 +46,14 @@ def batch_gradient_remat(job: Job, k: int) -> list[Way]:
 
 
 def jvp(job: Job, k: int) -> list[Way]:
-    fn = _library(programs.pg_by_jvp, sample_logp(job.config), by="sample")
-    return [_way("jvp", job, k, pg_jobs.packed(job), fn, gives="sample (or token)")]
+    fn = by_library(programs.pg_by_jvp, sample_logp(job.config), by="sample")
+    return [compiled_way("jvp", job, k, pg_jobs.packed(job), fn, gives="sample (or token)")]
 
 
 def gates(job: Job, k: int, remat: str = "none") -> list[Way]:
-    fn = _library(programs.pg_by_gates, sample_logp(_remat(job.config, remat)), by="layer")
+    fn = by_library(programs.pg_by_gates, sample_logp(_remat(job.config, remat)), by="layer")
     name = "gates" if remat == "none" else "gates, remat"
-    return [_way(name, job, k, pg_jobs.packed(job), fn, gives="sample x layer")]
+    return [compiled_way(name, job, k, pg_jobs.packed(job), fn, gives="sample x layer")]
 
 
 def vmap(job: Job, k: int) -> list[Way]:
@@ -61,12 +61,12 @@ def vmap(job: Job, k: int) -> list[Way]:
 
     def fn(params, batch, directions):
         rows = batch.tokens.shape[0]
-        compute = _library(
+        compute = by_library(
             programs.pg_by_vmap, sample_logp(job.config), by="sample", microbatch=rows
         )
         return compute(params, batch, directions)
 
-    return [_way("vmap(grad), dot", job, k, pg_jobs.buckets(job), fn)]
+    return [compiled_way("vmap(grad), dot", job, k, pg_jobs.buckets(job), fn)]
 
 
 def mapped(job: Job, k: int) -> list[Way]:
@@ -76,13 +76,13 @@ def mapped(job: Job, k: int) -> list[Way]:
             batch,
         ).T
     )
-    return [_way("lax.map(grad), dot", job, k, pg_jobs.buckets(job), fn)]
+    return [compiled_way("lax.map(grad), dot", job, k, pg_jobs.buckets(job), fn)]
 
 
 def loop(job: Job, k: int) -> list[Way]:
     """A Python loop over samples: a compiled gradient and dots for every width of a row."""
     fn = lambda params, row, directions: _dots(job.config, params, row, directions)[:, None]
-    return [_way("loop of grad, dot", job, k, pg_jobs.singles(job), fn)]
+    return [compiled_way("loop of grad, dot", job, k, pg_jobs.singles(job), fn)]
 
 
 def difference(job: Job, k: int) -> list[Way]:
@@ -96,7 +96,7 @@ def difference(job: Job, k: int) -> list[Way]:
         return (shifted(step) - shifted(-step)) / (2 * step)
 
     fn = lambda params, batch, directions: jnp.stack([slope(params, batch, v) for v in directions])
-    return [_way("finite difference", job, k, pg_jobs.packed(job), fn, exact=False)]
+    return [compiled_way("finite difference", job, k, pg_jobs.packed(job), fn, exact=False)]
 
 
 def ways(job: Job) -> dict[str, Builder]:
@@ -121,7 +121,8 @@ def _remat(config: decoder.DecoderConfig, remat: str) -> decoder.DecoderConfig:
     return dataclasses.replace(config, remat=remat)
 
 
-def _library(evaluator: Callable, logp: Callable, **options: Any) -> Program:
+def by_library(evaluator: Callable, logp: Callable, **options: Any) -> Program:
+    """One of `effects.programs` as a program of a way."""
     options |= {"fn": logp, "grouping": Grouping(stacked=decoder.STACKED)}
     return lambda params, batch, directions: evaluator(params, batch, directions, **options)
 
@@ -132,8 +133,27 @@ def _dots(config: decoder.DecoderConfig, params: Tree, row: Any, directions: tup
     return jnp.stack([trees.dot(gradient, v) for v in directions])
 
 
-def _way(name: str, job: Job, k: int, feed: Feed, fn: Program, **more: Any) -> Way:
+def compiled_way(
+    name: str,
+    job: Job,
+    k: int,
+    feed: Feed,
+    fn: Program,
+    *,
+    by_sample: bool = True,
+    **more: Any,
+) -> Way:
     """Compiles `fn` for the shapes of a feed; nothing runs.
+
+    Args:
+      name: of the way.
+      job: whose parameters and first `k` directions the way reads.
+      k: number of directions.
+      feed: the rows.
+      fn: (parameters, a batch, directions) -> [K, slots(, layers)].
+      by_sample: whether the values are those of samples, which a call returns in their order;
+        else, and for k = 0, it returns None.
+      **more: further fields of `Way`.
 
     Raises:
       DoesNotFit: by the compiler's word.
@@ -154,7 +174,7 @@ def _way(name: str, job: Job, k: int, feed: Feed, fn: Program, **more: Any) -> W
     def call() -> np.ndarray | None:
         run = [programs[shape(batch)](job.params, batch, directions) for batch in batches]
         jax.block_until_ready(run)
-        return pg_jobs.collect(feed, run) if k else None
+        return pg_jobs.collect(feed, run) if k and by_sample else None
 
     total = sum(costs[shape(batch)] for batch in batches)
     return Way(name, k, feed.label, call, flops=total, temp=temp, **more)

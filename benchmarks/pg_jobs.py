@@ -138,12 +138,31 @@ def random_job(model: str, counts: list[tuple[int, int]], directions: int = 2) -
       directions: K.
     """
     config = MODELS[model]
+    return make_job(config, counts, directions, config.dtype, BATCH_TOKENS.get(model, 2**30))
+
+
+def make_job(
+    config: DecoderConfig,
+    counts: list[tuple[int, int]],
+    directions: int,
+    param_dtype: str,
+    batch_tokens: int,
+) -> Job:
+    """A job of any model, with random weights and directions that are drawn on the device.
+
+    Args:
+      config: the model; its context grows to the longest sample.
+      counts: (tokens, labels) of every sample.
+      directions: K.
+      param_dtype: of the weights and of the directions.
+      batch_tokens: most tokens of a packed batch.
+    """
     longest = max(tokens for tokens, _ in counts)
     config = dataclasses.replace(config, context=max(config.context, longest))
     keys = jax.random.split(jax.random.key(0), 1 + directions)
-    params, *along = (init_params(key, config, jnp.dtype(config.dtype)) for key in keys)
+    params, *along = (init_params(key, config, jnp.dtype(param_dtype)) for key in keys)
     samples = texts(counts, config.vocab_size, seed=0)
-    return Job(config, params, tuple(along), samples, BATCH_TOKENS.get(model, 2**30))
+    return Job(config, params, tuple(along), samples, batch_tokens)
 
 
 def packed(job: Job) -> Feed:

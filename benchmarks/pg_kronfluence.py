@@ -79,8 +79,9 @@ def _way(model: nn.Module, task: Any, job: Peer, k: int, feed: Feed) -> Way:
 
     logging.getLogger("kronfluence").setLevel(logging.ERROR)
     tracked = {m.name: m for m in model.modules() if isinstance(m, TrackedModule)}
+    # Its scores are float32 products, also of a model in bfloat16.
     queries = {
-        f"linears.{_key(name)}": torch.stack([v[name] for v in job.directions[:k]])
+        f"linears.{_key(name)}": torch.stack([v[name] for v in job.directions[:k]]).float()
         for name in job.weights
         if torch_llama.is_linear(name)
     }

@@ -47,14 +47,14 @@ def measure(
         gc.collect()
         gc.freeze()  # a library that collects garbage as it runs is not charged for ours
         if not rounds:
-            fastest = [(0, None)] * len(candidates)
+            chosen = [(0, None)] * len(candidates)
         else:
-            fastest = [_fastest(ways, limit) for ways in candidates]
-        ways = [ways[i] for ways, (i, _) in zip(candidates, fastest, strict=True)]
-        seconds = _times([way for way, (_, s) in zip(ways, fastest, strict=True) if s], rounds)
+            chosen = [fastest(ways, limit) for ways in candidates]
+        ways = [ways[i] for ways, (i, _) in zip(candidates, chosen, strict=True)]
+        seconds = times([way for way, (_, s) in zip(ways, chosen, strict=True) if s], rounds)
     rows = [
         row(way) | {"error": variant_errors[i], "seconds": seconds.get(id(way))}
-        for way, variant_errors, (i, _) in zip(ways, errors, fastest, strict=True)
+        for way, variant_errors, (i, _) in zip(ways, errors, chosen, strict=True)
     ]
     return rows, reasons
 
@@ -101,7 +101,7 @@ def row(way: Way) -> Row:
     }
 
 
-def _fastest(ways: list[Way], limit: float) -> tuple[int, float | None]:
+def fastest(ways: list[Way], limit: float) -> tuple[int, float | None]:
     """The index of the fastest variant, and its seconds, or None where over the limit."""
     if len(ways) == 1 and limit == math.inf:
         return 0, math.inf  # nothing to choose
@@ -110,7 +110,8 @@ def _fastest(ways: list[Way], limit: float) -> tuple[int, float | None]:
     return best, seconds[best] if seconds[best] <= limit else None
 
 
-def _times(ways: list[Way], rounds: int) -> dict[int, float]:
+def times(ways: Sequence[Way], rounds: int) -> dict[int, float]:
+    """{id(way): median seconds of a call}, all ways in turns."""
     seconds: dict[int, list[float]] = {id(way): [] for way in ways}
     for _ in range(rounds):
         for way in ways:

@@ -1,5 +1,6 @@
 """The ways to PG-effects in PyTorch: what one would use there today."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import pg_jobs, torch_llama
 from benchmarks.pg_jobs import Feed, Job
-from benchmarks.pg_way import Builder, Way, require_free
+from benchmarks.pg_way import Builder, DoesNotFit, Way, require_free
 from benchmarks.torch_llama import Batch, Weights, reader, sample_logp
 from jaxunlearn.models.decoder import DecoderConfig
 
@@ -72,6 +73,30 @@ def peer(job: Job) -> Peer:
     )
 
 
+def free_bytes(device: str) -> int:
+    """Memory that PyTorch could still take."""
+    if device == "cpu":
+        return pg_jobs.free_bytes()
+    held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + held
+
+
+def largest_vmap(job: Peer, k: int) -> list[Way]:
+    """`vmap` with as many samples at a time as fit, which calls find out."""
+    chunk = len(job.singles.batches)
+    while True:
+        try:
+            ways = vmap(job, k, chunk)
+            for way in ways:
+                way.call()
+            return [dataclasses.replace(way, note=f"{chunk} at a time") for way in ways]
+        except (DoesNotFit, torch.OutOfMemoryError):
+            if chunk == 1:
+                raise
+            chunk = -(-chunk // 2)
+            torch.cuda.empty_cache()
+
+
 def batch_gradient(job: Peer, k: int) -> list[Way]:
     def fn(weights, batch, _):
         leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
@@ -85,7 +110,8 @@ def vmap(job: Peer, k: int, chunk: int | None = None) -> list[Way]:
     """torch.func.vmap of grad, then dots; all at once, or a few at a time."""
     samples = len(job.singles.batches)
     gradients_held = min(chunk or samples, samples)
-    require_free(2 * gradients_held * sum(weight.nbytes for weight in job.weights.values()))
+    needed = 2 * gradients_held * sum(weight.nbytes for weight in job.weights.values())
+    require_free(needed, free_bytes(job.device))
 
     def fn(weights, batch, directions):
         def one(row):
@@ -185,7 +211,8 @@ def ways(job: Peer) -> dict[str, Builder]:
 
 
 def _dot(a: Weights, b: Weights) -> Tensor:
-    return sum(torch.sum(a[name] * b[name]) for name in a)
+    wide = torch.promote_types(next(iter(a.values())).dtype, torch.float32)
+    return sum(torch.sum(a[name] * b[name], dtype=wide) for name in a)
 
 
 def _way(

@@ -45,8 +45,8 @@ Builder = Callable[[int], list[Way]]  # K -> variants, of which the fastest coun
 UNIT = "batch gradient"  # the name of the way that all others are compared with
 
 
-def require_free(needed: float) -> None:
-    """Raises DoesNotFit where less than `needed` bytes are left."""
-    free = free_bytes()
+def require_free(needed: float, free: int | None = None) -> None:
+    """Raises DoesNotFit where less than `needed` bytes are left; of JAX's memory by default."""
+    free = free_bytes() if free is None else free
     if needed > free:
         raise DoesNotFit(f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")

@@ -15,12 +15,15 @@ import jax
 PACKAGES = ("jaxunlearn", "jax", "jaxlib", "flax", "optax", "torch", "transformers", "kronfluence")
 
 
-def about(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def about(
+    benchmark: str, arguments: Sequence[str] | None = None, *, torch_threads: bool = True
+) -> dict[str, Any]:
     """Date, hardware, versions and command, for the head of a table or a JSON file.
 
     Args:
       benchmark: the module's name.
       arguments: of the command line; None takes the process's own.
+      torch_threads: asks PyTorch for its threads, which imports it.
     """
     words = sys.argv[1:] if arguments is None else arguments
     return {
@@ -30,7 +33,7 @@ def about(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, A
         "processor": _processor(),
         "cores": _cores(),
         "load": os.getloadavg()[0],  # of the last minute: a busy machine times nothing well
-        "torch_threads": _torch_threads(),
+        "torch_threads": _torch_threads() if torch_threads else None,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

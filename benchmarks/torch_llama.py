@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,19 @@ def to_weights(tree: Mapping[str, Any], device: str = "cpu") -> Weights:
             names, array = [p.key for p in path], np.asarray(leaf)
             if names[-1] == "kernel":
                 array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
-            tensor = torch.tensor(array, device=device)
+            tensor = _tensor(array).to(device)
             if key == "blocks":
                 weights |= {f"blocks.{i}.{names[0]}": part for i, part in enumerate(tensor)}
             else:
                 weights[key] = tensor
     return dict(sorted(weights.items()))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy in PyTorch, which reads no bfloat16 arrays of numpy."""
+    if array.dtype == jnp.bfloat16:
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)
 
 
 def is_linear(name: str) -> bool:
@@ -87,7 +95,7 @@ def sample_logp(read: Read, batch: Batch, config: DecoderConfig) -> Tensor:
         x = _block(lambda name, x, i=i: read(f"blocks.{i}.{name}", x), x, rope, config)
     at = batch.label_at[..., None].expand(*batch.label_at.shape, x.shape[-1])
     x = read("norm", _normalise(torch.gather(x, 1, at), config))
-    logp = F.log_softmax(read("lm_head", x), -1)
+    logp = F.log_softmax(_wide(read("lm_head", x)), -1)
     label_logp = torch.gather(logp, -1, batch.labels[..., None])[..., 0]
     return torch.where(batch.mask, label_logp, 0.0).sum(-1)
 
@@ -107,7 +115,13 @@ def _block(read: Read, x: Tensor, rope: tuple[Tensor, Tensor], config: DecoderCo
 
 
 def _normalise(x: Tensor, config: DecoderConfig) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_eps)
+    wide = _wide(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + config.norm_eps)).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float32 or wider, in which norms and likelihoods are computed."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _rope(length: int, config: DecoderConfig, like: Tensor) -> tuple[Tensor, Tensor]:

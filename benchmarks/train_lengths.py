@@ -79,20 +79,25 @@ def measured(folder: Path, tokenizer: Path) -> Lengths:
     return Lengths(f"TOFU, {len(loaded)} tokens of vocabulary", splits)
 
 
+def write(folder: Path, tokenizer: Path, file: Path) -> None:
+    """Writes the counts of TOFU's splits under a tokenizer, and prints their means."""
+    lengths = measured(folder, tokenizer)
+    splits = {
+        name: {"tokens": [t for t, _ in counts], "labels": [n for _, n in counts]}
+        for name, counts in lengths.splits.items()
+    }
+    file.write_text(json.dumps({"source": lengths.source, "splits": splits}) + "\n")
+    for name, counts in lengths.splits.items():
+        print(f"{name}: {len(counts)} samples of {np.mean([t for t, _ in counts]):.1f} tokens")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tofu", type=Path, help="folder of TOFU's JSON lines")
     parser.add_argument("tokenizer", type=Path, help="folder of a tokenizer")
     parser.add_argument("file", type=Path, help="where to write")
     options = parser.parse_args()
-    lengths = measured(options.tofu, options.tokenizer)
-    splits = {
-        name: {"tokens": [t for t, _ in counts], "labels": [n for _, n in counts]}
-        for name, counts in lengths.splits.items()
-    }
-    options.file.write_text(json.dumps({"source": lengths.source, "splits": splits}) + "\n")
-    for name, counts in lengths.splits.items():
-        print(f"{name}: {len(counts)} samples of {np.mean([t for t, _ in counts]):.1f} tokens")
+    write(options.tofu, options.tokenizer, options.file)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import memory
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import order, packing, planning
+from jaxunlearn.effects import Cost, programs
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.objectives import registry
 from jaxunlearn.training import losses
@@ -34,6 +37,7 @@ class Job:
       planned: the sample ids of all steps of the run, which share one static shape.
       lr: the learning rate.
       weight_decay: of AdamW.
+      width_step: rows are a multiple of so many tokens wide.
     """
 
     model: decoder.DecoderConfig
@@ -42,6 +46,7 @@ class Job:
     planned: list[np.ndarray]
     lr: float
     weight_decay: float = 0.01
+    width_step: int = 8
 
     def real_tokens(self, step: int) -> int:
         return sum(len(self.sequences[i].tokens) for i in self.steps[step])
@@ -76,13 +81,14 @@ def job(
     steps: int,
     batch_size: int = 16,
     lr: float = 1e-5,
+    width_step: int = 8,
 ) -> Job:
     """The first steps of a run of EPOCHS over these samples."""
     total = order.num_steps(len(sequences), batch_size, EPOCHS)
     if not 1 <= steps <= total:
         raise ValueError(f"steps={steps} is not in 1..{total}, the steps of the run")
     ids = [order.batch_ids(0, step, len(sequences), batch_size) for step in range(total)]
-    return Job(model, sequences, ids[:steps], ids, lr)
+    return Job(model, sequences, ids[:steps], ids, lr, width_step=width_step)
 
 
 def references(work: Job, params: Tree) -> LabelCache:
@@ -104,31 +110,96 @@ def references(work: Job, params: Tree) -> LabelCache:
     return LabelCache.gather(packed, values, len(work.sequences))
 
 
-def matmul_flops(size: int, half: bool, seconds: Callable[[Callable[[], Any]], float]) -> float:
-    """FLOPs per second of the product of two square matrices."""
+def matmul_flops(
+    size: int,
+    half: bool,
+    seconds: Callable[[Callable[[], Any]], float],
+    precision: str | None = None,
+) -> float:
+    """FLOPs per second of the product of two square matrices.
+
+    Args:
+      size: rows and columns.
+      half: in bfloat16, else in float32.
+      seconds: measures a call.
+      precision: of a float32 product, "default" or "highest"; None leaves it to JAX's settings.
+    """
     key, dtype = jax.random.key(0), jnp.bfloat16 if half else jnp.float32
-    a, product = jax.random.normal(key, (size, size), dtype), jax.jit(jnp.matmul)
+    a = jax.random.normal(key, (size, size), dtype)
+    product = jax.jit(partial(jnp.matmul, precision=precision))
     return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a, a)))
+
+
+class Training:
+    """This library's training of a job; use it inside `jax.set_mesh`.
+
+    Attributes:
+      state: parameters and moments; each update donates it.
+      computed_tokens: the tokens of a step, padding included.
+      shape: rows x width of a batch.
+    """
+
+    def __init__(self, work: Job, params: Tree, reference: LabelCache):
+        """Plans the batches and makes the moments; nothing is compiled yet.
+
+        Args:
+          work: what to do.
+          params: the parameters to start from, on the device; the first update donates them.
+          reference: log p of every label under the reference.
+        """
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        self._work, self._reference = work, reference
+        self._layout = Layout(mesh, work.model.context, work.width_step, batch_tokens=16384)
+        self._plan = self._layout.plan_steps(work.sequences, work.planned)
+        term = losses.Term(registry.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
+        tx = optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
+        self._static = {"loss": losses.UnlearnLoss(term), "tx": tx}
+        shardings = sharding.param_shardings(work.model, mesh)
+        self.state = init_state(jax.device_put(params, shardings), tx)
+        self.computed_tokens = self._plan.rows * self._plan.width
+        self.shape = f"{self._plan.rows} x {self._plan.width}"
+
+    def batch(self, step: int) -> Batch:
+        """Packs the samples of a step and puts them on the device."""
+        rows = _rows(self._work, self._plan, self._reference, step)
+        return self._layout.shard_rows(Batch(rows))
+
+    @cached_property
+    def program(self) -> Any:
+        """The compiled `train_step`."""
+        return train_step.lower(self.state, self.batch(0), **self._static).compile()
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Bytes and FLOPs of the program, which forecasts a step."""
+        like = lambda tree: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+        )
+        args = like(self.state), like(self.batch(0))
+        return programs.cost_of_compiled(self.program, train_step, *args, **self._static)
+
+    def update(self, batch: Batch) -> Any:
+        """Applies one update; returns its metrics, on the device."""
+        self.state, metrics = self.program(self.state, batch)
+        return metrics
 
 
 def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
     """This library's step. The parameters are copied; run it inside `jax.set_mesh`."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    layout = Layout(mesh, work.model.context, width_step=8, batch_tokens=16384)
-    plan = layout.plan_steps(work.sequences, work.planned)
-    term = losses.Term(registry.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
-    tx = optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
-    copy = jax.device_put(params, sharding.param_shardings(work.model, mesh), may_alias=False)
-    state = init_state(copy, tx)
+    training = Training(work, jax.tree.map(jnp.copy, params), reference)
 
     def step(i: int) -> float:
-        nonlocal state
-        batch = layout.shard_rows(Batch(_rows(work, plan, reference, i)))
-        state, metrics = train_step(state, batch, loss=losses.UnlearnLoss(term), tx=tx)
-        jax.block_until_ready(state)
+        metrics = training.update(training.batch(i))
+        jax.block_until_ready(training.state)
         return float(metrics["loss"])
 
-    return Stepper(step, lambda _: plan.rows * plan.width, lambda: state.params)
+    return Stepper(step, lambda _: training.computed_tokens, lambda: training.state.params)
+
+
+def peak_bytes(call: Callable[[], Any]) -> int | None:
+    """Bytes of the device's memory that JAX holds at most during a call; None on a CPU."""
+    peak = memory.peak_of(call)
+    return None if peak is None else peak.bytes
 
 
 def _rows(work: Job, plan: planning.Plan, reference: LabelCache, step: int) -> Rows:

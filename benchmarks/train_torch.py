@@ -35,6 +35,19 @@ def matmul_flops(size: int, half: bool, seconds: Callable[[Callable[[], Any]], f
     return 2 * size**3 / seconds(product)
 
 
+def peak_bytes(call: Callable[[], Any]) -> int | None:
+    """Bytes of the device's memory that PyTorch holds at most during a call; None on a CPU."""
+    import torch
+
+    if jax.default_backend() != "gpu":
+        call()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
 def missing() -> str | None:
     """Why this framework cannot run here; None where it can."""
     try:
@@ -47,8 +60,17 @@ def missing() -> str | None:
     return None
 
 
-def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
-    """The step of PyTorch and transformers."""
+def stepper(
+    work: Job, params: Tree, reference: LabelCache, *, compiler: str | None = None
+) -> Stepper:
+    """The step of PyTorch and transformers.
+
+    Args:
+      work: what to do.
+      params: the parameters to start from.
+      reference: log p of every label under the reference.
+      compiler: backend of `torch.compile` for the model; None runs it as it is.
+    """
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -63,12 +85,13 @@ def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
         fused=True,
     )
     half = work.model.dtype == "bfloat16"
+    forward = model if compiler is None else torch.compile(model, backend=compiler)
 
     def step(i: int) -> float:
         batch = {k: torch.from_numpy(v).to(device) for k, v in _batch(work, reference, i).items()}
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            loss = _npo(model, **batch)
+            loss = _npo(forward, **batch)
         loss.backward()
         optimizer.step()
         return loss.item()
