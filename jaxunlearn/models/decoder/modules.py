@@ -293,13 +293,15 @@ def _attend_causally(
     """
     tokens, window = query.shape[1], config.sliding_window
     size = max(QUERY_BLOCK, -(-tokens // MAX_QUERY_BLOCKS))
+    # Brought to the layout of the products once, and not once a block.
+    query, key, value = _by_head(query, key, value)
     mixed = []
     for first in range(0, tokens, size):
         end = min(first + size, tokens)
         start = 0 if window is None else max(first - window + 1, 0)
-        part = query[:, first:end], key[:, start:end], value[:, start:end]
-        mixed.append(attend(*part, mask[:, :, first:end, start:end], config))
-    return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+        part = query[..., first:end, :], key[:, :, start:end], value[:, :, start:end]
+        mixed.append(_mix(*part, mask[:, :, first:end, start:end], config))
+    return _by_token(mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=3))
 
 
 def attend(
@@ -309,13 +311,31 @@ def attend(
 
     jax.nn.dot_product_attention is the same but for its softmax, float32 even in float64.
     """
-    rows, tokens, heads, head_dim = query.shape
+    return _by_token(_mix(*_by_head(query, key, value), mask, config))
+
+
+def _by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, ...]:
+    """[R, T, heads, H] -> queries [R, key heads, group, T, H], keys and values [R, heads, T, H]."""
+    rows, tokens, _, head_dim = query.shape
     query = query.reshape(rows, tokens, key.shape[2], -1, head_dim)
-    scores = _einsum("rtkgh,rskh->rkgts", query, key, config, wide=True) / math.sqrt(head_dim)
+    return query.transpose(0, 2, 3, 1, 4), key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+
+def _by_token(mixed: jax.Array) -> jax.Array:
+    """[R, key heads, group, T, H] -> [R, T, heads, H]."""
+    rows, _, _, tokens, head_dim = mixed.shape
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, -1, head_dim)
+
+
+def _mix(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
+) -> jax.Array:
+    """`attend` in the layouts of `_by_head`; the mask is [R, 1, T, S]."""
+    scores = _einsum("rkgth,rksh->rkgts", query, key, config, wide=True)
+    scores = scores / math.sqrt(query.shape[-1])
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = _einsum("rkgts,rskh->rtkgh", weights, value, config)
-    return mixed.reshape(rows, tokens, heads, head_dim)
+    return _einsum("rkgts,rksh->rkgth", weights, value, config)
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
