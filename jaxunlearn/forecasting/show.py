@@ -62,10 +62,8 @@ def forecast(
     for note in prepared.notes:
         console.print(f"assumed: {note}", markup=False, highlight=False)
     compiled = list(programs(prepared))
-    # --- how fast they are ------------------------------------------------------------------------
-    speed = stated_speed(prepared, peak)
-    if measure:
-        speed = measured_speed(next(p for p in compiled if p.function is train_step))
+    steps = (program for program in compiled if program.function is train_step)
+    speed = measured_speed(next(steps)) if measure else stated_speed(prepared, peak)
     # --- the table --------------------------------------------------------------------------------
     devices = prepared.mesh.devices
     size = resident.device_bytes(resident.sharded_params(prepared))

@@ -12,11 +12,10 @@ from jaxunlearn.data import order
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
-from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record.folder import RETRAINED, RunFolder
-from jaxunlearn.record.stages import Stage, Stages
-from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
+from jaxunlearn.record.stages import Stages
+from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
 from jaxunlearn.training.prefetch import Prefetch
@@ -65,16 +64,29 @@ def finetune(
     Raises:
       FloatingPointError: the loss is no longer finite.
     """
-    spec, model = prepared.config.finetune, prepared.model
-    if not spec.epochs:
+    if not prepared.config.finetune.epochs:
         return prepared.initial()
     if hosts.agreed(folder.model(name).is_dir()):
-        return _finished_params(prepared, folder, name)
+        shardings = sharding.param_shardings(prepared.model, prepared.mesh)
+        return hf.load_params(folder.model(name), prepared.model, shardings=shardings)
+    return _train(prepared, folder, name, samples, splits, stages)
+
+
+def _train(
+    prepared: Prepared,
+    folder: RunFolder,
+    name: str,
+    samples: Sequence[Sample],
+    splits: Splits,
+    stages: Stages,
+) -> Tree:
+    """Fine-tunes the initial model, and writes the result, see `finetune`."""
+    spec, model = prepared.config.finetune, prepared.model
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
-    lr = lr_schedule(spec.lr, plan.steps, round(spec.warmup_epochs * per_epoch))
-    tx = optimizer(lr, weight_decay=spec.weight_decay)
+    rates = lr_schedule(spec.lr, plan.steps, round(spec.warmup_epochs * per_epoch))
+    tx = optimizer(rates, weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,
         progress.bar(stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
@@ -92,10 +104,10 @@ def finetune(
         ahead.plan(range(first, plan.steps), make)
         for step in range(first, plan.steps + 1):
             if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
-                numbers = _evaluate(stage, checkpoints, trainer, splits, model, step)
-                files.append(folder.metrics, {"step": step, "objective": name, **numbers})
-                bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
-                _check_finite(name, step, numbers, spec.lr)
+                with stage.part("save", after=trainer.state):
+                    checkpoints.save(step, trainer.state)
+                with stage.part("evaluate"):
+                    _evaluate(prepared, folder, name, step, trainer.params, splits, bar)
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
             inputs = ahead.take(step)
@@ -108,32 +120,27 @@ def finetune(
     return trainer.params
 
 
-def _finished_params(prepared: Prepared, folder: RunFolder, name: str) -> Tree:
-    """The parameters of a model that an earlier start of the run fine-tuned."""
-    shardings = sharding.param_shardings(prepared.model, prepared.mesh)
-    return hf.load_params(folder.model(name), prepared.model, shardings=shardings)
-
-
 def _evaluate(
-    stage: Stage,
-    checkpoints: Checkpoints,
-    trainer: Trainer,
-    splits: Splits,
-    model: DecoderConfig,
+    prepared: Prepared,
+    folder: RunFolder,
+    name: str,
     step: int,
-) -> dict[str, float]:
-    """Saves the state, and returns the numbers of both sets."""
-    with stage.part("save", after=trainer.state):
-        checkpoints.save(step, trainer.state)
-    with stage.part("evaluate"):
-        return splits.statistics(trainer.params, model).summary()
+    params: Tree,
+    splits: Splits,
+    bar: progress.Bar,
+) -> None:
+    """Records and shows the numbers of both sets.
 
-
-def _check_finite(name: str, step: int, numbers: dict[str, float], lr: float) -> None:
+    Raises:
+      FloatingPointError: the loss is not finite.
+    """
+    numbers = splits.statistics(params, prepared.model).summary()
+    files.append(folder.metrics, {"step": step, "objective": name, **numbers})
+    bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
     if not math.isfinite(numbers["forget_nll"]):
         raise FloatingPointError(
-            f"{name}: the loss is not finite after {step} steps; lower finetune.lr ({lr}) and start"
-            " in a new folder"
+            f"{name}: the loss is not finite after {step} steps; lower finetune.lr"
+            f" ({prepared.config.finetune.lr}) and start in a new folder"
         )
 
 
