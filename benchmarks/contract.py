@@ -214,9 +214,11 @@ def by_definition_or_jvp(
     Forward mode takes another way with several directions than with one.
     """
     fn = with_constants(SampleLosses(model, names), trees.constants)
+    along = functools.partial(
+        _pg_effect, fn, trees.params, [rows], by="token", method=method, precision=model.precision
+    )
     double = {"v": trees.direction, "w": jax.tree.map(lambda x: -2 * x, trees.direction)}
-    both = _pg_effect(fn, trees.params, [rows], double, by="token", method=method)
-    one = _pg_effect(fn, trees.params, [rows], {"v": trees.direction}, by="token", method=method)
+    both, one = along(double), along({"v": trees.direction})
     return [both["v"], both["w"] / -2, one["v"]]
 
 
@@ -225,6 +227,7 @@ def by_gates(
 ) -> list[np.ndarray]:
     """[slots, losses]: gates give one number a sample, so each loss in turn, by one program."""
     losses = with_constants(SampleLosses(model, names), trees.constants)
+    options = {"by": "layer", "method": "gates", "precision": model.precision}
 
     def chosen(params, rows, probe=None):
         return losses(params, rows["rows"], probe) @ rows["choice"]
@@ -232,9 +235,7 @@ def by_gates(
     by_loss = []
     for choice in np.eye(len(names), dtype=np.float32):
         batch = {"rows": rows, "choice": choice}
-        table = _pg_effect(
-            chosen, trees.params, [batch], {"v": trees.direction}, by="layer", method="gates"
-        )
+        table = _pg_effect(chosen, trees.params, [batch], {"v": trees.direction}, **options)
         assert table["v"].shape[1] == len(effects.layer_names(trees.params, grouping=BLOCKS))
         by_loss.append(table["v"].sum(-1))
     return [np.stack(by_loss, -1)]

@@ -147,12 +147,10 @@ def check(
     Raises:
       Disagrees: either is over its tolerance.
     """
-    work = dataclasses.replace(
-        work, lr=CHECKED_LR, model=dataclasses.replace(work.model, dtype="float32")
-    )
-    with jax.default_matmul_precision("highest"):
-        steppers = [module.stepper(work, params, reference) for module in frameworks.values()]
-        ours, theirs = (stepper.step(0) for stepper in steppers)
+    model = dataclasses.replace(work.model, dtype="float32", precision="highest")
+    work = dataclasses.replace(work, lr=CHECKED_LR, model=model)
+    steppers = [module.stepper(work, params, reference) for module in frameworks.values()]
+    ours, theirs = (stepper.step(0) for stepper in steppers)
     after, other = (stepper.params() for stepper in steppers)
     distances = {
         "loss": abs(ours - theirs) / abs(theirs),

@@ -120,8 +120,8 @@ def measure(setting: Setting, case: Case) -> Values:
         "gradient_seconds": gradient,
         "over_gradient": own / gradient,
         "flops_over_gradient": flops / unit_flops,
-        "mfu": setting.mfu(flops, own, job.config.dtype),
-        "gradient_mfu": setting.mfu(unit_flops, gradient, job.config.dtype),
+        "mfu": setting.mfu(flops, own, job.config),
+        "gradient_mfu": setting.mfu(unit_flops, gradient, job.config),
         "temp_bytes": way.temp,
         "gradient_temp_bytes": unit.temp,
     }

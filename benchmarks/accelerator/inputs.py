@@ -170,14 +170,13 @@ class Setting:
         tofu = sum(tokens for tokens, _ in self.samples(16))
         return {LARGE: large, "16k tokens": large // 4, "2k tokens": large // 32, TOFU: tofu}[batch]
 
-    def peak(self, dtype: str, precision: str = "default") -> float | None:
-        """FLOPs per second of a large product, from the section "machine"; None before it ran."""
+    def peak(self, model: DecoderConfig) -> float | None:
+        """FLOPs per second of a large product in a model's arithmetic; None before it is known."""
         file = self.out / "machine.json"
         rows = files.read_json(file)["rows"] if file.exists() else {}
-        name = "product, bfloat16" if dtype == "bfloat16" else f"product, float32 {precision}"
-        return rows.get(name, {}).get("flops_per_s")
+        return rows.get(f"product, {model.arithmetic}", {}).get("flops_per_s")
 
-    def mfu(self, flops: float, seconds: float, dtype: str, precision: str = "default"):
+    def mfu(self, flops: float, seconds: float, model: DecoderConfig) -> float | None:
         """Share of the peak that these FLOPs in these seconds are; None where it is not known."""
-        peak = self.peak(dtype, precision)
+        peak = self.peak(model)
         return None if peak is None else flops / seconds / peak

@@ -19,10 +19,12 @@ from jaxunlearn.record.folder import RunFolder
 
 COLUMNS = {
     "seconds": ("s", "seconds"),
+    "compile_seconds": ("compiling s", "seconds"),
     "wall_seconds": ("wall s", "seconds"),
     "steps": ("steps", "text"),
     "measurements": ("measurements", "text"),
     "measurement_seconds": ("s/measurement", "seconds"),
+    "longest_measurement_seconds": ("the longest", "seconds"),
     "step_seconds": ("s/step", "seconds"),
     "stages": ("stages", "stages"),
 }
@@ -81,12 +83,14 @@ def _stages(setting: Setting, run: Config) -> Values:
     before = len(files.records(folder.timings))
     start = setting.left()
     recipe.run(run, folder.path, devices=jax.devices()[:1])
-    stages = files.records(folder.timings)[before:]
+    records = files.records(folder.timings)[before:]
+    stages = {record["stage"]: record for record in records if record["part"] is None}
     return {
-        "seconds": sum(stage["seconds"] for stage in stages),
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+        "compile_seconds": sum(stage["compile_seconds"] for stage in stages.values()),
         "wall_seconds": start - setting.left(),
-        "stages": {stage["stage"]: stage["seconds"] for stage in stages},
-        "records": stages,
+        "stages": {name: stage["seconds"] for name, stage in stages.items()},
+        "records": records,
     }
 
 

@@ -23,14 +23,14 @@ from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.unlearn import step_batches, task_optimizer
 from jaxunlearn.record.folder import RunFolder
-from jaxunlearn.record.steps import timed
+from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
 from jaxunlearn.training.schedule import lr_schedule
 from jaxunlearn.training.step import Trainer, init_state
 
-START, STEPS, MEASURED = "theta_0 and its references", "steps", "measurement"
+START, MEASURE, TRAIN = "theta_0 and its references", "measure", "train"
 FLOAT_BYTES = 4
 STATE_TREES = 4  # parameters, two moments and a gradient: what a step holds at least
 
@@ -55,64 +55,69 @@ def train(sketched: Prepared, folder: RunFolder, left: Callable[[], float]) -> V
     layout = dataclasses.replace(sketched.layout, abstract=False)
     prepared = dataclasses.replace(sketched, layout=layout)
     with jax.set_mesh(prepared.mesh):
-        reached = _train(prepared, folder, left)
-    each = [sum(parts) for parts in zip(*[iter(_seconds(folder, MEASURED))] * 3, strict=True)]
-    steps = [sum(parts) for parts in zip(*[iter(_seconds(folder, STEPS))] * 2, strict=True)]
-    # The first interval compiles the steps, and the first with PG-effects those.
-    compiling = 2 if len(each) > 2 else len(each) - 1
-    of_step = [s / n for s, n in zip(steps, reached, strict=True)]
-    stages = {stage: _seconds(folder, stage) for stage in (START, MEASURED, STEPS)}
+        reached = _train(prepared, Stages(folder), left)
+    records = files.records(folder.timings)
+    measured, trained = (_parts(records, part) for part in (MEASURE, TRAIN))
+    measurements = [record["seconds"] - record["compile_seconds"] for record in measured]
+    steps = [
+        (record["seconds"] - record["compile_seconds"]) / count
+        for record, count in zip(trained, reached, strict=True)
+    ]
+    whole = {record["stage"]: record["seconds"] for record in records if record["part"] is None}
     return {
-        "seconds": sum(map(sum, stages.values())),
+        "seconds": sum(whole.values()),
+        "compile_seconds": sum(r["compile_seconds"] for r in records if r["part"] is None),
         "steps": f"{sum(reached)} of {prepared.steps}",
-        "measurements": f"{len(each)} of {len(prepared.measured_steps)}",
-        "measurement_seconds": median(each[compiling:]),
-        "step_seconds": median(of_step[compiling:]),
-        "stages": {stage: sum(seconds) for stage, seconds in stages.items()},
-        "each_measurement": each,
-        "each_interval_of_steps": steps,
+        "measurements": f"{len(reached)} of {len(prepared.measured_steps)}",
+        "measurement_seconds": median(measurements),
+        "longest_measurement_seconds": max(measurements),  # one with PG-effects
+        "step_seconds": median(steps),
+        "stages": {
+            START: whole[START],
+            MEASURE: sum(record["seconds"] for record in measured),
+            TRAIN: sum(record["seconds"] for record in trained),
+        },
         "samples": f"{len(prepared.sets.forget)} + {len(prepared.retain_eval)}",
+        "records": records,
     }
 
 
-def _seconds(folder: RunFolder, stage: str) -> list[float]:
-    """The seconds of every record of a stage."""
-    records = files.records(folder.timings)
-    return [record["seconds"] for record in records if record["stage"] == stage]
+def _parts(records: list[Values], part: str) -> list[Values]:
+    """The records of a part, one for each interval."""
+    return [record for record in records if record["part"] == part]
 
 
-def _train(prepared: Prepared, folder: RunFolder, left: Callable[[], float]) -> list[int]:
+def _train(prepared: Prepared, stages: Stages, left: Callable[[], float]) -> list[int]:
     """Intervals of a measurement and the steps up to the next, until the end or out of time.
 
-    Each interval has three records of a measurement and two of steps.
+    Each interval is a stage, whose parts are the measurement and the steps.
 
     Returns:
       The number of steps of each interval that was reached.
     """
     task, offload = prepared.tasks[0], Offload(prepared.config.compute.offload)
-    with timed(folder.path, START):
-        feed, measurer, trainer = _start(prepared, folder, offload)
-    batches = feed.measured(measurer.splits.forget, None)
+    with stages.stage(START):
+        feed, measurer, trainer = _start(prepared, stages.folder, offload)
+        batches = feed.measured(measurer.splits.forget, None)
+        stats = measurer.statistics(trainer.params, 0)
     reached: list[int] = []
-    stats = measurer.statistics(trainer.params, 0)
     bounds = [*prepared.measured_steps, prepared.steps]
     for first, last in itertools.pairwise(bounds):
         if len(reached) > 1 and left() <= 0:
             break
-        with timed(folder.path, MEASURED), trainer.parked_moments(offload):
-            interval = measurer.open(first, trainer.params, stats, batches, None, task.lr)
-        with timed(folder.path, STEPS):
-            trainer.update(feed.step(first, None).batch)
-            jax.block_until_ready(trainer.state)
-        with timed(folder.path, MEASURED):
-            interval.after_update(trainer.params)
-        with timed(folder.path, STEPS):
-            for step in range(first + 1, last):
-                trainer.update(feed.step(step, None).batch)
-            jax.block_until_ready(trainer.state)
-        with timed(folder.path, MEASURED):
-            stats = measurer.statistics(trainer.params)
-            interval.close(last, trainer.params, stats)
+        with stages.stage(f"from step {first}") as stage:
+            with stage.part(MEASURE), trainer.parked_moments(offload):
+                interval = measurer.open(first, trainer.params, stats, batches, None, task.lr)
+            with stage.part(TRAIN):
+                trainer.update(feed.step(first, None).batch)
+                with stage.part(MEASURE, after=trainer.state):
+                    interval.after_update(trainer.params)
+                for step in range(first + 1, last):
+                    trainer.update(feed.step(step, None).batch)
+                jax.block_until_ready(trainer.state)
+            with stage.part(MEASURE):
+                stats = measurer.statistics(trainer.params)
+                interval.close(last, trainer.params, stats)
         del interval  # its gradients make room for the next ones
         reached.append(last - first)
     return reached

@@ -42,7 +42,7 @@ class Case(NamedTuple):
     remat: str
     attention: str
     dtype: str = "bfloat16"
-    precision: str = "default"
+    precision: str = "highest"  # of float32
 
     @property
     def name(self) -> str:
@@ -92,10 +92,7 @@ def rows(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting, case: Case) -> Values:
     """Seconds, tokens, MFU and memory of a step."""
-    with (
-        jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])),
-        jax.default_matmul_precision(case.precision),
-    ):
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
         work = make_work(setting, case)
         params = setting.parameters(case.model, work.model)
         training = Training(work, params, flat_reference(work))
@@ -105,7 +102,8 @@ def measure(setting: Setting, case: Case) -> Values:
 
 def make_work(setting: Setting, case: Case) -> train_ours.Job:
     """The job of a case: a few different batches of TOFU's lengths."""
-    compute = {"dtype": case.dtype, "attention": case.attention, "remat": case.remat}
+    compute = {"dtype": case.dtype, "precision": case.precision}
+    compute |= {"attention": case.attention, "remat": case.remat}
     model = setting.model(case.model, **compute)
     tokens = setting.batch_tokens(case.batch)
     batch_size = 16 if case.batch == TOFU else len(setting.counts(tokens))
@@ -161,7 +159,7 @@ def _measured(setting: Setting, case: Case, work: train_ours.Job, training: Trai
         "tokens": float(tokens),
         "real_share": float(tokens) / training.computed_tokens,
         "tokens_per_s": float(tokens) / loop,
-        "mfu": setting.mfu(float(needed), loop, case.dtype, case.precision),
+        "mfu": setting.mfu(float(needed), loop, work.model),
         "program_flops": cost.flops,
         "peak_bytes": peak and peak.bytes,
         "peak_exact": peak and peak.exact,

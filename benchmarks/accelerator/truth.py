@@ -22,7 +22,7 @@ from jaxunlearn.core import files
 from jaxunlearn.data import packing
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.models import decoder, hf, sharding
-from jaxunlearn.models.decoder import decode
+from jaxunlearn.models.decoder import DecoderConfig, decode
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 
@@ -33,7 +33,8 @@ COLUMNS = {
     "equal": ("equal", "text"),
     "note": ("note", "text"),
 }
-TYPES = (("float32", "highest"), ("bfloat16", "default"), ("float32", "default"))
+EXACT, HALF = {"dtype": "float32", "precision": "highest"}, {"dtype": "bfloat16"}
+ARITHMETIC = (EXACT, HALF, EXACT | {"precision": "default"})
 WAYS = (("packed", "jvp"), ("packed", "gates"), ("padded", "jvp"), ("padded", "vmap"))
 REHEARSED = ("npo", "undial", "rmu")  # one loss of each kind
 GOLDEN_TOLERANCE = 1e-5
@@ -46,16 +47,16 @@ def rows(setting: Setting) -> list[Row]:
     compared = [
         [
             Row(
-                f"{dtype} {precision}: {kind}, {method}",
-                partial(compare, setting, losses, dtype, precision, kind, method),
+                f"{model.arithmetic}: {kind}, {method}",
+                partial(compare, setting, losses, model, kind, method),
             )
             for kind, method in WAYS
         ]
-        for dtype, precision in TYPES
+        for model in (dataclasses.replace(contract.MODEL, **how) for how in ARITHMETIC)
     ]
     known = [
-        Row("stories260k, float32", partial(golden, setting, "float32", "highest")),
-        Row("stories260k, bfloat16", partial(golden, setting, "bfloat16", "default")),
+        Row("stories260k, float32", partial(golden, setting, EXACT)),
+        Row("stories260k, bfloat16", partial(golden, setting, HALF)),
         Row("stories260k, greedy text", partial(greedy, setting)),
         Row("a run, killed and resumed", partial(resume, setting)),
     ]
@@ -67,18 +68,15 @@ def rows(setting: Setting) -> list[Row]:
 def compare(
     setting: Setting,
     losses: tuple[str, ...],
-    dtype: str,
-    precision: str,
+    model: DecoderConfig,
     kind: str,
     method: str,
 ) -> Values:
     """The error of every loss's derivatives against float64, relative to the norms."""
     sequences, trees, exact = setting.kept.get("contract", partial(_contract, losses))
-    model = dataclasses.replace(contract.MODEL, dtype=dtype)
     packed = contract.layout(sequences, kind)
-    with jax.default_matmul_precision("highest"):
-        inputs = contract.make_rows(packed, trees)  # the same for every type
-    with jax.default_matmul_precision(precision), _one_device():
+    inputs = contract.make_rows(packed, trees)  # exact for every model
+    with _one_device():
         if method == "gates":
             results = contract.by_gates(inputs, trees, model, losses)
         else:
@@ -95,15 +93,14 @@ def compare(
     }
 
 
-def golden(setting: Setting, dtype: str, precision: str) -> Values:
+def golden(setting: Setting, arithmetic: dict[str, str]) -> Values:
     """log p of a story's tokens against numbers that another implementation computed."""
     folder = _stories(setting)
     expected = json.loads((folder / "golden.json").read_text())
-    model = hf.load_config(folder, dtype=dtype)
+    model = hf.load_config(folder, **arithmetic)
     params = hf.load_params(folder, model)
     batch = packing.padded([Sample(np.array(expected["story_ids"], np.int32), 1)])
-    with jax.default_matmul_precision(precision):
-        logp = jax.jit(lambda p: decoder.forward(p, batch, model).labels)(params)
+    logp = jax.jit(lambda p: decoder.forward(p, batch, model).labels)(params)
     error = float(np.abs(np.asarray(logp[0]) - expected["story_token_logprob"]).max())
     return {"worst": error, "loss": "log p", "holds": error <= GOLDEN_TOLERANCE}
 
@@ -114,15 +111,14 @@ def greedy(setting: Setting) -> Values:
     expected = np.array(json.loads((folder / "golden.json").read_text())["greedy_ids"])
     model = hf.load_config(folder)
     start = 5  # tokens of the prompt, "Once upon a time"
-    with jax.default_matmul_precision("highest"):
-        tokens, _ = decode.generate(
-            hf.load_params(folder, model),
-            jnp.asarray(expected[None, :start], jnp.int32),
-            jnp.array([start]),
-            model,
-            max_new_tokens=len(expected) - start,
-            eos_token_id=None,
-        )
+    tokens, _ = decode.generate(
+        hf.load_params(folder, model),
+        jnp.asarray(expected[None, :start], jnp.int32),
+        jnp.array([start]),
+        model,
+        max_new_tokens=len(expected) - start,
+        eos_token_id=None,
+    )
     same = np.asarray(tokens[0]) == expected[start:]
     return {"equal": bool(same.all()), "note": f"{same.sum()} of {same.size} tokens"}
 
@@ -181,10 +177,7 @@ def _updates(folder: Path) -> int:
 def _contract(losses: tuple[str, ...]) -> tuple[Any, contract.Trees, contract.Oracle]:
     """Samples, parameters and the oracle, whose float64 is the CPU's."""
     sequences, trees = contract.make_sequences(), contract.make_trees()
-    with (
-        jax.default_matmul_precision("highest"),
-        jax.default_device(jax.local_devices(backend="cpu")[0]),
-    ):
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
         on_host = contract.Trees(*jax.tree.map(np.asarray, tuple(trees)))
         exact = contract.oracle(sequences, on_host, losses)
     return sequences, trees, exact

@@ -248,7 +248,7 @@ def test_a_rehearsal_runs_every_section_and_a_second_call_measures_nothing_again
     assert known["float32 highest: packed, jvp"]["holds"]
     assert known["a run, killed and resumed"]["equal"], known["a run, killed and resumed"]
     (large,) = (row for name, row in first["job"]["rows"].items() if name.startswith("llama"))
-    assert large["measurements"] == "2 of 2" and large["stages"].keys() >= {"steps", "measurement"}
+    assert large["measurements"] == "2 of 2" and large["stages"].keys() >= {"train", "measure"}
 
     printed = call(out, *none)
     second = read(out)
