@@ -127,7 +127,8 @@ def test_expectations_hold_do_not_hold_or_were_not_measured():
         "7b, 64k tokens, remat full, cudnn, bfloat16": {"mfu": 0.4, "peak_over_forecast": 1.05},
         "7b, 16 samples, remat full, cudnn, bfloat16": {"mfu": 0.6, "peak_over_forecast": 0.93},
     }
-    record = {"rows": {name: row | {"state": "done"} for name, row in rows.items()}}
+    done = {name: row | {"state": "done"} for name, row in rows.items()}
+    record = {"rows": done, "rehearsal": False}
     lines = table.expectations({"train": record}).splitlines()
     verdicts = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines[2:]}
     assert len(verdicts) == len(table.EXPECTATIONS)
@@ -137,6 +138,8 @@ def test_expectations_hold_do_not_hold_or_were_not_measured():
     assert [cell.strip() for cell in mfu] == ["0.4", "does not hold"]
     assert [cell.strip() for cell in peak] == ["0.93", "holds"]
     assert [cell.strip() for cell in job] == ["-", "not measured"]
+    rehearsed = table.expectations({"train": record | {"rehearsal": True}})
+    assert "hold |" not in rehearsed and "holds" not in rehearsed
 
 
 def test_the_table_shows_rows_in_the_order_of_the_section(tmp_path):
