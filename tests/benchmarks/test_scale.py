@@ -166,11 +166,11 @@ def test_seven_billion_on_eight_h200(tmp_path, h200):
         bars, True
     )
     # Each layer's seven matrices and the head are gathered in bfloat16, forward and in reverse, and
-    # their gradients scattered once; activations stay where their rows are.
+    # their gradients scattered once, in float32; activations stay where their rows are.
     received = rows["npo: step"]["received"]
     assert "all-to-all" not in received
     assert 3.2 * PARAMETERS < received["all-gather"] < 3.6 * PARAMETERS
-    assert 1.6 * PARAMETERS < received["reduce-scatter"] < 1.8 * PARAMETERS
+    assert 3.2 * PARAMETERS < received["reduce-scatter"] < 3.6 * PARAMETERS
 
 
 @pytest.mark.nightly

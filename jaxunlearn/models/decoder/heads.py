@@ -45,8 +45,6 @@ Head = Callable[..., Any]
 def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """log p(label) = z_label - log sum_v exp z_v: the default head.
 
-    It is computed as -log(1 + exp(log sum_{v != label} exp z_v - z_label)).
-
     Args:
       logits: [..., V].
       labels: [...] int.
@@ -59,12 +57,9 @@ def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits = trees.wide(logits)
     vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    is_label = vocabulary == labels[..., None]
     # Not a gather: that is no good on logits split over the vocabulary.
-    chosen = jnp.sum(jnp.where(is_label, logits, 0), -1)
-    others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), -1)
-    # Not z_label - log sum_v exp z_v: where p is near 1, its gradient 1 - p would lose its digits.
-    return -jax.nn.softplus(others - chosen)
+    chosen = jnp.sum(jnp.where(vocabulary == labels[..., None], logits, 0), -1)
+    return chosen - jax.nn.logsumexp(logits, -1)
 
 
 def label_statistics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

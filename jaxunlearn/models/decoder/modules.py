@@ -77,30 +77,32 @@ def _product(
     """
     flat = x.reshape(-1, x.shape[-1])
     if config.dtype == "bfloat16" and config.reduce == "float32":
-        y = _half_product(spec, wide, config, flat, weight)
+        factor = jax.lax.stop_gradient(weight).astype(config.dtype)
+        y = _half_product(spec, wide, config, flat, factor, weight)
     else:
         y = _einsum(spec, flat, weight.astype(config.dtype), config, wide=wide)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _half_product(spec, wide, config, x, weight):
+def _half_product(spec, wide, config, x, factor, weight):
     """A bfloat16 product whose weight gradient leaves its own product in float32.
 
-    Autodiff would cast the weight before the product, and so give the gradient the type of the
-    cast. The partial sums of all devices would be rounded to bfloat16 before they are added.
+    Autodiff would give the gradient the type of the factor, which is the weight cast to bfloat16.
+    The partial sums of all devices would be rounded to it before they are added. The factor is an
+    argument of its own so that devices exchange it, and not the wider weight.
     """
-    return _einsum(spec, x, weight.astype(x.dtype), config, wide=wide)
+    return _einsum(spec, x, factor, config, wide=wide)
 
 
 def _half_product_tangent(spec, wide, config, primals, tangents):
-    x, weight = primals
-    y = _half_product(spec, wide, config, x, weight)
-    dx, d_weight = tangents
+    x, factor, _ = primals
+    y = _half_product(spec, wide, config, *primals)
+    dx, _, d_weight = tangents
     parts = []
     # A factor that is no variable has no tangent, and a product with zeros is not worth a FLOP.
     if not isinstance(dx, SymbolicZero):
-        parts.append(_half_product(spec, wide, config, dx, weight))
+        parts.append(_einsum(spec, dx, factor, config, wide=wide))
     if not isinstance(d_weight, SymbolicZero):
         parts.append(_einsum(spec, x, d_weight, config, wide=True).astype(y.dtype))
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
