@@ -79,8 +79,7 @@ def pg_effect(
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
-      {name: float32 array with a leading axis over all samples of all batches, in order, empty
-      slots included}.
+      {name: float32 array [all samples of all batches, ...], in order, empty slots included}.
 
     Raises:
       ValueError: no batches, no directions, one that is not like the parameters, log-probabilities
@@ -102,8 +101,8 @@ def pg_effect(
     if method == "vmap":
         options["microbatch"] = microbatch
     compute = partial(_evaluator(sample_logp_fn, by, method), params, **options)
-    along = tuple(directions.values())
     with products(precision):
+        along = tuple(directions.values())
         values = _over_batches(compute, batches, along, sample_logp_fn, by, method)
     return dict(zip(directions, values, strict=True))
 

@@ -316,7 +316,9 @@ def attend(
     return _by_token(_mix(*_by_head(query, key, value), mask, config))
 
 
-def _by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, ...]:
+def _by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """[R, T, heads, H] -> queries [R, key heads, group, T, H], keys and values [R, heads, T, H]."""
     rows, tokens, _, head_dim = query.shape
     query = query.reshape(rows, tokens, key.shape[2], -1, head_dim)
