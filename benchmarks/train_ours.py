@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import memory
 from jaxunlearn.core.trees import Tree
@@ -67,11 +68,13 @@ class Stepper(NamedTuple):
       step: makes the batch of a step, updates, blocks until that is done, and returns the loss.
       computed_tokens: the tokens of a step, padding included.
       params: returns the current parameters, in this library's layout.
+      gradient: returns the gradient of the first step after it, in the same layout.
     """
 
     step: Callable[[int], float]
     computed_tokens: Callable[[int], int]
     params: Callable[[], Tree]
+    gradient: Callable[[], Tree]
 
 
 def job(
@@ -193,7 +196,17 @@ def stepper(work: Job, params: Tree, reference: LabelCache) -> Stepper:
         jax.block_until_ready(training.state)
         return float(metrics["loss"])
 
-    return Stepper(step, lambda _: training.computed_tokens, lambda: training.state.params)
+    def gradient() -> Tree:
+        return jax.tree.map(first_gradient, optax.tree.get(training.state.opt_state, "mu"))
+
+    return Stepper(
+        step, lambda _: training.computed_tokens, lambda: training.state.params, gradient
+    )
+
+
+def first_gradient(moment: Any) -> Any:
+    """The gradient of the first step from Adam's first moment after it, which decays by 0.9."""
+    return moment / (1 - 0.9)
 
 
 def peak_bytes(call: Callable[[], Any]) -> int | None:

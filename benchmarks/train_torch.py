@@ -4,6 +4,7 @@ Batches are padded to their longest sample, attention is what transformers choos
 fused one (transformers' own default), and the reference's log-probabilities are cached too.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.train_ours import BETA, Job, Stepper
+from benchmarks.train_ours import BETA, Job, Stepper, first_gradient
 from jaxunlearn.models import hf
 from jaxunlearn.training.batch import LabelCache
 
@@ -99,7 +100,16 @@ def stepper(
     def computed(i: int) -> int:
         return _batch(work, reference, i)["input_ids"].size
 
-    return Stepper(step, computed, lambda: _params(work, model))
+    def gradient() -> Tree:
+        # In the place of the parameters, so that they are written and read as these are.
+        holder = copy.deepcopy(model)
+        pairs = zip(holder.parameters(), model.parameters(), strict=True)
+        with torch.no_grad():
+            for held, parameter in pairs:
+                held.copy_(first_gradient(optimizer.state[parameter]["exp_avg"]))
+        return _params(work, holder)
+
+    return Stepper(step, computed, lambda: _params(work, model), gradient)
 
 
 def _npo(model: Any, input_ids: Any, attention_mask: Any, labels: Any, ref_logp: Any) -> Any:

@@ -42,6 +42,18 @@ def test_both_frameworks_take_the_same_step(one_device):
         work, params = make_job(dataclasses.replace(MODEL, **shape))
         result = train_step.check(work, params, train_ours.references(work, params))
         assert result["loss"] < 1e-5 and result["update"] < 1e-3
+        assert result["gradient"] < 1e-5
+
+
+def test_another_gradient_is_found_out(one_device, monkeypatch):
+    """Larger by a thousandth: Adam's first update would hardly show it."""
+    train_torch = pytest.importorskip("torch") and train_step.train_torch
+    work, params = make_job()
+    plain = train_torch._params
+    larger = lambda work, model: jax.tree.map(lambda x: 1.001 * x, plain(work, model))
+    monkeypatch.setattr(train_torch, "_params", larger)
+    with pytest.raises(train_step.Disagrees, match="gradient"):
+        train_step.check(work, params, train_ours.references(work, params))
 
 
 def test_another_loss_is_found_out(one_device, monkeypatch):
