@@ -5,7 +5,6 @@ environment variable JAXUNLEARN_TRACEBACK to see where an error was raised.
 """
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only
+from jaxunlearn.core.devices import check_peak
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -209,8 +209,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     options = command.run
     if options.profile < 0:
         raise ConfigError(f"--profile: {options.profile} must not be negative")
-    if options.peak is not None and not 0 < options.peak < math.inf:
-        raise ConfigError(f"--peak: {options.peak} must be a positive number of TFLOP/s")
+    check_peak(options.peak)
     if isinstance(command, RunCommand):
         config = _override(
             "run", _load("run", command.config, options.keys), overrides, options.keys

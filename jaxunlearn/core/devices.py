@@ -1,5 +1,6 @@
 """What the makers of accelerators publish of their speed, and what devices tell of themselves."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,16 @@ BF16_PEAKS: dict[str, float] = {
     "TPU v6e": 918.0,
 }
 """Dense bfloat16 peak of one device in TFLOP/s, by `device_kind`."""
+
+
+def check_peak(tflops: float | None) -> None:
+    """Checks the peak of a device that a user states.
+
+    Raises:
+      ValueError: it is not a positive number.
+    """
+    if tflops is not None and not 0 < tflops < math.inf:
+        raise ValueError(f"peak (--peak): {tflops} must be a positive number of TFLOP/s")
 
 
 def peak_flops(devices: Iterable[Any], dtype: str, tflops: float | None = None) -> float | None:

@@ -163,12 +163,11 @@ def g_effects_of(
     # jax.jvp takes tangents of the parameters' own types.
     tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), risk_gradient, params)
     totals: dict[str, tuple[jax.Array, jax.Array]] = {}
-    for batch in batches:
-        with products(precision):
-            effects = _push(params, batch, tangent, losses_fn=losses_fn)
-        for name, (effect, count) in effects.items():
-            sums = totals.get(name, (0.0, 0.0))
-            totals[name] = (sums[0] + effect, sums[1] + count)
+    with products(precision):
+        for batch in batches:
+            for name, (effect, count) in _push(params, batch, tangent, losses_fn=losses_fn).items():
+                sums = totals.get(name, (0.0, 0.0))
+                totals[name] = (sums[0] + effect, sums[1] + count)
     if not totals:
         raise ValueError("g_effects_of needs at least one batch, got none")
     return {name: total / count for name, (total, count) in totals.items()}

@@ -93,8 +93,7 @@ def dataset_gradients(
         raise ValueError("a gradient over a dataset needs at least one batch, got none")
     with products(precision):
         totals: Any = zero_sums(params, first[0], **options) if len(first) > 1 else None
-    for batch in itertools.chain(first, remaining):
-        with products(precision):
+        for batch in itertools.chain(first, remaining):
             totals = gradient_sums(params, batch, totals, **options)
     sums, counts, gradients = totals
     for name, count in counts.items():

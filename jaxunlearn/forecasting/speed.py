@@ -1,6 +1,5 @@
 """The seconds of a run's programs: their FLOPs, over what the devices make of them in a second."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.core.devices import TERA, peak_flops
+from jaxunlearn.core.devices import TERA, check_peak, peak_flops
 from jaxunlearn.forecasting.programs import Program
 from jaxunlearn.pipeline.prepare import Prepared
 
@@ -46,8 +45,7 @@ def check_options(peak: float | None, measure: bool) -> None:
     """
     if peak is not None and measure:
         raise ValueError("peak (--peak), measure (--measure): give one of them")
-    if peak is not None and not 0 < peak < math.inf:
-        raise ValueError(f"peak (--peak): {peak} must be a positive number of TFLOP/s")
+    check_peak(peak)
 
 
 def stated_speed(prepared: Prepared, peak: float | None) -> Speed | None:
