@@ -13,6 +13,7 @@ measured, and float64 is computed on the CPU.
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures all settings and prints the tables."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    _refuse_what_gives_no_numbers(parser, options)
     training = Training(options.finetune, options.steps, options.lr)
     try:
         job = precision_job.make_job(options.model, options.tofu, options.samples, training)
@@ -114,6 +116,18 @@ def show_objectives(rows: Sequence[dict[str, Any]]) -> None:
         errors = [row["g"]["objectives"][name] for name in names]
         cells = [" / ".join(f"{error[risk]:.0e}" for risk in RISKS) for error in errors]
         print(f"| {row['setting']} | " + " | ".join(cells) + " |")
+
+
+def _refuse_what_gives_no_numbers(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+    if options.samples < 2:
+        parser.error(f"--samples {options.samples}: at least 2, for there is an order of samples")
+    for name in ("finetune", "steps"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name} {getattr(options, name)}: must not be negative")
+    if not 0 < options.lr < math.inf:
+        parser.error(f"--lr {options.lr:g}: must be positive")
 
 
 def _parser() -> argparse.ArgumentParser:

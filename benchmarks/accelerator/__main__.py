@@ -21,6 +21,7 @@ from benchmarks.accelerator import SECTIONS, pack, table
 from jaxunlearn.core import files
 
 ROOT = Path(__file__).parents[2]
+PACK = ROOT / "benchmarks" / "pack"  # where the pack is looked for, if there is one
 MOST_SECONDS = 120.0  # of a section
 GRACE_SECONDS = 60.0  # for the row that is under way when the time of a section is used up
 REFUSED = 2
@@ -41,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["pack"]:
         pack.main(words[1:])
         return 0
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    if not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes:g}: must be positive")
+    if options.pack != PACK and not options.pack.is_dir():
+        parser.error(f"--pack {options.pack}: no such folder")
     end = time.monotonic() + 60 * options.minutes
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     add("--out", type=Path, default=Path("build/accelerator"), help="the sections' files")
     add("--work", type=Path, default=Path("build/accelerator_work"), help="everything else")
-    add("--pack", type=Path, default=ROOT / "benchmarks" / "pack", help="from the command pack")
+    add("--pack", type=Path, default=PACK, help="from the command pack")
     add("--rehearse", action="store_true", help="tiny sizes on the CPU, to see that it all runs")
     return parser
 

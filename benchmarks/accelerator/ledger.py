@@ -45,13 +45,12 @@ class Row(NamedTuple):
 class Ledger:
     """The JSON file of a section."""
 
-    def __init__(self, path: Path, about: Values, columns: Mapping[str, tuple[str, str]]):
+    def __init__(self, path: Path, about: Values):
         """Reads the file where there is one.
 
         Args:
           path: the file.
           about: the circumstances of this process; "device" and "rehearsal" must be the file's.
-          columns: {key of a value: (title, format)}, for the table.
 
         Raises:
           OtherDevice: the file's rows are of another device, or of a rehearsal.
@@ -60,6 +59,7 @@ class Ledger:
         self._path = path
         self._record: Values = {"device": about["device"], "rehearsal": about["rehearsal"]}
         self._record |= {"planned": [], "left": [], "rows": {}, "processes": [], "traceback": None}
+        self._record["columns"] = {}
         if path.exists():
             old = files.read_json(path)
             for key in ("device", "rehearsal"):
@@ -69,7 +69,6 @@ class Ledger:
                         " --out"
                     )
             self._record = old | {"traceback": None}
-        self._record["columns"] = dict(columns)
         self._record["processes"].append(about)
         for row in self._record["rows"].values():
             if row["state"] == "running":
@@ -81,7 +80,12 @@ class Ledger:
         return self._record["rows"]
 
     def measure(
-        self, rows: Sequence[Row], seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        rows: Sequence[Row],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        columns: Mapping[str, tuple[str, str]],
     ) -> None:
         """Measures rows until the time is used up, and writes the file after each.
 
@@ -89,8 +93,10 @@ class Ledger:
           rows: of the section, the most important first.
           seconds: after so many no new row is started.
           clock: seconds.
+          columns: {key of a value: (title, format)}, for the table.
         """
         start = clock()
+        self._record["columns"] = dict(columns)
         self._record["planned"] = [row.name for row in rows]
         for row in self._order(rows):
             self._record["left"] = self._unfinished()

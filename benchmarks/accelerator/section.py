@@ -24,12 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args(arguments)
-    module = importlib.import_module(f"benchmarks.accelerator.{options.section}")
     about = record.about("accelerator.section", arguments, torch_threads=False) | {
         "rehearsal": options.rehearse
     }
     try:
-        ledger = Ledger(options.out / f"{options.section}.json", about, module.COLUMNS)
+        ledger = Ledger(options.out / f"{options.section}.json", about)
     except (OtherDevice, ValueError) as error:
         print(f"benchmarks.accelerator: {error}", file=sys.stderr)
         return REFUSED
@@ -41,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         seconds=options.seconds,
     )
     try:
-        ledger.measure(module.rows(setting), options.seconds)
+        # Imported here: a package that the machine lacks is a failure of the section too.
+        module = importlib.import_module(f"benchmarks.accelerator.{options.section}")
+        ledger.measure(module.rows(setting), options.seconds, columns=module.COLUMNS)
     except Exception:
         ledger.fail()
         return 1

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.accelerator import SECTIONS, ledger, pack, section, table
+from benchmarks.accelerator import SECTIONS, __main__, ledger, pack, section, table
 from benchmarks.accelerator.ledger import Ledger, NoMaterial, NotHere, Row
 from benchmarks.accelerator.material import Corrupt, Material, sha256
 
@@ -25,7 +25,7 @@ def raising(error):
 
 
 def open_ledger(folder, about=ABOUT):
-    return Ledger(folder / "train.json", about, COLUMNS)
+    return Ledger(folder / "train.json", about)
 
 
 def content(folder):
@@ -60,7 +60,7 @@ def test_every_row_has_a_state_and_none_ends_the_section(tmp_path):
         Row("wrong", raising(ZeroDivisionError("by zero"))),
         Row("right", lambda: {"seconds": 1.5}),
     ]
-    open_ledger(tmp_path).measure(rows, seconds=100)
+    open_ledger(tmp_path).measure(rows, columns=COLUMNS, seconds=100)
     record = content(tmp_path)
     assert {name: row["state"] for name, row in record["rows"].items()} == {
         "too large": "does not fit",
@@ -77,10 +77,10 @@ def test_every_row_has_a_state_and_none_ends_the_section(tmp_path):
 def test_no_row_starts_after_the_time_and_the_next_call_goes_on(tmp_path):
     clock = Clock()
     rows = [clock.row(name, 6) for name in "abc"]
-    open_ledger(tmp_path).measure(rows, seconds=10, clock=clock)
+    open_ledger(tmp_path).measure(rows, columns=COLUMNS, seconds=10, clock=clock)
     assert list(content(tmp_path)["rows"]) == ["a", "b"] and content(tmp_path)["left"] == ["c"]
     never = [Row(name, raising(AssertionError("measured again"))) for name in "ab"]
-    open_ledger(tmp_path).measure([*never, rows[2]], seconds=10, clock=clock)
+    open_ledger(tmp_path).measure([*never, rows[2]], columns=COLUMNS, seconds=10, clock=clock)
     record = content(tmp_path)
     assert {row["state"] for row in record["rows"].values()} == {"done"} and record["left"] == []
 
@@ -91,18 +91,18 @@ def test_a_killed_process_loses_the_row_under_way(tmp_path):
 
     rows = [Row("a", lambda: {"seconds": 1}), Row("b", killed), Row("c", lambda: {"seconds": 3})]
     with pytest.raises(KeyboardInterrupt):
-        open_ledger(tmp_path).measure(rows, seconds=10)
+        open_ledger(tmp_path).measure(rows, columns=COLUMNS, seconds=10)
     states = {name: row["state"] for name, row in content(tmp_path)["rows"].items()}
     assert states == {"a": "done", "b": "running"}
     order = []
     again = [Row(name, lambda name=name: order.append(name) or {}) for name in "abc"]
-    open_ledger(tmp_path).measure(again, seconds=10)
+    open_ledger(tmp_path).measure(again, columns=COLUMNS, seconds=10)
     assert order == ["c", "b"]  # what was cut short may be cut short again, so it comes last
 
 
 @pytest.mark.parametrize("other", [{"device": "another card"}, {"rehearsal": True}])
 def test_rows_of_two_devices_are_not_mixed(tmp_path, other):
-    open_ledger(tmp_path).measure([Row("a", dict)], seconds=1)
+    open_ledger(tmp_path).measure([Row("a", dict)], columns=COLUMNS, seconds=1)
     with pytest.raises(ledger.OtherDevice, match=r"train\.json has .* give another --out"):
         open_ledger(tmp_path, ABOUT | other)
 
@@ -117,6 +117,31 @@ def test_a_section_that_fails_records_its_traceback(tmp_path, monkeypatch):
     assert "ValueError: no such thing" in record["traceback"]
     text = table.markdown({"machine": record}, {})
     assert "the section failed: ValueError: no such thing" in text
+
+
+def test_a_section_that_cannot_be_imported_records_that(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "benchmarks.accelerator.job", None)
+    folders = [f"--{name}={tmp_path}" for name in ("out", "work", "pack")]
+    assert section.main(["job", *folders, "--seconds=1"]) == 1
+    record = json.loads((tmp_path / "job.json").read_text())
+    assert "benchmarks.accelerator.job" in record["traceback"]
+    assert "the section failed" in table.markdown({"job": record}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "-1"], "--minutes -1: must be positive"),
+        (["--minutes", "nan"], "--minutes nan: must be positive"),
+        (["--pack", "nowhere"], "--pack nowhere: no such folder"),
+    ],
+)
+def test_bad_arguments_run_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(arguments)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------------- the table
@@ -144,8 +169,12 @@ def test_expectations_hold_do_not_hold_or_were_not_measured():
 
 def test_the_table_shows_rows_in_the_order_of_the_section(tmp_path):
     clock = Clock()
-    open_ledger(tmp_path).measure([clock.row(n, 4) for n in "ab"], seconds=5, clock=clock)
-    open_ledger(tmp_path).measure([clock.row(n, 4) for n in "cab"], seconds=5, clock=clock)
+    open_ledger(tmp_path).measure(
+        [clock.row(n, 4) for n in "ab"], columns=COLUMNS, seconds=5, clock=clock
+    )
+    open_ledger(tmp_path).measure(
+        [clock.row(n, 4) for n in "cab"], columns=COLUMNS, seconds=5, clock=clock
+    )
     text = table.markdown({"train": content(tmp_path)}, {"job": "killed"})
     first, second, third = (text.index(f"| {name} | 4 |") for name in "cab")
     assert first < second < third

@@ -165,3 +165,18 @@ def test_bad_input_ends_with_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         precision.main(arguments)
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "1"], "--samples 1: at least 2"),
+        (["--steps", "-1"], "--steps -1: must not be negative"),
+        (["--lr", "nan"], "--lr nan: must be positive"),
+        (["--model", "nothing"], "--model nothing: neither one of"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        precision.main(arguments)
+    assert message in capsys.readouterr().err
