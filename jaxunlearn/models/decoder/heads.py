@@ -59,6 +59,8 @@ def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     # Not a gather: that is no good on logits split over the vocabulary.
     chosen = jnp.sum(jnp.where(vocabulary == labels[..., None], logits, 0), -1)
+    # Not in the form of `objectives.token_log_probs`, which keeps the digits of 1 - p: that takes
+    # more temporary memory for PG-effects in forward mode than their bar allows.
     return chosen - jax.nn.logsumexp(logits, -1)
 
 
