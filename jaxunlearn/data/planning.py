@@ -9,7 +9,7 @@ import chex
 import numpy as np
 
 TARGET_SHARE = 0.95
-"""The share of real tokens at which `plan_dataset` stops trying wider rows."""
+"""Fewest tokens over those of the chosen width, at least: attention costs more in wider rows."""
 
 
 class Sample(NamedTuple):
@@ -60,8 +60,8 @@ def plan_dataset(
 ) -> Plan:
     """Chooses the static shape of a pass over every sequence once.
 
-    The width is the smallest that makes at least 95 % of the computed tokens real, as attention
-    costs more in wider rows; where none does, the one with the largest share.
+    The width is the smallest that computes at most 1 / 0.95 times the tokens of the best one, as
+    attention costs more in wider rows.
 
     Args:
       sequences: the encoded samples.
@@ -81,8 +81,9 @@ def plan_dataset(
     lengths = checked_lengths(sequences, max_width if width is None else width)
     if rows is not None and (rows < 1 or rows % row_multiple):
         raise ValueError(f"rows={rows} must be a positive multiple of row_multiple={row_multiple}")
-    # The best plan so far: (share of real tokens, width, rows of a batch, sequences of each row).
-    total, best = sum(lengths), None
+    # Each with fewer tokens than all narrower ones: (tokens of the pass, width, rows of a batch,
+    # sequences of each row).
+    total, plans = sum(lengths), []
     for candidate in [width] if width is not None else _widths(max(lengths), max_width, width_step):
         size = partial(
             _pass_size,
@@ -92,16 +93,16 @@ def plan_dataset(
             target_tokens=target_tokens,
         )
         # Even rows without any padding would not beat the best width: packing is not worth trying.
-        if best is not None and total / size(-(-total // candidate))[1] <= best[0]:
+        if plans and size(-(-total // candidate))[1] >= plans[-1][0]:
             continue
         layout = best_fit(lengths, candidate)
         batch_rows, computed = size(len(layout))
-        if best is None or total / computed > best[0]:
-            best = (total / computed, candidate, batch_rows, layout)
-        if best[0] >= TARGET_SHARE:
+        if not plans or computed < plans[-1][0]:
+            plans.append((computed, candidate, batch_rows, layout))
+        # No wider row can make this one too expensive.
+        if total >= TARGET_SHARE * plans[-1][0]:
             break
-    assert best is not None
-    _, best_width, batch_rows, layout = best
+    _, best_width, batch_rows, layout = _narrowest(plans)
     return plan_layout(sequences, layout, rows=batch_rows, width=best_width)
 
 
@@ -113,7 +114,10 @@ def plan_steps(
     row_multiple: int = 1,
     width_step: int = 8,
 ) -> Plan:
-    """Chooses the smallest static shape in which every listed training batch fits.
+    """Chooses a static shape in which every listed training batch fits.
+
+    The width is the smallest that computes at most 1 / 0.95 times the tokens of the best one, as
+    attention costs more in wider rows.
 
     Args:
       sequences: the encoded samples.
@@ -133,17 +137,17 @@ def plan_steps(
     if not steps:
         raise ValueError("no steps to plan: id_lists is empty")
     lengths = [checked_lengths(step, max_width) for step in steps]
-    best: tuple[int, int, int] | None = None  # (tokens of a batch, rows, width)
+    # Each with fewer tokens than all narrower ones: (tokens of a batch, rows, width).
+    shapes: list[tuple[int, int, int]] = []
     for width in _widths(max(map(max, lengths)), max_width, width_step):
         # The fewest rows that could hold the steps: a width that loses even so is not packed.
         fewest = max(-(-sum(step) // width) for step in lengths)
-        if best is not None and _round_up(fewest, row_multiple) * width >= best[0]:
+        if shapes and _round_up(fewest, row_multiple) * width >= shapes[-1][0]:
             continue
         rows = _round_up(max(len(best_fit(step, width)) for step in lengths), row_multiple)
-        if best is None or rows * width < best[0]:
-            best = (rows * width, rows, width)
-    assert best is not None
-    _, rows, width = best
+        if not shapes or rows * width < shapes[-1][0]:
+            shapes.append((rows * width, rows, width))
+    _, rows, width = _narrowest(shapes)
     plans = [
         plan_layout(step, best_fit(size, width), rows=rows, width=width)
         for step, size in zip(steps, lengths, strict=True)
@@ -186,6 +190,12 @@ def _widths(longest: int, max_width: int, step: int) -> Iterator[int]:
     yield from range(_round_up(longest, step), max_width + 1, step)
     if max_width % step:
         yield max_width
+
+
+def _narrowest(plans: Sequence[tuple]) -> tuple:
+    """The first of plans (tokens, ..), from narrow to wide rows, that has few enough tokens."""
+    fewest = min(plan[0] for plan in plans)
+    return next(plan for plan in plans if fewest >= TARGET_SHARE * plan[0])
 
 
 def _pass_size(

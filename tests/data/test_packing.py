@@ -102,6 +102,25 @@ def test_one_plan_holds_every_training_step_and_repeated_ids(sizes, data):
         assert contents([batch]) == {i: step.count(i) * [expected(sequences[i])] for i in set(step)}
 
 
+def test_a_wider_row_must_save_a_twentieth_of_the_tokens():
+    """Attention costs more in wider rows, and `plan_dataset` and `plan_steps` agree on that."""
+    sequences = make([(5, 15)] + 8 * [(5, 14)])
+    options = {"max_width": 64, "width_step": 1, "row_multiple": 5}
+    # 10 rows of 20 tokens or 5 of 38, each with room for two of 19: 190 of 200.
+    for plan in (
+        plan_dataset(sequences, **options, target_tokens=1000),
+        plan_steps(sequences, [range(9)], **options),
+    ):
+        assert (plan.rows, plan.width) == (10, 20)
+    # 5 of 36 are 180 of 190.
+    sequences = make([(5, 14)] + 8 * [(5, 13)])
+    for plan in (
+        plan_dataset(sequences, **options, target_tokens=1000),
+        plan_steps(sequences, [range(9)], **options),
+    ):
+        assert (plan.rows, plan.width) == (5, 36)
+
+
 def test_the_step_plan_is_the_smallest_shape_that_fits():
     sequences = make([(5, 7)] * 4)
     steps = [[0, 1, 2], [3]]
