@@ -110,7 +110,8 @@ def _count(program: Any) -> int:
     """FLOPs of the matrix products in a jaxpr and in those nested in it."""
     total = 0
     for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
+        # A model's own primitive for a product is named like JAX's, and has its parameters.
+        if equation.primitive.name.endswith("dot_general"):
             # Each element of the result is a sum of as many products as the contracted axes hold.
             (contracted, _), _ = equation.params["dimension_numbers"]
             depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)

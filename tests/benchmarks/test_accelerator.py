@@ -264,8 +264,9 @@ def read(out):
 
 @pytest.mark.slow
 def test_a_rehearsal_runs_every_section_and_a_second_call_measures_nothing_again(tmp_path):
-    out, none = tmp_path / "out", ("--pack", str(tmp_path / "none"))
-    call(out, *none)
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    call(out, "--pack", str(empty))
     first = read(out)
     for name, record in first.items():
         assert record["traceback"] is None and record["rehearsal"], name
@@ -282,7 +283,7 @@ def test_a_rehearsal_runs_every_section_and_a_second_call_measures_nothing_again
     (large,) = (row for name, row in first["job"]["rows"].items() if name.startswith("llama"))
     assert large["measurements"] == "2 of 2" and large["stages"].keys() >= {"train", "measure"}
 
-    printed = call(out, *none)
+    printed = call(out, "--pack", str(empty))
     second = read(out)
     for name, record in first.items():
         done = {n: r for n, r in record["rows"].items() if r["state"] in ledger.FINAL}

@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from jaxunlearn.core import trees
 from jaxunlearn.models.decoder.config import DecoderConfig
+from jaxunlearn.models.decoder.products import einsum, product
 from jaxunlearn.models.sharding import ROWS, constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -35,80 +35,6 @@ MAX_QUERY_BLOCKS = 8
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     """Returns float32, or `dtype` where that is wider; `core.trees.wide` does it to arrays."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
-
-
-def _einsum(
-    spec: str, a: jax.Array, b: jax.Array, config: DecoderConfig, *, wide: bool = False
-) -> jax.Array:
-    """An einsum in the precision that the configuration names.
-
-    The precision is a part of the program, so JAX's global flag does not change it.
-
-    Args:
-      spec: as `jnp.einsum` takes it.
-      a: the first factor, in the type of the computation.
-      b: the second factor.
-      config: the model.
-      wide: whether the product is kept in float32, or left in the type of the factors.
-    """
-    if config.dtype != "bfloat16":
-        return jnp.einsum(spec, a, b, precision=config.precision)
-    if not wide:
-        return jnp.einsum(spec, a, b, precision="default")
-    # The preset makes the reverse pass, whose cotangent is float32, take bfloat16 factors too.
-    preset = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
-    return jnp.einsum(spec, a, b, precision=preset, preferred_element_type=jnp.float32)
-
-
-def _product(
-    spec: str, x: jax.Array, weight: jax.Array, config: DecoderConfig, *, wide: bool = False
-) -> jax.Array:
-    """A product of activations [..., n] and a weight matrix, which is cast to x's type.
-
-    The positions of all rows are one axis of the product. With two of them XLA's CPU compiler
-    writes the cotangent once more, transposed, to form the gradient of the weight.
-
-    Args:
-      spec: of a matrix "n." and a matrix.
-      x: [..., n], in the type of the computation.
-      weight: the matrix, float32 or wider.
-      config: the model.
-      wide: as in `_einsum`.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    if config.dtype == "bfloat16" and config.reduce == "float32":
-        factor = jax.lax.stop_gradient(weight).astype(config.dtype)
-        y = _half_product(spec, wide, config, flat, factor, weight)
-    else:
-        y = _einsum(spec, flat, weight.astype(config.dtype), config, wide=wide)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _half_product(spec, wide, config, x, factor, weight):
-    """A bfloat16 product whose weight gradient leaves its own product in float32.
-
-    Autodiff would give the gradient the type of the factor, which is the weight cast to bfloat16.
-    The partial sums of all devices would be rounded to it before they are added. The factor is an
-    argument of its own so that devices exchange it, and not the wider weight.
-    """
-    return _einsum(spec, x, factor, config, wide=wide)
-
-
-def _half_product_tangent(spec, wide, config, primals, tangents):
-    x, factor, _ = primals
-    y = _half_product(spec, wide, config, *primals)
-    dx, _, d_weight = tangents
-    parts = []
-    # A factor that is no variable has no tangent, and a product with zeros is not worth a FLOP.
-    if not isinstance(dx, SymbolicZero):
-        parts.append(_einsum(spec, dx, factor, config, wide=wide))
-    if not isinstance(d_weight, SymbolicZero):
-        parts.append(_einsum(spec, x, d_weight, config, wide=True).astype(y.dtype))
-    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
-
-
-_half_product.defjvp(_half_product_tangent, symbolic_zeros=True)
 
 
 def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Array:
@@ -168,7 +94,7 @@ class Linear(nn.Module):
     use_bias: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        use = lambda x, kernel: _product("nd,df->nf", x, kernel, self.config)
+        use = lambda x, kernel: product(x, kernel, self.config)
         y = _read(self, "kernel", use, x.astype(self.config.dtype))
         if not self.use_bias:
             return y
@@ -184,7 +110,7 @@ class Unembed(nn.Module):
     config: DecoderConfig
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        use = lambda x, kernel: _product("nd,dv->nv", x, kernel, self.config, wide=True)
+        use = lambda x, kernel: product(x, kernel, self.config, wide=True)
         return _read(self, "kernel", use, x.astype(self.config.dtype))
 
 
@@ -210,7 +136,7 @@ class Embed(nn.Module):
         return _read(self, "embedding", use, tokens)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        use = lambda x, table: _product("nd,vd->nv", x, table, self.config, wide=True)
+        use = lambda x, table: product(x, table, self.config, axis=1, wide=True)
         return _read(self, "embedding", use, x.astype(self.config.dtype))
 
 
@@ -335,11 +261,11 @@ def _mix(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """`attend` in the layouts of `_by_head`; the mask is [R, 1, T, S]."""
-    scores = _einsum("rkgth,rksh->rkgts", query, key, config, wide=True)
+    scores = einsum("rkgth,rksh->rkgts", query, key, config, wide=True)
     scores = scores / math.sqrt(query.shape[-1])
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return _einsum("rkgts,rksh->rkgth", weights, value, config)
+    return einsum("rkgts,rksh->rkgth", weights, value, config)
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.models.decoder import modules
+from jaxunlearn.models.decoder import modules, products
 from jaxunlearn.models.decoder.config import DecoderConfig
 from jaxunlearn.models.decoder.heads import Head, label_log_probs
 from jaxunlearn.models.sharding import ROWS, constrain, row_shards
@@ -200,11 +200,11 @@ def _block(batch: "Packed", config: DecoderConfig) -> Callable:
         x = _apply(modules.Block(config), params, directions, gates, x, rope, attend)
         return constrain(x, ROWS, None, None)
 
-    if config.remat == "none":
+    # In float32 no weight is cast, and nothing is left out of what autodiff keeps.
+    if config.remat == "none" and config.dtype != "bfloat16":
         return block
     # Inside a scan XLA cannot merge the recomputation with the forward pass: no barrier is needed.
-    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-    return jax.checkpoint(block, prevent_cse=False, policy=policies[config.remat])
+    return jax.checkpoint(block, prevent_cse=False, policy=products.KEPT[config.remat])
 
 
 def _apply_head(head: Head, logits: Callable, arrays: tuple, chunk: int) -> Tree:
