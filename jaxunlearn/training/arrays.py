@@ -95,9 +95,27 @@ class LossInputs:
     loss that reads only substitute answers runs no forward pass over the original ones.
     """
 
-    def __init__(self, term: ArrayReader, params: Tree, batch: Batch, *, with_logp: bool):
+    def __init__(
+        self,
+        term: ArrayReader,
+        params: Tree,
+        batch: Batch,
+        *,
+        with_logp: bool,
+        final_hidden: jax.Array | None = None,
+    ):
+        """Notes what the arrays are computed from; nothing is computed yet.
+
+        Args:
+          term: the loss.
+          params: of the model.
+          batch: its rows.
+          with_logp: whether log p is read, whatever the loss reads.
+          final_hidden: [R, N, D] of the loss's rows, where a pass over more rows has them; the loss
+            is none of hidden states then.
+        """
         self.term, self.params, self.batch = term, params, batch
-        self._with_logp = with_logp
+        self._with_logp, self._final_hidden = with_logp, final_hidden
 
     @property
     def rows(self) -> Rows:
@@ -114,6 +132,10 @@ class LossInputs:
             head, inputs = self._head, self._head_inputs
         tap = self.term.layer if kind == "hidden" else None
         packed, model = self.rows.packed, self.term.model
+        if self._final_hidden is not None:
+            hidden, options = self._final_hidden, {"head": head, "head_inputs": inputs}
+            labels = decoder.forward_head(self.params, hidden, packed, model, **options)
+            return decoder.Outputs(labels, None, hidden)
         return decoder.forward(self.params, packed, model, head=head, head_inputs=inputs, tap=tap)
 
     @property

@@ -32,6 +32,10 @@ from jaxunlearn.training.tasks import Task
 
 MEASURED_SAMPLES = 64  # forget samples of a measured batch that also carries their substitutes
 
+# Tokens of two passes, over forget and over retain rows, over those of one pass over both, at
+# least. One pass reads the parameters once, and adds up one gradient.
+SHARED_PASS = 0.9
+
 
 class StepInput(NamedTuple):
     """The batch of a step, with its number of tokens.
@@ -80,6 +84,8 @@ class StepBatches:
         self._plan = self._plan_steps(sets.forget, self._forget_ids)
         if task.retain is not None:
             self._retain_plan = self._plan_steps(sets.retain, self._retain_ids)
+            if task.loss.shares_a_pass:
+                self._share_a_shape()
         if self._has_substitutes:
             self._substitute_plan = layout.plan_groups(
                 [
@@ -223,8 +229,24 @@ class StepBatches:
 
     def _plan_steps(self, samples: list[Sample], draw: Callable[[int], np.ndarray]) -> Plan:
         """The static shape that the parts of all steps fit in."""
-        parts = [draw(step)[slots] for step in range(self.steps) for slots in self._parts]
-        return self._layout.plan_steps(samples, parts)
+        return self._layout.plan_steps(samples, self._all_parts(draw))
+
+    def _all_parts(self, draw: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+        """The samples of every part of every step."""
+        return [draw(step)[slots] for step in range(self.steps) for slots in self._parts]
+
+    def _share_a_shape(self) -> None:
+        """Gives forget and retain rows one shape, where that adds few tokens to a step.
+
+        Their losses then come from one pass over both, see `losses.UnlearnLoss`.
+        """
+        forget, retain = (self._all_parts(ids) for ids in (self._forget_ids, self._retain_ids))
+        after = len(self._sets.forget)
+        samples = [*self._sets.forget, *self._sets.retain]
+        plan = self._layout.plan_steps(samples, [*forget, *(part + after for part in retain)])
+        apart = sum(one.rows * one.width for one in (self._plan, self._retain_plan))
+        if apart >= SHARED_PASS * 2 * plan.rows * plan.width:
+            self._plan = self._retain_plan = plan
 
     def _make_constants(self) -> Constants:
         """The target of rmu and the reference's head, for the terms that read them."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxunlearn import effects
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.packing import unpack
-from jaxunlearn.models.decoder import STACKED, DecoderConfig
+from jaxunlearn.models.decoder import STACKED, DecoderConfig, forward
 from jaxunlearn.objectives import Objective, gd, reduce_losses
 from jaxunlearn.training.arrays import LossInputs, decoder_logp, read_arrays
 from jaxunlearn.training.batch import Batch, Rows
@@ -99,8 +99,16 @@ class Term:
         """Blocks that the loss runs where it needs no head; None: all blocks and the head."""
         return self.layer if self.kind == "hidden" else None
 
-    def __call__(self, params: Tree, batch: Batch) -> SumCount:
-        inputs = LossInputs(self, params, batch, with_logp=False)
+    @property
+    def reads_final_hidden(self) -> bool:
+        """Whether all that the model computes for the loss follows from its last hidden states."""
+        return self.kind != "hidden" and "substitute" not in self.objective.needs
+
+    def __call__(
+        self, params: Tree, batch: Batch, final_hidden: jax.Array | None = None
+    ) -> SumCount:
+        """The sum of the losses of a batch, and their count; `final_hidden` as in `LossInputs`."""
+        inputs = LossInputs(self, params, batch, with_logp=False, final_hidden=final_hidden)
         return self._reduced(self._losses(inputs), batch)
 
     def with_risk(self, params: Tree, batch: Batch) -> tuple[SumCount, SumCount]:
@@ -166,17 +174,44 @@ class UnlearnLoss:
     retain: Term | None = None
     retain_weight: float = 1.0
 
+    @property
+    def shares_a_pass(self) -> bool:
+        """Whether one pass over forget and retain rows serves both terms."""
+        retain = self.retain
+        return retain is not None and self.unlearn.reads_final_hidden and retain.reads_final_hidden
+
     def __call__(
         self, params: Tree, batch: Batch, counts: Counts | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, or the share of a larger batch whose counts are given."""
         counts = self.counts(batch) if counts is None else counts
-        unlearn = self.unlearn(params, batch)[0] / counts.unlearn
+        of_forget, of_retain = self._final_hidden(params, batch)
+        unlearn = self.unlearn(params, batch, of_forget)[0] / counts.unlearn
         if self.retain is None or counts.retain is None:
             return self.gamma * unlearn, {"unlearn_loss": unlearn}
-        retain = self.retain(params, batch)[0] / counts.retain
+        retain = self.retain(params, batch, of_retain)[0] / counts.retain
         loss = self.gamma * unlearn + self.retain_weight * retain
         return loss, {"unlearn_loss": unlearn, "retain_loss": retain}
+
+    def _final_hidden(
+        self, params: Tree, batch: Batch
+    ) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
+        """The last hidden states of forget and retain rows, by one pass where they have one shape.
+
+        Devices that share the parameters exchange them, and their gradients, once instead of twice.
+        """
+        if batch.retain is None or not self.shares_a_pass:
+            return None, None
+        forget, retain = batch.forget.packed, batch.retain.packed
+        if jax.tree.map(jnp.shape, forget) != jax.tree.map(jnp.shape, retain):
+            return None, None
+        # In turns, so that a device keeps the rows of both that it has.
+        rows = jax.tree.map(
+            lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]), forget, retain
+        )
+        hidden = forward(params, rows, self.unlearn.model, head=None).final_hidden
+        pairs = hidden.reshape(-1, 2, *hidden.shape[1:])
+        return pairs[:, 0], pairs[:, 1]
 
     def counts(self, batch: Batch) -> Counts:
         """The denominators of the batch's sums, at least 1."""

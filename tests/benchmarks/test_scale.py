@@ -173,6 +173,21 @@ def test_seven_billion_on_eight_h200(tmp_path, h200):
     assert 3.2 * PARAMETERS < received["reduce-scatter"] < 3.6 * PARAMETERS
 
 
+@pytest.mark.slow
+@pytest.mark.cost
+def test_a_retain_term_sends_no_parameter_again(tmp_path, h200):
+    """Forget and retain rows share a pass, so the bars of traffic are those without the term."""
+    config = load(batch_tokens=8192)
+    npo = dataclasses.replace(config.objectives["npo"], retain="gd")
+    config = dataclasses.replace(config, objectives={"npo": npo})
+    row = compiled(tmp_path, config, h200(8), "npo: step")["npo: step"]
+    assert row["peak"] < 14.2 * GIB  # two passes: 16.8
+    received = row["received"]
+    assert "all-to-all" not in received
+    assert 3.2 * PARAMETERS < received["all-gather"] < 3.6 * PARAMETERS
+    assert 3.2 * PARAMETERS < received["reduce-scatter"] < 3.6 * PARAMETERS
+
+
 @pytest.mark.nightly
 @pytest.mark.cost
 @pytest.mark.parametrize("count", [1, 64])

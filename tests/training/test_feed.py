@@ -27,6 +27,9 @@ EVERYTHING = {name: Objective() for name in objectives.names()} | {
     "gd": Objective(loss="ga", retain="gd"),
     "kl": Objective(loss="ga", retain="kl"),
     "rr": Objective(loss="ga", retain="rr"),
+    "npo_gd": Objective(loss="npo", retain="gd"),
+    "rmu_gd": Objective(loss="rmu", retain="gd"),
+    "po_gd": Objective(loss="po", retain="gd"),
 }
 
 
@@ -150,6 +153,52 @@ def test_accumulated_parts_are_one_batch(setting, name):
         np.testing.assert_allclose(parted[key], whole[key], rtol=1e-5)
     apart = trees.norm(trees.subtract(one, two))
     assert apart < 1e-6 * trees.norm(one) and trees.norm(one) > 0
+
+
+@pytest.mark.parametrize("name", ["gd", "kl", "npo_gd"])
+def test_one_pass_over_forget_and_retain_rows_is_two_passes(setting, name):
+    prepared, params, _, _ = setting
+    task, batches = task_feed(setting, name)
+    with jax.set_mesh(prepared.mesh):
+        batch, _, _ = batches.step(3)
+        shapes = [jax.tree.map(jnp.shape, rows.packed) for rows in (batch.forget, batch.retain)]
+        assert shapes[0] == shapes[1]
+        passes = lambda params: task.loss(params, batch)[0]
+
+        def one_by_one(params):
+            terms = (task.loss.unlearn, task.loss.retain)
+            of_forget, of_retain = (term(params, batch) for term in terms)
+            return of_forget[0] / of_forget[1] + of_retain[0] / of_retain[1]
+
+        np.testing.assert_allclose(passes(params), one_by_one(params), rtol=1e-5)
+        together, apart = jax.grad(passes)(params), jax.grad(one_by_one)(params)
+        distance = optax.tree.norm(optax.tree.sub(together, apart))
+        assert distance < 1e-5 * optax.tree.norm(apart)
+        # Half as many products of blocks, of twice the size.
+        count = lambda loss: str(jax.make_jaxpr(loss)(params)).count("scan[")
+        assert count(passes) == count(one_by_one) - 1
+
+
+@pytest.mark.parametrize("name", ["rr", "rmu_gd", "po_gd"])
+def test_a_term_of_tapped_states_or_substitutes_has_its_own_pass(setting, name):
+    task, _ = task_feed(setting, name)
+    assert not task.loss.shares_a_pass
+
+
+def test_rows_share_a_shape_only_where_that_adds_few_tokens():
+    """Retain rows of another length than forget rows would be padded, or pad those."""
+    config = replace(objectives={"ga": Objective(retain="gd")}, finetune={"epochs": 0})
+    prepared = prepare(config, jax.devices()[:1])
+    (task,), pool = prepared.tasks, prepared.sets.retain
+    references = References(None, {}, {}, None, {})
+    shorter = [sample._replace(tokens=sample.tokens[: sample.first_label + 1]) for sample in pool]
+    for retain, same in ((pool, True), (shorter, False)):
+        sets = prepared.sets._replace(retain=retain)
+        options = {"layout": prepared.layout, "unlearn": config.unlearn, "seed": config.seed}
+        batch, _, _ = StepBatches(task, sets, references, **options).step(0)
+        shapes = [jax.tree.map(jnp.shape, rows.packed) for rows in (batch.forget, batch.retain)]
+        assert (shapes[0] == shapes[1]) == same
+        assert jnp.isfinite(task.loss(prepared.initial(), batch)[0])
 
 
 def test_every_shard_draws_its_own_retain_samples():

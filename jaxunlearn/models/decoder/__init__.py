@@ -16,7 +16,7 @@ from jaxunlearn.models.decoder.heads import (
     label_statistics,
 )
 from jaxunlearn.models.decoder.sampling import GREEDY, Sampling
-from jaxunlearn.models.decoder.transformer import Outputs, forward, head_logits
+from jaxunlearn.models.decoder.transformer import Outputs, forward, forward_head, head_logits
 
 __all__ = [
     "GRADIENT",
@@ -30,6 +30,7 @@ __all__ = [
     "abstract_params",
     "forward",
     "forward_flops",
+    "forward_head",
     "head_logits",
     "init_params",
     "label_log_probs",

@@ -133,6 +133,32 @@ def forward(
     return Outputs(_label_values(head, weights, arrays, config), hidden, final_hidden)
 
 
+def forward_head(
+    params: Tree,
+    final_hidden: jax.Array,
+    batch: "Packed",
+    config: DecoderConfig,
+    *,
+    head: Head = label_log_probs,
+    head_inputs: tuple[jax.Array, ...] = (),
+) -> Any:
+    """The end of `forward`: a head on final hidden states, a chunk of labels at a time.
+
+    Args:
+      params: see `abstract_params`.
+      final_hidden: [R, N, D], `Outputs.final_hidden` of these rows.
+      batch: the packed rows.
+      config: the model.
+      head: as in `forward`.
+      head_inputs: as in `forward`.
+
+    Returns:
+      The head's tree of [R, N, ...].
+    """
+    arrays = (final_hidden, None, jnp.asarray(batch.label_tokens), tuple(head_inputs))
+    return _label_values(head, [params], arrays, config)
+
+
 def _label_values(
     head: Head, weights: Sequence[Tree], arrays: tuple[Any, ...], config: DecoderConfig
 ) -> Any:
