@@ -27,6 +27,7 @@ class Checkpoints:
         self._checkpointer = checkpointer
         self._directory = directory
         self._started: int | None = None
+        self._writing: Any = None  # the save under way, or the last one
 
     @property
     def latest(self) -> int | None:
@@ -38,9 +39,15 @@ class Checkpoints:
         """Copies a state and writes it in the background, one after the other.
 
         A checkpoint appears whole or not at all; a step's is written once.
+
+        Raises:
+          Exception: what ended the save before this one, if it failed.
         """
         if step not in (self._started, self.latest):
-            self._checkpointer.save_async(step, state, force=True)
+            # Without this, orbax keeps the threads and open files of every save until the end.
+            if self._writing is not None:
+                self._writing.result()
+            self._writing = self._checkpointer.save_async(step, state, force=True)
             self._started = step
 
     def newest_or(self, state: Tree) -> Tree:

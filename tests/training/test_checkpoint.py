@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, the newest wins, and a stranger's is refused by name."""
 
+import threading
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +90,17 @@ def test_parameters_alone(tmp_path):
 def test_no_checkpoint_is_none(tmp_path):
     assert newest(tmp_path) is None and newest(tmp_path / "absent") is None
     assert not (tmp_path / "absent").exists()
+
+
+def test_saves_leave_no_files_open_and_no_threads(tmp_path):
+    """A long run must not end with "Too many open files"."""
+
+    def held():
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    with open_checkpoints(tmp_path) as checkpoints:
+        after = {}
+        for step in range(1, 31):
+            checkpoints.save(step, {"w": jnp.full(4, step)})
+            after[step] = held()
+    assert all(last <= first + 6 for first, last in zip(after[8], after[30], strict=True)), after
