@@ -84,7 +84,10 @@ class Fictional:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The data: where they are, which split is forgotten and which is retained."""
+    """The data: where they are, which split is forgotten and which is retained.
+
+    A split may be a part of one: `retain_perturbed[:80]` is its first 80 rows.
+    """
 
     source: str = "fictional"
     """`fictional` (generated, embedded), a folder of JSON-lines files named after the splits, or a

@@ -16,6 +16,7 @@ from jaxunlearn.data.rows import DataRows
 
 FICTIONAL = "fictional"  # the source whose rows are generated instead of read
 _SUFFIXES = (".jsonl", ".json")
+_PART = re.compile(r"(?P<split>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -30,7 +31,8 @@ class SourceError(OSError):
 class Sources:
     """The rows of a source by split name; every split is read once and kept.
 
-    All callers share the rows, so nobody may change them.
+    A name may end with a range of rows, `retain_perturbed[:80]`, counted from 0 as in Python and in
+    the `datasets` library. All callers share the rows, so nobody may change them.
 
     Args:
       source: "fictional", a folder of JSON-lines files named after the splits, one such file, or a
@@ -99,6 +101,9 @@ class Sources:
         return [row for name, key in splits.items() for row in self.require(name, key)]
 
     def _read(self, split: str) -> DataRows:
+        name, rows_of = part_of(split)
+        if name != split:
+            return self._read(name)[rows_of]
         rows = self._generated() if self._source == FICTIONAL else self._rows
         if self._source == FICTIONAL and split not in rows:
             raise SplitNotFoundError(
@@ -113,6 +118,29 @@ class Sources:
         if not self._rows:
             self._rows = generate(self._seed, **self._sizes)
         return self._rows
+
+
+def part_of(split: str) -> tuple[str, slice]:
+    """The name of a whole split and the rows of it that are meant.
+
+    >>> part_of("retain_perturbed[:80]")
+    ('retain_perturbed', slice(None, 80, None))
+    """
+    part = _PART.fullmatch(split)
+    if part is None:
+        return split, slice(None)
+    ends = (int(number) if number else None for number in part.group("start", "end"))
+    return part["split"], slice(*ends)
+
+
+def sibling(split: str, suffix: str) -> str:
+    """The name of the split that goes with another one, of the same rows.
+
+    >>> sibling("forget05", "_perturbed"), sibling("forget05[:20]", "_perturbed")
+    ('forget05_perturbed', 'forget05_perturbed[:20]')
+    """
+    name, bracket, rest = split.partition("[")
+    return f"{name}{suffix}{bracket}{rest}"
 
 
 def load_split(source: str | Path, split: str | None = None) -> DataRows:

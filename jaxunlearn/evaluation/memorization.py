@@ -10,6 +10,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding
 from jaxunlearn.data.encoding import Items
 from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (
     Context,
     MetricRows,
@@ -116,7 +117,7 @@ def paraphrased_rows(find: Callable[[str], DataRows | None], split: str) -> Data
     Returns:
       Rows, None where neither split has paraphrases.
     """
-    for name in (split, f"{split}_perturbed"):
+    for name in (split, sibling(split, "_perturbed")):
         rows = find(name)
         if rows and "paraphrased_question" in rows[0]:
             return [{**row, "question": row["paraphrased_question"]} for row in rows]

@@ -13,6 +13,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding
 from jaxunlearn.data.encoding import Items
 from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (
     NO_RETRAINED,
     Context,
@@ -82,7 +83,7 @@ def tofu_suite(context: Context) -> Suite:
 def split_names(forget: str) -> dict[str, str]:
     """TOFU's name of the split of each set, where `forget` is the split to forget."""
     return {
-        "forget": f"{forget}_perturbed",
+        "forget": sibling(forget, "_perturbed"),
         "retain": "retain_perturbed",
         "real_authors": "real_authors_perturbed",
         "world_facts": "world_facts_perturbed",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxunlearn.config import Config, validate
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
+from jaxunlearn.data.sources import part_of
 from jaxunlearn.models import sizes
 from jaxunlearn.pipeline import prepare
 from jaxunlearn.pipeline.prepare import Prepared
@@ -87,13 +88,14 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
 
 def _assumed(split: str) -> list[Sample]:
     """Samples of about TOFU's lengths, the same at every call."""
-    if split not in SPLITS:
+    name, rows = part_of(split)
+    if name not in SPLITS:
         raise ValueError(
             f"{split}: how many rows it has is not known; give a local data.source, or one of"
             f" TOFU's splits: {', '.join(SPLITS)}"
         )
-    lengths = np.random.default_rng(0).normal(MEAN, SPREAD, SPLITS[split])
-    return [_sample(int(n)) for n in np.clip(lengths, SHORTEST, LONGEST)]
+    lengths = np.random.default_rng(0).normal(MEAN, SPREAD, SPLITS[name])
+    return [_sample(int(n)) for n in np.clip(lengths, SHORTEST, LONGEST)[rows]]
 
 
 def _sample(tokens: int) -> Sample:

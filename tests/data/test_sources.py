@@ -155,6 +155,25 @@ def test_an_empty_split_is_refused(monkeypatch):
         Sources("a/b", seed=0, fictional={}).require("forget05", "data.forget")
 
 
+def test_a_split_may_be_a_part_of_one():
+    rows = fictional.generate(0, **SIZES)["retain"]
+    assert len(rows) > 3
+    for name, expected in {
+        "retain[:3]": rows[:3],
+        "retain[1:3]": rows[1:3],
+        "retain[2:]": rows[2:],
+        "retain[:]": rows,
+    }.items():
+        assert embedded().require(name, "data.retain") == expected, name
+    with pytest.raises(ValueError, match=r"data.retain: split 'retain\[900:\]' of .* is empty"):
+        embedded().require("retain[900:]", "data.retain")
+    with pytest.raises(FileNotFoundError, match="no split 'retainn'"):
+        embedded().require("retainn[:3]", "data.retain")
+    for typo in ("retain[3]", "retain[:x]", "retain[-2:]", "retain[:3", "[:3]"):
+        with pytest.raises(FileNotFoundError, match="no split"):
+            embedded().require(typo, "data.retain")
+
+
 def test_every_split_is_read_once(folder, monkeypatch):
     calls = []
 
