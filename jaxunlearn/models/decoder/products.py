@@ -152,8 +152,7 @@ def _axes(dimension_numbers: Any) -> tuple[int, int]:
 def _dot(a, b, *, dimension_numbers, preferred_element_type):
     if jnp.float32 not in (a.dtype, b.dtype, preferred_element_type):
         return jax.lax.dot_general(a, b, dimension_numbers, precision="default")
-    # The preset casts factors inside the product. Cast outside of it, a factor that is split over
-    # devices may be added up by them in parts, instead of being gathered.
+    # The preset casts float32 factors inside the product.
     y = jax.lax.dot_general(
         a,
         b,
