@@ -33,6 +33,8 @@ SHARED = pathlib.Path(
 ).resolve()
 
 
+MOST_MAPS = 20_000  # memory maps of a process after a file of tests
+
 # Files whose tests take longest: with a file to a worker they come first, or one worker ends alone.
 LONG = ("pipeline/test_processes", "pipeline/test_recipe", "training/test_step", "test_contract")
 
@@ -66,6 +68,18 @@ def _compile_fully(fully: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", not fully)
     jax.config.update("jax_enable_compilation_cache", not fully)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Forgets compiled programs before a process has more memory maps than Linux allows, 65530.
+
+    Each holds some sixty; the compilation that gets no more of them is a segmentation fault.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
