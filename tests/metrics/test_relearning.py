@@ -118,7 +118,9 @@ def test_rounding_errs_by_half_a_step_of_its_channel(weights, name):
     rounded = np.asarray(int8_rounded({"layer": {name: jnp.asarray(weights)}})["layer"][name])
     scale = np.abs(weights.astype(np.float64)).max(axis, keepdims=True) / 127
     error = np.abs(rounded - weights.astype(np.float64))
-    assert (error <= scale * (0.5 + 1e-4) + 1e-37).all()
+    # XLA takes a step under the smallest normal number for 0, and rounds its channel to 0.
+    flushed = 127 * np.finfo(np.float32).tiny
+    assert (error <= scale * (0.5 + 1e-4) + flushed).all()
     codes = rounded / np.where(scale > 0, scale, 1)
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-3)
     assert np.abs(codes).max() <= 127 + 1e-3
