@@ -74,7 +74,7 @@ def _compile_fully(fully: bool) -> None:
 def few_memory_maps():
     """Forgets compiled programs before a process has more memory maps than Linux allows, 65530.
 
-    Each holds some sixty; the compilation that gets no more of them is a segmentation fault.
+    Each holds some sixty. A process that is out of them dies, most often in a compilation.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")

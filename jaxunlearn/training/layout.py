@@ -40,7 +40,7 @@ class Layout:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def plan_steps(self, samples: Sequence[Sample], id_lists: Iterable[Iterable[int]]) -> Plan:
-        """Returns the smallest static shape that fits every step, see `data.plan_steps`."""
+        """Returns a static shape that fits every step, see `data.planning.plan_steps`."""
         return planning.plan_steps(
             samples,
             id_lists,
@@ -50,7 +50,7 @@ class Layout:
         )
 
     def plan_groups(self, groups: Sequence[Sequence[Sample]]) -> Plan:
-        """Returns the smallest static shape that fits every group of samples."""
+        """Returns a static shape that fits every group of samples."""
         flat = [sample for group in groups for sample in group]
         ends = np.cumsum([len(group) for group in groups])
         id_lists = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]

@@ -193,9 +193,8 @@ def test_rows_share_a_shape_only_where_that_adds_few_tokens():
     references = References(None, {}, {}, None, {})
     shorter = [sample._replace(tokens=sample.tokens[: sample.first_label + 1]) for sample in pool]
     for retain, same in ((pool, True), (shorter, False)):
-        sets = prepared.sets._replace(retain=retain)
-        options = {"layout": prepared.layout, "unlearn": config.unlearn, "seed": config.seed}
-        batch, _, _ = StepBatches(task, sets, references, **options).step(0)
+        changed = dataclasses.replace(prepared, sets=prepared.sets._replace(retain=retain))
+        batch, _, _ = batches_of(changed, task, references).step(0)
         shapes = [jax.tree.map(jnp.shape, rows.packed) for rows in (batch.forget, batch.retain)]
         assert (shapes[0] == shapes[1]) == same
         assert jnp.isfinite(task.loss(prepared.initial(), batch)[0])

@@ -1,7 +1,4 @@
-"""Matrix products of the decoder, in the precision that its configuration names.
-
-Letters: N positions, those of all rows.
-"""
+"""Matrix products of the decoder, in the precision that its configuration names."""
 
 from functools import partial
 from typing import Any
