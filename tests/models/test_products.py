@@ -1,6 +1,7 @@
-"""The product of activations and a weight in bfloat16: every derivative, and every form of it."""
+"""Products in bfloat16, with a weight and pair by pair: every derivative, and every form."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from jaxunlearn.effects import count_flops
 from jaxunlearn.models.decoder import forward
-from jaxunlearn.models.decoder.products import product
+from jaxunlearn.models.decoder.products import paired, product
 from tests.models.small_models import UNTIED, pack, random_params, random_sequences
 
 ROWS, TOKENS, SIZE, OUT = 2, 5, 6, 3
@@ -124,6 +125,71 @@ def test_only_the_cpu_copies_a_factor_for_the_gradient_of_a_weight(platform):
         )
         == wide
     )
+
+
+def pairs(axis, seed=0, batch=()):
+    """Two stacks of matrices, a tangent of each and a cotangent."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    other = (ROWS, 4, SIZE, OUT) if axis == 0 else (ROWS, 4, OUT, SIZE)
+    shapes = [(ROWS, 4, TOKENS, SIZE), other] * 2 + [(ROWS, 4, TOKENS, OUT)]
+    return [
+        jax.random.normal(key, (*batch, *shape), jnp.bfloat16)
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["half", "wide"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_pairs_and_their_derivatives_in_float64(axis, wide):
+    apply = partial(paired, config=model(), axis=axis, wide=wide)
+    a, b, da, db, g = pairs(axis)
+    out = jnp.float32 if wide else jnp.bfloat16
+    a64, b64, da64, db64, g64 = map(rounded, (a, b, da, db, g))
+    if axis == 1:
+        b64, db64 = b64.mT, db64.mT
+    close(apply(a, b), a64 @ b64, out)
+    _, tangent = jax.jvp(apply, (a, b), (da, db))
+    terms = (da64 @ b64, a64 @ db64)
+    close(tangent, sum(terms if wide else map(rounded, terms)), out)
+    _, back = jax.vjp(apply, a, b)
+    to_a, to_b = back(g.astype(out))
+    close(to_a, g64 @ b64.mT, jnp.bfloat16)
+    expected = a64.mT @ g64
+    close(to_b, expected if axis == 0 else expected.mT, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("in_axes", [(0, 0), (0, None), (None, 0), (2, 0)], ids=str)
+def test_batched_pairs_are_one_by_one(axis, in_axes):
+    apply = partial(paired, config=model(), axis=axis, wide=True)
+    a, b, _, _, g = pairs(axis, batch=(3,))
+    gradients = jax.grad(lambda a, b, g: jnp.sum(apply(a, b) * g), (0, 1))
+    batch = [a if in_axes[0] is not None else a[0], b if in_axes[1] is not None else b[0]]
+    if in_axes[0] == 2:
+        batch[0] = jnp.moveaxis(batch[0], 0, 2)
+    together = jax.vmap(gradients, in_axes=(*in_axes, 0))(*batch, g)
+    at = lambda array, i, where: array if where is None else jnp.take(array, i, where)
+    for i in range(3):
+        one = gradients(at(batch[0], i, in_axes[0]), at(batch[1], i, in_axes[1]), g[i])
+        for x, y in zip(together, one, strict=True):
+            np.testing.assert_allclose(np.float32(x[i]), np.float32(y), rtol=2**-7, atol=2**-7)
+
+
+def test_no_product_of_a_cpu_is_in_float32_or_over_first_axes():
+    """The forms that XLA's CPU compiler multiplies slowly, in attention as with a weight."""
+    config = model()
+    batch = pack(random_sequences([5, 7], config.vocab_size))
+    loss = lambda params: jnp.sum(forward(params, batch, config).labels)
+    text = jax.jit(jax.grad(loss)).trace(random_params(config)).lower().as_text()
+    dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert any("batching_dims" in line for line in dots)
+    for line in dots:
+        over = re.search(r"contracting_dims = \[(\d)\] x \[(\d)\]", line)
+        types = re.search(r": \(tensor<(.*?)>, tensor<(.*?)>\)", line)
+        assert over and types, line
+        assert all(factor.endswith("xbf16") for factor in types.groups()), line
+        stacked = types[1].count("x") - 2
+        assert over.groups() != (str(stacked), str(stacked)), line
 
 
 def test_its_flops_are_counted():

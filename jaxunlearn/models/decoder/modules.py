@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxunlearn.core import trees
 from jaxunlearn.models.decoder.config import DecoderConfig
-from jaxunlearn.models.decoder.products import einsum, product
+from jaxunlearn.models.decoder.products import paired, product
 from jaxunlearn.models.sharding import ROWS, constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -261,11 +261,15 @@ def _mix(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """`attend` in the layouts of `_by_head`; the mask is [R, 1, T, S]."""
-    scores = einsum("rkgth,rksh->rkgts", query, key, config, wide=True)
-    scores = scores / math.sqrt(query.shape[-1])
+    rows, heads, group, tokens, head_dim = query.shape
+    # The queries of a group are one matrix, because they have their keys in common.
+    query = query.reshape(rows, heads, -1, head_dim)
+    scores = paired(query, key, config, axis=1, wide=True) / math.sqrt(head_dim)
+    scores = scores.reshape(rows, heads, group, tokens, -1)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return einsum("rkgts,rksh->rkgth", weights, value, config)
+    mixed = paired(weights.reshape(rows, heads, group * tokens, -1), value, config)
+    return mixed.reshape(rows, heads, group, tokens, -1)
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:

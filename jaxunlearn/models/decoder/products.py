@@ -34,27 +34,26 @@ KEPT = {
 PADDING = 8
 
 
-def einsum(
-    spec: str, a: jax.Array, b: jax.Array, config: DecoderConfig, *, wide: bool = False
+def paired(
+    a: jax.Array, b: jax.Array, config: DecoderConfig, *, axis: int = 0, wide: bool = False
 ) -> jax.Array:
-    """An einsum in the precision that the configuration names.
+    """Products of the matrices of two stacks, pair by pair, in the configuration's precision.
 
     The precision is a part of the program, so JAX's global flag does not change it.
 
     Args:
-      spec: as `jnp.einsum` takes it.
-      a: the first factor, in the type of the computation.
-      b: the second factor.
+      a: [..., n, k], in the type of the computation.
+      b: [..., k, m] or [..., m, k].
       config: the model.
+      axis: of a matrix of b, 0 or 1, that is contracted with the last one of a.
       wide: whether the product is kept in float32, or left in the type of the factors.
+
+    Returns:
+      [..., n, m].
     """
-    if config.dtype != "bfloat16":
-        return jnp.einsum(spec, a, b, precision=config.precision)
-    if not wide:
-        return jnp.einsum(spec, a, b, precision="default")
-    # The preset makes the reverse pass, whose cotangent is float32, take bfloat16 factors too.
-    preset = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
-    return jnp.einsum(spec, a, b, precision=preset, preferred_element_type=jnp.float32)
+    if config.dtype == "bfloat16":
+        return _half(a, b, (1, axis), jnp.float32 if wide else HALF)
+    return jax.lax.dot_general(a, b, _numbers((1, axis), a.ndim - 2), precision=config.precision)
 
 
 def product(
@@ -91,8 +90,7 @@ def product(
             y = _half(flat, factor, (1, axis), dtype)
         y = checkpoint_name(y, PRODUCT)
     else:
-        spec = "nd,dm->nm" if axis == 0 else "nd,md->nm"
-        y = einsum(spec, flat, weight.astype(config.dtype), config, wide=wide)
+        y = paired(flat, weight.astype(config.dtype), config, axis=axis)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -123,7 +121,7 @@ def _keep_gradient_tangent(axis, dtype, primals, tangents):
 _keep_gradient.defjvp(_keep_gradient_tangent, symbolic_zeros=True)
 
 
-# ---- The product of two matrices in bfloat16 ----
+# ---- The product of matrices in bfloat16 ----
 # It is a primitive because its forward and its reverse pass need different forms, and a platform
 # others than the next; `custom_vjp` would take forward mode away, which PG-effects are made of.
 
@@ -132,18 +130,24 @@ half_dot_p = Primitive("half_dot_general")
 
 
 def _half(a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: DTypeLike) -> jax.Array:
-    """Contracts two matrices, cast to bfloat16, along these axes; sums are float32, then `dtype`.
+    """Contracts matrices, cast to bfloat16, along these axes; sums are float32, then `dtype`.
 
-    In the reverse pass the cotangent is cast to bfloat16 as well. A gradient has its factor's type.
+    Axes before the last two count pairs of matrices. In the reverse pass the cotangent is cast to
+    bfloat16 as well. A gradient has its factor's type.
     """
-    (first, second), dtype = axes, jnp.dtype(dtype)
-    numbers = (((first,), (second,)), ((), ()))
-    return half_dot_p.bind(a, b, dimension_numbers=numbers, preferred_element_type=dtype)
+    numbers = _numbers(axes, a.ndim - 2)
+    return half_dot_p.bind(a, b, dimension_numbers=numbers, preferred_element_type=jnp.dtype(dtype))
+
+
+def _numbers(axes: tuple[int, int], stacked: int) -> Any:
+    first, second = axes
+    stack = tuple(range(stacked))
+    return ((stacked + first,), (stacked + second,)), (stack, stack)
 
 
 def _axes(dimension_numbers: Any) -> tuple[int, int]:
-    ((first,), (second,)), _ = dimension_numbers
-    return first, second
+    ((first,), (second,)), (stack, _) = dimension_numbers
+    return first - len(stack), second - len(stack)
 
 
 def _dot(a, b, *, dimension_numbers, preferred_element_type):
@@ -169,9 +173,9 @@ def _dot_on_cpu(a, b, *, dimension_numbers, preferred_element_type):
     a, b = a.astype(HALF), b.astype(HALF)
     form = partial(_dot, preferred_element_type=jnp.dtype(jnp.float32))
     if _axes(dimension_numbers) == (0, 0):
-        count, size = a.shape
-        a = jnp.concatenate([a.T, jnp.zeros((PADDING, count), HALF)])
-        y = form(a, b, dimension_numbers=(((1,), (0,)), ((), ())))[:size]
+        *stack, count, size = a.shape
+        a = jnp.concatenate([a.mT, jnp.zeros((*stack, PADDING, count), HALF)], axis=-2)
+        y = form(a, b, dimension_numbers=_numbers((1, 0), len(stack)))[..., :size, :]
     else:
         y = form(a, b, dimension_numbers=dimension_numbers)
     return y.astype(preferred_element_type)
@@ -179,7 +183,7 @@ def _dot_on_cpu(a, b, *, dimension_numbers, preferred_element_type):
 
 def _abstract(a, b, *, dimension_numbers, preferred_element_type):
     first, second = _axes(dimension_numbers)
-    shape = a.shape[1 - first], b.shape[1 - second]
+    shape = *a.shape[:-2], a.shape[-1 - first], b.shape[-1 - second]
     return a.update(shape=shape, dtype=preferred_element_type, weak_type=False)
 
 
@@ -197,12 +201,21 @@ def _transpose_second(cotangent, a, b, *, dimension_numbers, preferred_element_t
     return _half(cotangent, a, (0, 1 - first), b.aval.dtype)
 
 
-def _batch(args, axes, **params):
+def _batch(args, axes, *, dimension_numbers, preferred_element_type):
     a, b = args
+    contracted, dtype = _axes(dimension_numbers), preferred_element_type
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    if axes[1] is None and b.ndim == 2 and contracted[0] == 1:
+        # One matrix for all of a stack: the stack's rows are rows of one product.
+        rows = jnp.moveaxis(a, axes[0], 0)
+        y = _half(rows.reshape(-1, rows.shape[-1]), b, contracted, dtype)
+        return y.reshape(*rows.shape[:2], -1), 0
     # XLA's CPU compiler has no product of a matrix and an array of three axes in bfloat16.
-    if axes[0] is None and b.dtype == HALF:
-        a, axes = jnp.broadcast_to(a, (b.shape[axes[1]], *a.shape)), (0, axes[1])
-    return jax.vmap(partial(_dot, **params), in_axes=axes)(a, b), 0
+    a, b = (
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(args, axes, strict=True)
+    )
+    return _half(a, b, contracted, dtype), 0
 
 
 PARAMETERS = ("dimension_numbers", "preferred_element_type")
