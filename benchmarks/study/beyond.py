@@ -1,0 +1,145 @@
+"""What the paper does not ask: tokens, layers of samples, AdamW, relearning, predictions."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from benchmarks.precision_compare import rank_correlation
+from benchmarks.study.facts import SIX, Facts, Missing, Studies
+from benchmarks.study.texts import spread, table
+
+WEIGHTED = ("wga", "tnpo", "wtnpo", "npo")
+
+
+def tables(studies: Studies) -> str:
+    """All questions, study by study."""
+    parts = (
+        ("Do the weights of tokens go where removal is, and harm is not?", _tokens),
+        ("Where by layer does a sample's harm sit?", _profiles),
+        ("What AdamW makes of the effects", _adam),
+        ("Do effects foretell relearning?", _relearning),
+        ("Predicted and realised changes from one measurement to the next", _intervals),
+    )
+    texts = []
+    for title, make in parts:
+        texts.append(f"### {title}")
+        for study, runs in studies.items():
+            texts.append(f"`{study}`:\n\n{make(runs)}")
+    return "\n\n".join(texts)
+
+
+def _tokens(runs: Sequence[Facts]) -> str:
+    """Rank correlations of weights with the token-wise effects, at each step, over the seeds."""
+    rows = []
+    for name, entry in runs[0].content["objectives"].items():
+        for step, facts in entry["tokens"].items():
+            if entry["loss"] in WEIGHTED and "weight_removal" in facts:
+                found = [r.entry(name)["tokens"][step] for r in runs if name in _names(r)]
+                keys = ("weight_removal", "weight_harm", "weight_retain_size")
+                ranks = [spread([f[key] for f in found], "{:+.2f}") for key in keys]
+                rows.append([name, step, *ranks])
+    titles = [
+        "objective",
+        "step",
+        "weight and removal",
+        "weight and harm",
+        "weight and size of harm",
+    ]
+    return table(titles, rows) if rows else "No token-wise effects with weights that differ."
+
+
+def _profiles(runs: Sequence[Facts]) -> str:
+    """The mean shares of |PG_r| by group of layers, and the rank correlation with the mean."""
+    rows = []
+    for label in SIX:
+        name = runs[0].one(label)
+        for step in runs[0].entry(name)["profiles"]:
+            found = [r.entry(name)["profiles"][step] for r in runs]
+            groups = found[0]["shares"]
+            shares = [spread([f["shares"][g] for f in found], "{:.0%}") for g in groups]
+            alike = spread([f["rank_with_mean"] for f in found], "{:.2f}")
+            rows.append([label, step, *shares, alike])
+    titles = ["method", "step", *groups, "median rank correlation of a sample with the mean"]
+    return table(titles, rows)
+
+
+def _adam(runs: Sequence[Facts]) -> str:
+    """Harm over removal by the gradient and by AdamW's updates, and how often the signs agree."""
+    rows = []
+    for label in SIX:
+        ratios, adam, agree = [], [], []
+        for run in runs:
+            name = run.one(label)
+            rates = np.array(run.entry(name)["rates"]) > 0
+            curves = {r: -run.curve(name, r, "update_effect") for r in ("unlearn", "retain")}
+            sizes = [np.nanmax(np.abs(curves[r])) for r in ("retain", "unlearn")]
+            ratios.append(run.ratio(name))
+            adam.append(sizes[0] / sizes[1])
+            same = [np.sign(curves[r][rates]) == np.sign(run.curve(name, r)[rates]) for r in curves]
+            agree.append(float(np.mean(same)))
+        texts = spread(ratios, "{:.2g}"), spread(adam, "{:.2g}"), spread(agree, "{:.0%}")
+        rows.append([label, *texts])
+    return table(["method", "harm / removal, gradient", "by AdamW", "signs that agree"], rows)
+
+
+PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
+    "e_u at its peak": lambda run, name: abs(run.peak(name)[0]),
+    "e_r at its peak": lambda run, name: abs(run.peak(name, "retain")[0]),
+    "|e_r| / |e_u|": lambda run, name: run.ratio(name),
+    "cosine on D_u, third measurement": lambda run, name: -run.curve(name, column="cosine")[2],
+    "cosine on D_r, third measurement": lambda r, n: -r.curve(n, "retain", "cosine")[2],
+    "cosine on D_u, last measurement": lambda run, name: -run.curve(name, column="cosine")[-1],
+    "rise of the forget NLL at the end": lambda run, name: run.rise(name, "forget"),
+    "distance from theta_0": lambda run, name: run.content["models"][name]["distance"],
+}
+"""What might foretell how much an attack brings back."""
+
+
+def _relearning(runs: Sequence[Facts]) -> str:
+    """Rank correlations over objectives with the share of forgotten ES that comes back."""
+    rows, counts = [], []
+    for text, predictor in PREDICTORS.items():
+        ranks = []
+        for run in runs:
+            pairs = []
+            for name in _names(run):
+                try:
+                    pairs.append((predictor(run, name), run.relearned(name)))
+                except Missing:
+                    continue
+            if len(pairs) >= 5:
+                ranks.append(rank_correlation(*np.array(pairs).T))
+                counts.append(len(pairs))
+        if ranks:
+            rows.append([text, spread(ranks, "{:+.2f}")])
+    if not rows:
+        return "Too few objectives forgot anything."
+    over = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
+    return table([f"what is known before, over {over} objectives", "rank correlation"], rows)
+
+
+def _intervals(runs: Sequence[Facts]) -> str:
+    """How much of a predicted change comes true, and how often its sign does."""
+    rows = []
+    for label in SIX:
+        cells = []
+        for risk in ("unlearn", "retain"):
+            ratios, signs = [], []
+            for run in runs:
+                name = run.one(label)
+                predicted = run.curve(name, risk, "interval_predicted")
+                real = run.curve(name, risk, "interval_change")
+                moved = np.abs(predicted) > 0
+                ratios += (real[moved] / predicted[moved]).tolist()
+                signs += (np.sign(real[moved]) == np.sign(predicted[moved])).tolist()
+            low, high = np.quantile(ratios, (0.1, 0.9))
+            cells += [f"{statistics.median(ratios):.2g} [{low:.2g}, {high:.2g}]"]
+            cells += [f"{np.mean(signs):.0%}"]
+        rows.append([label, *cells])
+    titles = ["method", "D_u: realised / predicted, median [10 %, 90 %]", "signs right"]
+    return table([*titles, "D_r: realised / predicted", "signs right"], rows)
+
+
+def _names(run: Facts) -> list[str]:
+    return list(run.content["objectives"])

@@ -1,0 +1,279 @@
+"""What the verdicts need of a run: curves, statistics and results, small enough to be committed."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+from benchmarks.precision_compare import rank_correlation
+from jaxunlearn import objectives
+from jaxunlearn.config import Config, reader
+from jaxunlearn.core import files, trees
+from jaxunlearn.models.decoder import layer_groups
+from jaxunlearn.pipeline import stored
+from jaxunlearn.pipeline.prepare import prepare
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import BASE, RunFolder
+
+RISKS = ("unlearn", "retain")
+CURVES = (
+    "value",
+    "cosine",
+    "risk_norm",
+    "objective_norm",
+    "risk_value",
+    "update_effect",
+    "step_change",
+    "interval_predicted",
+    "interval_change",
+)
+"""The columns of `g_effect` whose totals are kept, step by step."""
+
+BINS = tuple(round(0.2 * i, 1) for i in range(11))
+"""The edges of the bins of an objective's weights of samples: 0, 0.2, .. 2."""
+
+Columns = dict[str, np.ndarray]
+
+
+def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """The facts of a finished run.
+
+    Args:
+      run: its folder.
+      arguments: of the command that ran it, for the record.
+
+    Returns:
+      {"about", "study", "seed", "minutes", "samples", "labels", "models", "objectives"}: "labels"
+      are the label tokens of a sample in the mean, "models" has results, evaluation and relearning
+      of every model, "objectives" the effects of every objective. Numbers have six digits.
+    """
+    folder = RunFolder(run)
+    config = reader.load(folder.config)
+    results = files.read_json(folder.results)["models"]
+    effects, samples = _columns(run, "g_effect"), _columns(run, "samples")
+    by_sample, by_token = _columns(run, "pg_effect"), _columns(run, "token_effect")
+    confidence = _columns(run, "confidence")
+    first = _where(samples, step=0)
+    sizes = {
+        split: len(set(_where(first, split=split)["sample"])) for split in ("forget", "retain")
+    }
+    by_objective = {}
+    for name in (name for name in config.objectives if name in results):
+        of = {"objective": name}
+        by_objective[name] = {
+            **_settings(config, name),
+            **_curves(_where(effects, **of)),
+            "inverse_confidence": _confidence(_where(confidence, **of)),
+            "samples": _by_step(_where(by_sample, **of, layer="total"), _sample_facts),
+            "profiles": _by_step(_without_total(_where(by_sample, **of)), _profile),
+            "tokens": _by_step(_where(by_token, **of), _token_facts),
+        }
+    return _rounded(
+        {
+            "about": record.about("study", arguments, torch_threads=False),
+            "study": config.name,
+            "seed": config.seed,
+            "minutes": _minutes(folder),
+            "samples": sizes,
+            "labels": {k: float(_where(first, split=k)["tokens"].mean()) for k in sizes},
+            "models": _models(folder, results, _distances(folder, config)),
+            "objectives": by_objective,
+        }
+    )
+
+
+# --------------------------------------------------------------------------- of a model
+
+
+def _distances(folder: RunFolder, config: Config) -> dict[str, float]:
+    """|theta_T - theta_0| of every objective whose last parameters are stored."""
+    prepared = prepare(config)
+    base = stored.stage_params(folder, prepared, BASE)
+    return {
+        name: float(trees.norm(trees.subtract(stored.stage_params(folder, prepared, name), base)))
+        for name in stored.finished(folder, config)
+    }
+
+
+def _models(
+    folder: RunFolder, results: Mapping[str, Any], distances: Mapping[str, float]
+) -> dict[str, Any]:
+    """Results, evaluation, relearning and distance from theta_0 of every model, by name."""
+    evaluation = _optional(folder.evaluation).get("models", {})
+    relearning = _optional(folder.relearn).get("models", {})
+    models = {}
+    for name, result in results.items():
+        suites = {
+            f"{suite}.{row['metric']}.{row['set']}": row["value"]
+            for suite, content in evaluation.get(name, {}).items()
+            for row in content["results"]
+            if row["value"] is not None
+        }
+        attacks = relearning.get(name, {}).get("attacks", {})
+        models[name] = {
+            "result": result,
+            "distance": distances.get(name),
+            "evaluation": suites,
+            "relearn": {
+                attack: {k: found[k] for k in ("final_forget_es", "final_unseen_es")}
+                | {"recovered_at": found["whole"]["step"]}
+                for attack, found in attacks.items()
+            },
+        }
+    return models
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return files.read_json(path) if path.exists() else {}
+
+
+def _minutes(folder: RunFolder) -> float:
+    """Wall-clock minutes of all stages."""
+    stages = [line for line in files.records(folder.timings) if line.get("part") is None]
+    return sum(line["seconds"] for line in stages) / 60
+
+
+# --------------------------------------------------------------------------- of an objective
+
+
+def _settings(config: Config, name: str) -> dict[str, Any]:
+    spec = config.objectives[name]
+    loss = spec.loss or name
+    return {
+        "loss": loss,
+        "hyper": dict(objectives.get(loss, **spec.hyper).hyper),
+        "retain_term": spec.retain,
+        "layer": spec.layer,
+        "scale": spec.scale,
+        "lr": config.unlearn.lr if spec.lr is None else spec.lr,
+    }
+
+
+def _curves(effects: Columns) -> dict[str, Any]:
+    """The total effects on both risks step by step, and the value of every group of layers."""
+    total = _where(effects, layer="total", risk="unlearn")
+    curves: dict[str, Any] = {"steps": total["step"].tolist(), "rates": total["lr"].tolist()}
+    for risk in RISKS:
+        rows = _where(effects, risk=risk)
+        curves[risk] = {k: _where(rows, layer="total")[k].tolist() for k in CURVES}
+        names = [n for n in dict.fromkeys(rows["layer"]) if n != "total"]
+        layers = {n: _where(rows, layer=n)["value"] for n in names}
+        curves[risk]["groups"] = {
+            group: np.sum([layers[n] for n in members], axis=0).tolist()
+            for group, members in layer_groups(names).items()
+        }
+    return curves
+
+
+def _confidence(table: Columns) -> list[float]:
+    """log10 of the mean of 1/p over the label tokens of D_u, at every measured step."""
+    return _where(table, statistic="mean")["log10_inverse"].tolist()
+
+
+def _sample_facts(table: Columns) -> dict[str, Any]:
+    """PG-effects of the samples at one step, next to the weights that the objective gives them."""
+    forget, retain = (_where(table, risk=risk) for risk in RISKS)
+    weight, x, y = forget["weight"], forget["value"], retain["value"]
+    facts: dict[str, Any] = {
+        "unlearn_mean": x.mean(),
+        "retain_mean": y.mean(),
+        # A sample removes where its effect on D_u is negative, and harms where that on D_r is.
+        "removes": np.mean(x < 0),
+        "harms": np.mean(y < 0),
+        "rank_unlearn_retain": rank_correlation(x, y),
+    }
+    if weight.dtype == object or np.ptp(weight) == 0:
+        return facts
+    places = np.clip(np.digitize(weight, BINS) - 1, 0, len(BINS) - 2)
+    facts["bins"] = [
+        {
+            "from": BINS[i],
+            "samples": int((places == i).sum()),
+            "unlearn": x[places == i].mean(),
+            "retain": y[places == i].mean(),
+        }
+        for i in sorted(set(places.tolist()))
+    ]
+    return facts | _weight_ranks(weight, x, y)
+
+
+def _token_facts(table: Columns) -> dict[str, Any]:
+    """How the PG-effects of label tokens go with the weights that the objective gives them."""
+    forget, retain = (_where(table, risk=risk) for risk in RISKS)
+    weight, x, y = forget["weight"], forget["value"], retain["value"]
+    facts: dict[str, Any] = {
+        "tokens": len(x),
+        "removes": np.mean(x < 0),
+        "harms": np.mean(y < 0),
+        "rank_unlearn_retain": rank_correlation(x, y),
+    }
+    if weight.dtype == object or np.ptp(weight) == 0:
+        return facts
+    return facts | _weight_ranks(weight, x, y)
+
+
+def _weight_ranks(weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Rank correlations of weights with removal (- PG_u), harm (- PG_r) and its size |PG_r|."""
+    return {
+        "weight_removal": rank_correlation(weight, -x),
+        "weight_harm": rank_correlation(weight, -y),
+        "weight_retain_size": rank_correlation(weight, np.abs(y)),
+    }
+
+
+def _profile(table: Columns) -> dict[str, Any]:
+    """Where by layer the samples' effects on D_r sit, and how alike the samples are in that."""
+    retain = _where(table, risk="retain")
+    names = list(dict.fromkeys(retain["layer"]))
+    by_layer = np.stack([_where(retain, layer=name)["value"] for name in names], axis=1)
+    sizes = np.abs(by_layer)
+    shares = sizes / np.maximum(sizes.sum(1, keepdims=True), np.finfo(float).tiny)
+    places = {name: i for i, name in enumerate(names)}
+    mean = by_layer.mean(0)
+    return {
+        "shares": {
+            group: shares[:, [places[n] for n in members]].sum(1).mean()
+            for group, members in layer_groups(names).items()
+        },
+        "rank_with_mean": statistics.median(rank_correlation(row, mean) for row in by_layer),
+    }
+
+
+# --------------------------------------------------------------------------- columns of tables
+
+
+def _columns(run: Path, table: str) -> Columns:
+    return {name: np.array(values) for name, values in tables.read(run, table).items()}
+
+
+def _where(table: Columns, **equal: Any) -> Columns:
+    """The rows in which these columns have these values."""
+    keep = np.ones(len(table["step"]), bool)
+    for name, value in equal.items():
+        keep &= table[name] == value
+    return {name: column[keep] for name, column in table.items()}
+
+
+def _without_total(table: Columns) -> Columns:
+    keep = table["layer"] != "total"
+    return {name: column[keep] for name, column in table.items()}
+
+
+def _by_step(table: Columns, facts: Callable[[Columns], dict[str, Any]]) -> dict[str, Any]:
+    """{step: facts of the rows of that step}."""
+    steps = sorted(set(table["step"].tolist()))
+    return {str(step): facts(_where(table, step=step)) for step in steps}
+
+
+def _rounded(value: Any) -> Any:
+    """Plain Python values, with six digits."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return float(f"{value:.6g}") if isinstance(value, float) else value

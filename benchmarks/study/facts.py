@@ -1,0 +1,155 @@
+"""The facts of one run, as the questions that claims ask."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SIX: dict[str, tuple[str, Mapping[str, float]]] = {
+    "GA": ("ga", {}),
+    "WGA": ("wga", {"alpha": 1.0}),
+    "NPO": ("npo", {"beta": 0.1}),
+    "TNPO": ("tnpo", {"beta": 1.0}),
+    "PO": ("po", {}),
+    "RMU": ("rmu", {}),
+}
+"""The six objectives that are compared, and the hyper-parameters that stand for each."""
+
+SETTLED = 0.05
+"""An effect has come to rest when it is below this share of its peak."""
+
+
+class Missing(LookupError):
+    """The run lacks what a claim asks for; the message says what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """A run, see `collect.collect`."""
+
+    content: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.content['study']}, seed {self.content['seed']}"
+
+    @property
+    def steps(self) -> int:
+        """Updates of unlearning."""
+        return max(
+            model["result"].get("of_steps", 0) or 0 for model in self.content["models"].values()
+        )
+
+    # ----------------------------------------------------------------- which objective
+
+    def find(self, loss: str, term: str | None = None, **settings: Any) -> str:
+        """The name of the objective with this loss, retain term and these settings.
+
+        Where several are left, as of RMU's layers, the one with the library's default layer or the
+        middle one is taken.
+
+        Raises:
+          Missing: there is none.
+        """
+        found = []
+        for name, entry in self.content["objectives"].items():
+            known = {**entry["hyper"], "layer": entry["layer"], "scale": entry["scale"]}
+            right = entry["loss"] == loss and entry["retain_term"] == term
+            if right and all(known.get(key) == value for key, value in settings.items()):
+                found.append(name)
+        if not found:
+            told = "".join(f", {key} {value:g}" for key, value in settings.items())
+            raise Missing(f"no run of {loss}{told}" + (f" with {term}" if term else ""))
+        return found[len(found) // 2]
+
+    def six(self) -> dict[str, str]:
+        """{method: the objective that stands for it}.
+
+        Raises:
+          Missing: one of them was not run.
+        """
+        return {label: self.one(label) for label in SIX}
+
+    def one(self, label: str) -> str:
+        """The objective that stands for one of the six methods."""
+        loss, hyper = SIX[label]
+        return self.find(loss, **hyper)
+
+    def all_with(self, loss: str) -> list[str]:
+        """The objectives with this loss and no retain term."""
+        entries = self.content["objectives"].items()
+        return [n for n, e in entries if e["loss"] == loss and e["retain_term"] is None]
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        return self.content["objectives"][name]
+
+    # ----------------------------------------------------------------- effects over steps
+
+    def curve(self, name: str, risk: str = "unlearn", column: str = "value") -> np.ndarray:
+        """A column of the total effects at the measured steps; a null is NaN."""
+        return np.array(self.entry(name)[risk][column], float)
+
+    def measured(self, name: str) -> np.ndarray:
+        """The measured steps."""
+        return np.array(self.entry(name)["steps"])
+
+    def peak(self, name: str, risk: str = "unlearn") -> tuple[float, int]:
+        """The effect of largest magnitude, and its step."""
+        values = self.curve(name, risk)
+        at = int(np.nanargmax(np.abs(values)))
+        return float(values[at]), int(self.measured(name)[at])
+
+    def ratio(self, name: str) -> float:
+        """|e_r| / |e_u|, each at its own peak."""
+        return abs(self.peak(name, "retain")[0]) / abs(self.peak(name)[0])
+
+    def settled(self, name: str) -> int | None:
+        """The first step after the peak of e_u from which it stays below `SETTLED` of it."""
+        values = np.abs(self.curve(name))
+        large = np.flatnonzero(values > SETTLED * values.max())
+        after = int(large[-1]) + 1
+        return int(self.measured(name)[after]) if after < len(values) else None
+
+    def shares(self, name: str, at: int | None = None) -> dict[str, float]:
+        """The share of every group of layers in e_u; at its peak, or at the at-th measurement."""
+        groups = self.entry(name)["unlearn"]["groups"]
+        values = self.curve(name)
+        at = int(np.nanargmax(np.abs(values))) if at is None else at
+        return {group: layers[at] / values[at] for group, layers in groups.items()}
+
+    # ----------------------------------------------------------------- models at the end
+
+    def result(self, model: str, key: str) -> float:
+        """A number of `results.json`, such as "forget_nll"."""
+        return self.content["models"][model]["result"][key]
+
+    def rise(self, model: str, split: str) -> float:
+        """By how much the NLL of a set ("forget", "retain") rose, nats a token."""
+        key = f"{split}_nll"
+        return self.result(model, key) - self.result("base", key)
+
+    def relearned(self, model: str) -> float:
+        """The share of the forgotten ES that the strongest attack by few samples brought back.
+
+        Raises:
+          Missing: the run has no attack, or nothing was forgotten.
+        """
+        attacks = self.content["models"][model]["relearn"]
+        ends = [found["final_forget_es"] for found in attacks.values()]
+        lost = self.result("base", "forget_es") - self.result(model, "forget_es")
+        if not ends or lost < 0.01:
+            raise Missing("no attack, or nothing forgotten")
+        return (max(ends) - self.result(model, "forget_es")) / lost
+
+
+Studies = Mapping[str, Sequence[Facts]]
+"""{study: its runs by seed}."""
+
+
+def load(contents: Sequence[Mapping[str, Any]]) -> Studies:
+    """Groups the contents of results by study."""
+    ordered = sorted(contents, key=lambda c: (c["study"], c["seed"]))
+    grouped = itertools.groupby(ordered, key=lambda c: c["study"])
+    return {study: [Facts(content) for content in runs] for study, runs in grouped}

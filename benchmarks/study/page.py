@@ -1,0 +1,131 @@
+"""Writes the tables and figures of docs/fidelity.md, between markers; the prose stays."""
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.study import beyond, estimates, figures, units
+from benchmarks.study.claims import CLAIMS, Claim
+from benchmarks.study.facts import SIX, Facts, Studies, load
+from benchmarks.study.texts import spread, table
+from jaxunlearn.core import files
+
+PAGE = Path("docs/fidelity.md")
+FIGURES = Path("docs/fidelity")
+
+
+def write(results: Path) -> None:
+    """Writes the page's generated parts from the results that are there.
+
+    Raises:
+      ValueError: a part has no markers in the page.
+    """
+    contents = [files.read_json(file) for file in sorted(results.glob("*.json"))]
+    studies = load([c for c in contents if "objectives" in c])
+    compared = [c for c in contents if "states" in c]
+    parts: dict[str, Callable[[], str]] = {
+        "runs": lambda: runs(studies),
+        "headline": lambda: headline(studies),
+        "paper": lambda: verdicts(studies, "paper"),
+        "summary": lambda: verdicts(studies, "summary"),
+        "units": lambda: units.tables(studies),
+        "estimators": lambda: estimates.table(compared),
+        "beyond": lambda: beyond.tables(studies),
+    }
+    text = PAGE.read_text(encoding="utf-8")
+    for name, make in parts.items():
+        text = replaced(text, name, make())
+    files.write_text(PAGE, text)
+    figures.draw(studies, compared, FIGURES)
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with what stands between a part's markers replaced.
+
+    Raises:
+      ValueError: the text lacks the markers.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{PAGE}: lacks {begin} or {end}")
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    return re.sub(pattern, lambda _: f"{begin}\n\n{content}\n\n{end}", text, flags=re.DOTALL)
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def runs(studies: Studies) -> str:
+    """Where, when and how long each run was, and its model before unlearning."""
+    rows = []
+    for run in itertools.chain(*studies.values()):
+        about, base = run.content["about"], "base"
+        sizes = run.content["samples"]
+        rows.append(
+            [
+                f"`{run.content['study']}`",
+                str(run.content["seed"]),
+                str(len(run.content["objectives"])),
+                f"{sizes['forget']} + {sizes['retain']}",
+                str(run.steps),
+                f"{run.result(base, 'forget_es'):.2f}, {run.result(base, 'retain_es'):.2f}",
+                f"{run.content['minutes']:.0f}",
+                f"{about['date'][:10]}, {about['cores']} cores of {about['processor']},"
+                f" jax {about['versions']['jax']}",
+            ]
+        )
+    titles = ["study", "seed", "objectives", "samples", "steps", "ES before", "minutes", "where"]
+    return table(titles, rows)
+
+
+def headline(studies: Studies) -> str:
+    """The six methods: peaks of their effects and what became of both sets, over the seeds."""
+    return "\n\n".join(
+        f"`{study}`, seeds {', '.join(str(r.content['seed']) for r in runs)}:\n\n"
+        + table(
+            ["method", "peak e_u", "at step", "peak e_r", "at step", "at rest from",
+             "forget NLL up by", "retain NLL up by", "forget ES", "retain ES"],
+            [[label, *_headline(runs, label)] for label in SIX],
+        )
+        for study, runs in studies.items()
+    )  # fmt: skip
+
+
+def _headline(runs: Sequence[Facts], label: str) -> list[str]:
+    names = [(run, run.one(label)) for run in runs]
+    peaks = {risk: [run.peak(n, risk) for run, n in names] for risk in ("unlearn", "retain")}
+    rests = [run.settled(n) for run, n in names]
+    return [
+        spread([p for p, _ in peaks["unlearn"]], "{:.2g}"),
+        spread([s for _, s in peaks["unlearn"]], "{:.0f}"),
+        spread([p for p, _ in peaks["retain"]], "{:.2g}"),
+        spread([s for _, s in peaks["retain"]], "{:.0f}"),
+        ", ".join("-" if rest is None else str(rest) for rest in rests),
+        *(spread([run.rise(n, s) for run, n in names], "{:.2g}") for s in ("forget", "retain")),
+        *(spread([run.result(n, k) for run, n in names], "{:.2f}")
+          for k in ("forget_es", "retain_es")),
+    ]  # fmt: skip
+
+
+def verdicts(studies: Studies, source: str) -> str:
+    """Every claim of a source with its rule, and what each study says of it."""
+    claims = [claim for claim in CLAIMS if claim.source == source]
+    rows = [
+        [claim.key, f"{claim.text} *{claim.rule}*", *(_verdict(claim, r) for r in studies.values())]
+        for claim in claims
+    ]
+    return table(["", "claim, and *rule*", *(f"`{name}`" for name in studies)], rows)
+
+
+def _verdict(claim: Claim, runs: Sequence[Facts]) -> str:
+    """The verdicts of a study's seeds, with the number of the first."""
+    judged = [claim.verdict(run) for run in runs]
+    # A seed that ran the six methods alone says nothing of the others.
+    known = [v for v in judged if v[0] != "cannot be judged"] or judged[:1]
+    counts = {verdict: sum(v == verdict for v, _ in known) for verdict, _ in known}
+    words = ", ".join(
+        f"**{verdict}**" + (f" ({n} of {len(known)})" if len(known) > 1 else "")
+        for verdict, n in counts.items()
+    )
+    return f"{words}: {known[0][1]}"

@@ -1,0 +1,308 @@
+"""The rules by which a run decides a claim: facts in, a verdict and its number out."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.precision_compare import rank_correlation
+from benchmarks.study.facts import SETTLED, SIX, Facts, Missing
+
+HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "partly", "does not hold", "cannot be judged"
+
+LIKELIHOODS = ("GA", "WGA", "NPO", "TNPO")
+SMALL, LARGE = 0.3, 2.0
+"""`|e_r| << |e_u|` is a ratio of at most SMALL; effects that differ do so by a factor of LARGE."""
+
+Judged = tuple[str, str]
+"""A verdict and the number that decided it."""
+
+
+def verdict_of(*conditions: bool) -> str:
+    """`HOLDS` where all are true, `PARTLY` where some are."""
+    if all(conditions):
+        return HOLDS
+    return PARTLY if any(conditions) else FAILS
+
+
+# --------------------------------------------------------------------------- the paper
+
+
+def outweighs(label: str) -> Callable[[Facts], Judged]:
+    def judge(run: Facts) -> Judged:
+        name = run.one(label)
+        return verdict_of(run.ratio(name) > 1), _peaks(run, name)
+
+    return judge
+
+
+def keeps_small(label: str) -> Callable[[Facts], Judged]:
+    def judge(run: Facts) -> Judged:
+        name = run.one(label)
+        ratio = run.ratio(name)
+        verdict = HOLDS if ratio <= SMALL else PARTLY if ratio < 1 else FAILS
+        return verdict, f"{_peaks(run, name)}: ratio {ratio:.2g}"
+
+    return judge
+
+
+def largest_removal(run: Facts) -> Judged:
+    peaks = {label: abs(run.peak(name)[0]) for label, name in run.six().items()}
+    first = max(peaks, key=lambda label: peaks[label])
+    likelihood = max(LIKELIHOODS, key=lambda label: peaks[label])
+    return verdict_of(first == "GA", likelihood == "GA"), _listed(peaks, "{:.2g}")
+
+
+def worst_retention(run: Facts) -> Judged:
+    rises = {label: run.rise(name, "retain") for label, name in run.six().items()}
+    return verdict_of(max(rises, key=lambda label: rises[label]) == "GA"), _listed(rises, "{:.2g}")
+
+
+def late_start(run: Facts) -> Judged:
+    name = run.one("GA")
+    values, steps = np.abs(run.curve(name)), run.measured(name)
+    began = int(steps[values > SETTLED * values.max()][0])
+    share = began / run.steps
+    return verdict_of(share >= 0.25), f"above 5 % of its peak from step {began} of {run.steps}"
+
+
+def head_at_the_end(run: Facts) -> Judged:
+    name = run.one("GA")
+    shares = run.shares(name, at=-1)
+    if "lm" not in shares:
+        raise Missing("embedding and head are one matrix")
+    return verdict_of(shares["lm"] >= 0.5), f"lm carries {shares['lm']:.0%} at the last measurement"
+
+
+def inverse_confidence(run: Facts) -> Judged:
+    name = run.one("GA")
+    logs = run.entry(name)["inverse_confidence"]
+    effect = np.log10(np.abs(run.curve(name)))
+    rank = rank_correlation(np.array(logs), effect)
+    grown = max(logs) - logs[0]
+    found = f"mean 1/p grows by 10^{grown:.1f}; rank correlation with |e_u| {rank:.2f}"
+    return verdict_of(grown >= 2, rank >= 0.7), found
+
+
+def shallow_carries_most(run: Facts) -> Judged:
+    firsts = {}
+    for label in LIKELIHOODS:
+        shares = run.shares(run.one(label))
+        thirds = {k: shares[k] for k in ("shallow", "middle", "deep")}
+        firsts[label] = (max(thirds, key=lambda k: thirds[k]), thirds["shallow"])
+    found = ", ".join(f"{label} {first} (shallow {s:.0%})" for label, (first, s) in firsts.items())
+    return verdict_of(*(first == "shallow" for first, _ in firsts.values())), found
+
+
+def embedding_is_small(run: Facts) -> Judged:
+    shares = {label: run.shares(run.one(label))["embed"] for label in LIKELIHOODS}
+    return verdict_of(*(abs(s) <= 0.05 for s in shares.values())), _listed(shares, "{:.0%}")
+
+
+def comes_to_rest(label: str) -> Callable[[Facts], Judged]:
+    def judge(run: Facts) -> Judged:
+        name = run.one(label)
+        rest, (_, top) = run.settled(name), run.peak(name)
+        found = f"peak at step {top}, " + (f"at rest from {rest}" if rest else "never at rest")
+        return verdict_of(rest is not None), found
+
+    return judge
+
+
+def npo_first(run: Facts) -> Judged:
+    six = run.six()
+    rests = {label: run.settled(six[label]) for label in ("WGA", "NPO", "TNPO")}
+    if not any(rests.values()):
+        raise Missing("none of WGA, NPO and TNPO comes to rest within the run")
+    times = {label: rest or np.inf for label, rest in rests.items()}
+    first = min(times.values())
+    alone = list(times.values()).count(first) == 1
+    verdict = verdict_of(times["NPO"] == first, alone and times["NPO"] == first)
+    return verdict, ", ".join(f"{k} from {v or 'never'}" for k, v in rests.items())
+
+
+def larger_beta(run: Facts) -> Judged:
+    peaks = [run.peak(run.find("npo", beta=beta)) for beta in (0.1, 1.0, 2.0)]
+    sizes, steps = [abs(p) for p, _ in peaks], [s for _, s in peaks]
+    smaller = sizes[0] > sizes[1] > sizes[2]
+    earlier = steps[0] >= steps[1] >= steps[2] and steps[0] > steps[2]
+    found = ", ".join(f"{p:.2g} (step {s})" for p, s in peaks)
+    return verdict_of(smaller, earlier), f"beta 0.1, 1, 2: {found}"
+
+
+def beta_turns_the_ratio(run: Facts) -> Judged:
+    ratios = [run.ratio(run.find("npo", beta=beta)) for beta in (0.1, 1.0, 2.0)]
+    found = "|e_r| / |e_u| for beta 0.1, 1, 2: " + ", ".join(f"{r:.2g}" for r in ratios)
+    return verdict_of(ratios[0] > 1, ratios[1] < 1, ratios[2] < 1), found
+
+
+def _npo_facts(run: Facts) -> dict[str, dict]:
+    facts = {
+        step: found
+        for step, found in run.entry(run.one("NPO"))["samples"].items()
+        if "weight_retain_size" in found
+    }
+    if not facts:
+        raise Missing("no PG-effects of NPO with weights that differ")
+    return facts
+
+
+def high_weights_retain(run: Facts) -> Judged:
+    ranks = {step: facts["weight_retain_size"] for step, facts in _npo_facts(run).items()}
+    found = ", ".join(f"{rank:+.2f} at step {step}" for step, rank in ranks.items())
+    conditions = [rank <= -SMALL for rank in ranks.values()]
+    return verdict_of(*conditions), f"rank correlation of w and |PG_r|: {found}"
+
+
+def middle_weights_fail(run: Facts) -> Judged:
+    worst = {}
+    for step, facts in _npo_facts(run).items():
+        if any(b["from"] == 0.4 for b in facts["bins"]) and len(facts["bins"]) > 1:
+            worst[step] = min(facts["bins"], key=lambda b: b["retain"])["from"]
+    if not worst:
+        raise Missing("no step has samples with weights in [.4, .6] and others")
+    found = ", ".join(f"[{low:.1f}, {low + 0.2:.1f}] at step {s}" for s, low in worst.items())
+    return verdict_of(*(low == 0.4 for low in worst.values())), f"most negative PG_r: {found}"
+
+
+def turns_positive(risk: str) -> Callable[[Facts], Judged]:
+    def judge(run: Facts) -> Judged:
+        name = run.one("PO")
+        values, steps = run.curve(name, risk), run.measured(name)
+        positive = values > 0
+        later = positive.any() and (values[: int(np.argmax(positive))] < 0).any()
+        found = f"from {values.min():.2g} to {values.max():.2g}"
+        if positive.any():
+            found += f", first positive at step {steps[int(np.argmax(positive))]}"
+        return verdict_of(bool(positive.any()), bool(later)), found
+
+    return judge
+
+
+def rmu_depends(run: Facts) -> Judged:
+    names = run.all_with("rmu")
+    settings = [(run.entry(n)["layer"], run.entry(n)["scale"], abs(run.peak(n)[0])) for n in names]
+    layers, scales = (sorted({s[i] for s in settings}, key=lambda v: v or 0) for i in (0, 1))
+    if len(layers) < 3 or len(scales) < 3:
+        raise Missing("RMU ran at one depth and one c alone")
+    by_layer = [p for layer, scale, p in settings if scale == scales[1]]
+    by_scale = [p for layer, scale, p in settings if layer == layers[1]]
+    spreads = [max(peaks) / min(peaks) for peaks in (by_layer, by_scale)]
+    found = f"peaks differ by {spreads[0]:.2g}x over layers and {spreads[1]:.2g}x over c"
+    return verdict_of(*(spread >= LARGE for spread in spreads)), found
+
+
+def last_layer_flips(run: Facts) -> Judged:
+    names = run.all_with("rmu")
+    last = max(run.entry(n)["layer"] or 0 for n in names)
+    if len(names) < 2:
+        raise Missing("RMU ran at one depth alone")
+    flips = {
+        f"c {run.entry(n)['scale']:g}": bool((run.curve(n) > 0).any())
+        for n in names
+        if run.entry(n)["layer"] == last
+    }
+    found = ", ".join(f"{c}: {'yes' if flip else 'no'}" for c, flip in flips.items())
+    return verdict_of(*flips.values()), f"layer {last} turns positive: {found}"
+
+
+def retain_terms(run: Facts) -> Judged:
+    orders, better = {}, []
+    for label in ("GA", "NPO", "TNPO"):
+        loss, hyper = SIX[label]
+        ends = {t: run.rise(run.find(loss, t, **hyper), "retain") for t in ("kl", "gd", "rr")}
+        orders[label] = " < ".join(sorted(ends, key=lambda t: ends[t]))
+        better += [ends["kl"] < ends["gd"], ends["gd"] < ends["rr"]]
+    return verdict_of(*better), "rise of retain NLL: " + _listed(orders, "{}")
+
+
+# --------------------------------------------------------------------------- the summary
+
+
+def strength(label: str, lowest: int, highest: int) -> Callable[[Facts], Judged]:
+    """The method's place among the six by the rise of the forget NLL, 1 for the largest."""
+    return _place(label, lowest, highest, "forget", most_first=True)
+
+
+def integrity(label: str, lowest: int, highest: int) -> Callable[[Facts], Judged]:
+    """The method's place among the six by the rise of the retain NLL, 1 for the smallest."""
+    return _place(label, lowest, highest, "retain", most_first=False)
+
+
+def _place(
+    label: str, lowest: int, highest: int, split: str, *, most_first: bool
+) -> Callable[[Facts], Judged]:
+    def judge(run: Facts) -> Judged:
+        rises = {k: run.rise(name, split) for k, name in run.six().items()}
+        order = sorted(rises, key=lambda k: rises[k], reverse=most_first)
+        place = order.index(label) + 1
+        near = min(abs(place - lowest), abs(place - highest)) == 1
+        verdict = HOLDS if lowest <= place <= highest else PARTLY if near else FAILS
+        return verdict, f"place {place} of 6, {split} NLL up by {rises[label]:.2g}"
+
+    return judge
+
+
+def better_than_ascent(run: Facts) -> Judged:
+    six = run.six()
+    wga, ga = (run.rise(six[label], "retain") for label in ("WGA", "GA"))
+    return verdict_of(wga < ga), f"retain NLL up by {wga:.2g}, GA's by {ga:.2g}"
+
+
+def stops_early(run: Facts) -> Judged:
+    six = run.six()
+    wga, ga = run.settled(six["WGA"]), run.settled(six["GA"])
+    verdict = verdict_of(wga is not None and (ga is None or wga < ga))
+    return verdict, f"WGA at rest from {wga or 'never'}, GA from {ga or 'never'}"
+
+
+def sensitive(run: Facts) -> Judged:
+    names = run.all_with("wga")
+    if len(names) < 3:
+        raise Missing("WGA ran with one alpha alone")
+    peaks = {f"alpha {run.entry(n)['hyper']['alpha']:g}": abs(run.peak(n)[0]) for n in names}
+    spread = max(peaks.values()) / min(peaks.values())
+    return verdict_of(spread >= 10), f"{_listed(peaks, '{:.2g}')}: {spread:.2g}x"
+
+
+def early_steps_only(run: Facts) -> Judged:
+    name = run.one("PO")
+    values, steps = run.curve(name), run.measured(name)
+    removing = steps[values < 0]
+    found = f"e_u is negative at steps {', '.join(map(str, removing)) or 'none'} of {run.steps}"
+    return verdict_of(len(removing) > 0, bool((removing <= run.steps / 2).all())), found
+
+
+def no_issue(run: Facts) -> Judged:
+    rises = {label: run.rise(name, "forget") for label, name in run.six().items()}
+    harms = {label: run.rise(name, "retain") for label, name in run.six().items()}
+    ahead = [
+        label for label in rises if rises[label] > rises["TNPO"] and harms[label] < harms["TNPO"]
+    ]
+    found = "ahead of it in both: " + (", ".join(ahead) or "none")
+    return verdict_of(not ahead), found
+
+
+def updates_and_harm(run: Facts) -> Judged:
+    names = [n for n in run.content["objectives"] if run.content["models"][n].get("distance")]
+    if len(names) < 5:
+        raise Missing("fewer than five models with a known distance")
+    moved = np.array([run.content["models"][n]["distance"] for n in names])
+    ranks = {
+        split: rank_correlation(moved, np.array([run.rise(n, split) for n in names]))
+        for split in ("forget", "retain")
+    }
+    found = ", ".join(f"{split} {rank:.2f}" for split, rank in ranks.items())
+    verdict = verdict_of(*(rank >= 0.7 for rank in ranks.values()))
+    return verdict, f"|theta_T - theta_0| and the rise of NLL over {len(names)} objectives: {found}"
+
+
+# --------------------------------------------------------------------------- texts
+
+
+def _peaks(run: Facts, name: str) -> str:
+    (removal, first), (harm, second) = run.peak(name), run.peak(name, "retain")
+    return f"e_u {removal:.2g} (step {first}), e_r {harm:.2g} (step {second})"
+
+
+def _listed(values: dict, form: str) -> str:
+    return ", ".join(f"{key} {form.format(value)}" for key, value in values.items())

@@ -1,0 +1,272 @@
+"""The study's rules on curves made for them, and its facts from a run."""
+
+import numpy as np
+import pytest
+
+import jaxunlearn
+from benchmarks.study import beyond, collect, estimates, figures, page, rules, units
+from benchmarks.study.claims import CLAIMS
+from benchmarks.study.facts import SIX, Facts, Missing, load
+from jaxunlearn.config import Config, schema
+
+STEPS = [0, 5, 10, 15]
+SHARES = {"embed": 0.02, "shallow": 0.5, "middle": 0.3, "deep": 0.1, "lm": 0.08}
+
+
+def effect(values, scale=1.0):
+    """The columns of one risk."""
+    values = np.array(values, float) * scale
+    return {
+        **{column: values.tolist() for column in collect.CURVES},
+        "cosine": (values / 400).tolist(),
+        "update_effect": (-values / 1000).tolist(),
+        "groups": {group: (share * values).tolist() for group, share in SHARES.items()},
+    }
+
+
+def entry(loss, removal, harm, term=None, layer=None, scale=5.0, **hyper):
+    """An objective with these curves of e_u and e_r."""
+    return {
+        "loss": loss,
+        "hyper": hyper,
+        "retain_term": term,
+        "layer": layer,
+        "scale": scale,
+        "steps": STEPS,
+        "rates": [0.0, 1e-5, 1e-5, 1e-5],
+        "unlearn": effect(removal),
+        "retain": effect(harm),
+        "inverse_confidence": [0.0, 0.5, 2.0, 2.1],
+        "samples": {},
+        "profiles": {},
+        "tokens": {},
+    }
+
+
+def model(forget, retain, **more):
+    numbers = {"forget_nll": forget, "retain_nll": retain, "forget_es": 0.2, "retain_es": 0.8}
+    result = {**numbers, **more, "steps": 15, "of_steps": 15}
+    return {"result": result, "relearn": {"5": {"final_forget_es": 0.6}}, "distance": forget}
+
+
+def as_in_the_paper():
+    """Curves of which every claim on the six methods holds that can be judged."""
+    objectives = {
+        "ga": entry("ga", [-1, -2, -90, -175], [-1, -2, -90, -353]),
+        "wga": entry("wga", [-1, -50, -10, -0.1], [-1, -8, -1, 0.0], alpha=1.0),
+        "npo": entry("npo", [-1, -40, -0.1, 0.0], [-1, -50, -0.2, 0.0], beta=0.1),
+        "npo_1": entry("npo", [-20, -1, 0, 0], [-10, 0, 0, 0], beta=1.0),
+        "npo_2": entry("npo", [-9, -1, 0, 0], [-5, 0, 0, 0], beta=2.0),
+        "tnpo": entry("tnpo", [-1, -30, -9, -0.1], [-1, -2, -1, 0.0], beta=1.0),
+        "po": entry("po", [-9, -1, 5, 16], [-11, -1, 2, 11]),
+        "rmu": entry("rmu", [-1, -30, -9, -8], [-1, -20, -9, -8], layer=2),
+    }
+    ends = {
+        "ga": (9, 6),
+        "wga": (3, 1.5),
+        "npo": (5, 1.2),
+        "npo_1": (4, 1.1),
+        "npo_2": (3, 1.1),
+        "tnpo": (6, 1.05),
+        "po": (2, 2),
+        "rmu": (4, 5),
+    }
+    models = {name: model(forget, 0.1 + retain) for name, (forget, retain) in ends.items()}
+    return {
+        "about": {"date": "2026-01-01", "cores": 2, "processor": "-", "versions": {"jax": "-"}},
+        "study": "made",
+        "seed": 0,
+        "minutes": 1.0,
+        "samples": {"forget": 4, "retain": 4},
+        "labels": {"forget": 20.0, "retain": 25.0},
+        "models": {"base": model(0.1, 0.1, forget_es=1.0)} | models,
+        "objectives": objectives,
+    }
+
+
+def changed(objective, **curves):
+    """The facts with the curves of one objective replaced."""
+    content = as_in_the_paper()
+    for risk, values in curves.items():
+        content["objectives"][objective][risk] = effect(values)
+    return Facts(content)
+
+
+def verdict(key, run):
+    (claim,) = (claim for claim in CLAIMS if claim.key == key)
+    return claim.verdict(run)[0]
+
+
+def test_claims_have_their_own_keys():
+    assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+
+
+KEPT = "G1 G2 G3 G4 G5 L1 L2 W1 W2 T1 T2 N1 N2 N3 P1 P2 S1 S2 S5 S6 S12 S13 S14 S15 S17"
+
+
+@pytest.mark.parametrize("key", KEPT.split())
+def test_the_papers_curves_bear_its_claims_out(key):
+    assert verdict(key, Facts(as_in_the_paper())) == rules.HOLDS
+
+
+@pytest.mark.parametrize("key", ["N4", "N5", "R1", "R2", "K1", "S7"])
+def test_what_was_not_run_cannot_be_judged(key):
+    assert verdict(key, Facts(as_in_the_paper())) == rules.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("key", "objective", "curves", "expected"),
+    [
+        ("G1", "ga", {"retain": [-1, -2, -90, -100]}, rules.FAILS),
+        ("G2", "rmu", {"unlearn": [-1, -999, -9, -8]}, rules.PARTLY),
+        ("G2", "npo", {"unlearn": [-1, -999, -9, -8]}, rules.FAILS),
+        ("G5", "ga", {"unlearn": [-100, -90, -90, -175]}, rules.FAILS),
+        ("W1", "wga", {"retain": [-1, -40, -1, 0.0]}, rules.PARTLY),
+        ("W1", "wga", {"retain": [-1, -60, -1, 0.0]}, rules.FAILS),
+        ("W2", "wga", {"unlearn": [-1, -50, -10, -9]}, rules.FAILS),
+        ("N1", "npo", {"unlearn": [-1, -40, -9, -9]}, rules.FAILS),
+        ("N1", "npo", {"unlearn": [-1, -40, -9, -0.1]}, rules.PARTLY),
+        ("N2", "npo_2", {"unlearn": [-9, -99, 0, 0]}, rules.FAILS),
+        ("N3", "npo_2", {"retain": [-10, 0, 0, 0]}, rules.PARTLY),
+        ("P1", "po", {"unlearn": [-9, -5, -1, -1]}, rules.FAILS),
+        ("P1", "po", {"unlearn": [9, 5, 1, 1]}, rules.PARTLY),
+        ("S15", "po", {"unlearn": [-9, -5, -1, -1]}, rules.PARTLY),
+    ],
+)
+def test_other_curves_do_not(key, objective, curves, expected):
+    assert verdict(key, changed(objective, **curves)) == expected
+
+
+def test_confidence_without_growth_does_not_blow_up():
+    run = Facts(as_in_the_paper())
+    run.content["objectives"]["ga"]["inverse_confidence"] = [0.0, 0.0, 0.1, 0.05]
+    assert verdict("G4", run) == rules.PARTLY  # it still goes with the effect
+
+
+def test_rmu_is_judged_over_layers_and_scales():
+    content = as_in_the_paper()
+    del content["objectives"]["rmu"]
+    for layer in (1, 2, 3):
+        for scale in (2.0, 5.0, 10.0):
+            name, size = f"rmu_{layer}_{scale:g}", -layer * scale
+            rmu = entry("rmu", [size, size, size, 1 if layer == 3 else -1], [1] * 4, layer=layer)
+            content["objectives"][name] = rmu | {"scale": scale}
+            content["models"][name] = model(4, 5)
+    run = Facts(content)
+    assert run.one("RMU") == "rmu_2_5"
+    assert verdict("R1", run) == verdict("R2", run) == rules.HOLDS
+
+
+def test_retain_terms_are_ordered_by_what_they_retain():
+    content = as_in_the_paper()
+    for loss, hyper in (("ga", {}), ("npo", {"beta": 0.1}), ("tnpo", {"beta": 1.0})):
+        for term, harm in (("kl", 1), ("gd", 2), ("rr", 3)):
+            name = f"{loss}_{term}"
+            content["objectives"][name] = entry(loss, [-1] * 4, [-1] * 4, term, **hyper)
+            content["models"][name] = model(4, harm)
+    assert verdict("K1", Facts(content)) == rules.HOLDS
+    content["models"]["ga_kl"] = model(4, 2.5)
+    assert verdict("K1", Facts(content)) == rules.PARTLY
+
+
+def test_weights_in_the_middle_are_judged_where_there_are_some():
+    content = as_in_the_paper()
+    bins = [
+        {"from": low, "samples": 2, "unlearn": -1.0, "retain": harm}
+        for low, harm in ((0.2, -1.0), (0.4, -5.0), (0.6, -2.0))
+    ]
+    facts = {"weight_retain_size": -0.5, "bins": bins}
+    content["objectives"]["npo"]["samples"] = {"5": facts}
+    assert verdict("N4", Facts(content)) == verdict("N5", Facts(content)) == rules.HOLDS
+    bins[0]["retain"] = -9.0
+    assert verdict("N5", Facts(content)) == rules.FAILS
+
+
+def test_updates_are_compared_with_both_rises():
+    content = as_in_the_paper()
+    assert verdict("I1", Facts(content)) == rules.PARTLY  # the distance is the forget NLL here
+    for place, name in enumerate(content["objectives"]):
+        content["models"][name] = model(place, 2 * place) | {"distance": place + 1.0}
+    assert verdict("I1", Facts(content)) == rules.HOLDS
+
+
+def test_peaks_rest_and_relearning():
+    run = Facts(as_in_the_paper())
+    assert run.peak("ga") == (-175.0, 15) and run.settled("ga") is None
+    assert run.settled("npo") == 10
+    assert run.shares("ga")["shallow"] == pytest.approx(0.5)
+    assert run.relearned("ga") == pytest.approx((0.6 - 0.2) / (1.0 - 0.2))
+    with pytest.raises(Missing, match="wga, alpha 3"):
+        run.find("wga", alpha=3.0)
+
+
+def test_units_keep_what_survives_and_drop_the_rest():
+    run = Facts(as_in_the_paper())
+    assert "GA > WGA" in units.survivors(run)
+    run.content["objectives"]["ga"]["unlearn"]["cosine"] = [-0.01] * 4
+    assert "GA > WGA" not in units.survivors(run)
+
+
+def test_a_part_of_the_page_is_replaced_and_the_rest_stays():
+    text = "before\n<!-- runs -->\nold | text\n<!-- end of runs -->\nafter"
+    new = page.replaced(text, "runs", r"new \1")
+    assert new == "before\n<!-- runs -->\n\nnew \\1\n\n<!-- end of runs -->\nafter"
+    with pytest.raises(ValueError, match="<!-- units -->"):
+        page.replaced(text, "units", "")
+
+
+def test_the_running_mean_is_compared_with_the_exact_effect():
+    state = {"method": "GA", "place": 0.5, "exact": [-10.0, -5.0], "bfloat16": [-11.0, -5.0]}
+    estimates_ = [[-20.0, 4.0], [-40.0, -50.0]]
+    content = {
+        "about": {"date": "2026-01-01"},
+        "study": "made",
+        "repeats": 2,
+        "states": [state | {"estimates": estimates_}],
+    }
+    row = estimates.table([content]).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        *("GA, 0.5", "-10", "-5", "+10.0%", "+0.0%"),
+        *("+200%", "+360%", "141%", "764%", "50%", "50%"),
+    ]
+    figures.estimators(content)
+
+
+@pytest.mark.slow
+def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
+    config = Config(
+        name="tiny",
+        new_model=schema.NewModel(16, 24, 3, 2, 1, 256, vocab_size=300),
+        data=schema.Data(fictional=schema.Fictional(4, 3, 0.5)),
+        finetune=schema.FineTune(epochs=1, lr=1e-2),
+        unlearn=schema.Unlearn(epochs=3, batch_size=3, lr=1e-3),
+        measure=schema.Measure(
+            every=2, pg_steps=(2, 4), pg_by=("sample", "layer"), token_steps=(2, 4)
+        ),
+        evaluate=schema.Evaluate(suites=("memorization",)),
+        relearn=schema.Relearn(samples=(2,), steps=2),
+    )
+    run = jaxunlearn.run(config, tmp_path / "run")
+    content = collect.collect(run, ["run", "tiny"])
+    studies = load([content, {**content, "seed": 1}])
+    (facts, _) = studies["tiny"]
+    assert set(facts.six().values()) == {label.lower() for label in SIX}
+    assert content["labels"]["forget"] > 1 and content["models"]["ga"]["distance"] > 0
+    ga = content["objectives"]["ga"]
+    total = np.sum(list(ga["unlearn"]["groups"].values()), axis=0)
+    np.testing.assert_allclose(total, ga["unlearn"]["value"], rtol=1e-4)
+    npo = content["objectives"]["npo"]
+    assert sum(b["samples"] for b in npo["samples"]["4"]["bins"]) == content["samples"]["forget"]
+    assert sum(npo["profiles"]["2"]["shares"].values()) == pytest.approx(1, abs=1e-4)
+    assert "weight_removal" in npo["tokens"]["4"]
+    judged = [claim.verdict(facts)[0] for claim in CLAIMS]
+    assert judged.count(rules.UNKNOWN) < len(CLAIMS) / 2
+    for make in (page.runs, page.headline, units.tables, beyond.tables):
+        assert "tiny" in make(studies)
+    figures.draw(studies, [], tmp_path)
+    assert (tmp_path / "curves_tiny.png").stat().st_size > 10_000
+
+
+def test_numbers_are_rounded_and_plain():
+    rounded = collect._rounded({"a": [np.float64(1 / 3), np.int64(3)], "b": None})
+    assert rounded == {"a": [0.333333, 3], "b": None} and type(rounded["a"][1]) is int
