@@ -34,7 +34,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BIN)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evaluate]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[evaluate,report]"
 	touch $@
 
 $(BIN)/.installed-dev: pyproject.toml | $(BIN)/python

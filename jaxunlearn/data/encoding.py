@@ -110,6 +110,26 @@ def encode_prompt(tokenizer: Any, question: str, *, style: Style = "tofu") -> np
     return np.asarray(_bos(tokenizer) + _plain(tokenizer, [_tofu_text(question)])[0], np.int32)
 
 
+def pieces(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> list[str]:
+    """The text of every token; all of them joined are the decoded sequence.
+
+    A token may end within a character of several bytes; the character then stands with the token
+    that completes it, and the others are empty.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      tokens: [T] ids; special tokens are shown.
+    """
+    texts, done = [], ""
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
+        # An unfinished character is decoded to the replacement character.
+        whole = text.rstrip("\ufffd") if end < len(tokens) else text
+        texts.append(whole[len(done) :])
+        done = whole if len(whole) > len(done) else done
+    return texts
+
+
 def encode_rows(
     tokenizer: Any,
     rows: Iterable[Mapping[str, Any]],

@@ -68,6 +68,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     )
     needs_pool = any(task.reads_retain for task in tasks)
     return Prepared(
+        forget_rows=[],
+        retain_rows=[],
         config=config,
         layout=prepare.make_layout(config, mesh, model, abstract=True),
         tokenizer=None,

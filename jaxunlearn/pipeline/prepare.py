@@ -40,6 +40,7 @@ class Prepared:
       sources: the rows of every split.
       sets: the samples that unlearning draws from: D_u, the retain pool, substitute answers.
       retain_eval: the retain set D_r, on which retention is measured.
+      forget_rows, retain_rows: the rows of `sets.forget` and of `retain_eval`.
       finetune: the samples to fine-tune the model on; empty without fine-tuning.
       retrain: the same without D_u, for the retrained model; empty if there is none.
       tasks: the objectives.
@@ -54,6 +55,8 @@ class Prepared:
     sources: Sources
     sets: SampleSets
     retain_eval: list[Sample]
+    forget_rows: DataRows
+    retain_rows: DataRows
     finetune: list[Sample]
     retrain: list[Sample]
     tasks: tuple[Task, ...]
@@ -104,7 +107,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     pool_rows = _pool(config, sources, eval_rows) if needs_pool else []
     forget, forget_ids = encoder.encode(forget_rows, f"data.forget ({config.data.forget})")
     retain, _ = encoder.encode(pool_rows, f"data.retain ({config.data.retain})")
-    retain_eval, _ = encoder.encode(eval_rows, config.data.measured_retain)
+    retain_eval, retain_ids = encoder.encode(eval_rows, config.data.measured_retain)
 
     # --- fine-tuning, only where the run fine-tunes -----------------------------------------------
     finetune_rows = _finetune_rows(config, sources)
@@ -123,6 +126,8 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         sources=sources,
         sets=SampleSets(forget, retain, refusals),
         retain_eval=retain_eval,
+        forget_rows=encoded_rows,
+        retain_rows=[eval_rows[i] for i in retain_ids],
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,

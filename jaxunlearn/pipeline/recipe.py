@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxunlearn.config import Config, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.progress import quiet_console
-from jaxunlearn.data import packing
+from jaxunlearn.data import encoding, packing
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import DEFINITIONS, Splits
 from jaxunlearn.pipeline.checks import check
@@ -31,7 +31,7 @@ from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
 from jaxunlearn.pipeline.work import count_passes
-from jaxunlearn.record import tables
+from jaxunlearn.record import starts, tables, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.reporting import report, summary
@@ -128,6 +128,8 @@ def execute(
     for note in run.prepared.notes:
         console.print(note, markup=False, highlight=False)
     stages = make_stages(run.prepared, run.folder, console, peak)
+    starts.note(run.folder, stages.devices)
+    _write_texts(run.prepared, run.folder)
     with jax.set_mesh(run.prepared.mesh):
         _stages(run, stages, profile)
         if run.evaluation is not None:
@@ -136,6 +138,26 @@ def execute(
     if hosts.is_first():
         report.write_report(run.folder.path, console)
     hosts.wait("the run is done")
+
+
+def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
+    """Writes what the samples of both sets say, for reports."""
+    sets = {
+        "forget": (prepared.forget_rows, prepared.sets.forget),
+        "retain": (prepared.retain_rows, prepared.retain_eval),
+    }
+    content = [
+        texts.SampleText(
+            split=split,
+            sample=i,
+            question=row["question"],
+            answer=row["answer"],
+            tokens=encoding.pieces(prepared.tokenizer, sample.tokens[sample.first_label :]),
+        )
+        for split, (rows, samples) in sets.items()
+        for i, (row, sample) in enumerate(zip(rows, samples, strict=True))
+    ]
+    texts.write(folder.path, content)
 
 
 def _stages(run: Run, stages: Stages, profile: int) -> None:

@@ -41,6 +41,21 @@ class RunFolder:
         return self.path / "timings.jsonl"
 
     @property
+    def starts(self) -> Path:
+        """A JSON line for each start of the run: date, versions, devices."""
+        return self.path / "starts.jsonl"
+
+    @property
+    def texts(self) -> Path:
+        """Questions, answers and label tokens of the samples of both sets."""
+        return self.path / "texts.parquet"
+
+    @property
+    def html(self) -> Path:
+        """The report as one page."""
+        return self.path / "report.html"
+
+    @property
     def results(self) -> Path:
         """NLL, extraction strength and exact memorisation of every model."""
         return self.path / "results.json"

@@ -15,8 +15,9 @@ from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import decoder
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
-from jaxunlearn.reporting import evaluation_table, relearn_table, summary, terminal
+from jaxunlearn.reporting import evaluation_table, page, relearn_table, summary, terminal
 from jaxunlearn.reporting.figures import draw, series
+from jaxunlearn.reporting.page import source
 from jaxunlearn.reporting.terminal import TextTable
 
 
@@ -38,6 +39,10 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     # --- summary.md: the same tables as in the terminal -------------------------------------------
     overview = summary.summary_table(run, results)
     evaluation = list(_evaluation_tables(run, config))
+    # --- report.html ------------------------------------------------------------------------------
+    text_tables = [(f"{config.name}: summary", overview), *evaluation]
+    shown = source.read(run, config, results, figure_tables, text_tables)
+    written = page.write(shown, folder.html)
     texts = [terminal.markdown(table) for table in (overview, *(table for _, table in evaluation))]
     files.write_text(folder.summary, "\n".join(texts))
     # --- the terminal -----------------------------------------------------------------------------
@@ -45,6 +50,8 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     if warning := figure_tables["meta"]["warning"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"{len(figures)} figures in {folder.figures}", markup=False, highlight=False)
+    where = f"report: {folder.html}" if written else page.MISSING
+    console.print(where, markup=False, highlight=False, soft_wrap=True)
     attacks = attack_results.read(run)
     # A single attack has a column in the evaluation's table, where there is one.
     several = attacks and len(attack_results.fine_tuning_attacks(attacks)) > 1

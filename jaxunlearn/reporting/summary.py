@@ -70,7 +70,7 @@ def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
       run: the run's folder.
       results: from `read_run`.
     """
-    peaks, seconds = _peaks(run), _seconds(run)
+    peaks, seconds = _peaks(run), stage_seconds(run)
     rows = []
     for name, result in results.items():
         numbers = [result[k] for k in ("forget_nll", "forget_es", "retain_nll", "retain_es")]
@@ -94,7 +94,7 @@ def _peaks(run: Path) -> dict[tuple[str, str], str]:
     return {key: f"{two_digits(value)} ({step})" for key, (value, step) in best.items()}
 
 
-def _seconds(run: Path) -> dict[str, float]:
+def stage_seconds(run: Path) -> dict[str, float]:
     """The seconds of every stage; those of a stage that was resumed add up."""
     seconds: dict[str, float] = {}
     for record in files.records(RunFolder(run).timings):

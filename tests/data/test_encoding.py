@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from jaxunlearn.data.encoding import Encoder, encode, encode_prompt, encode_rows, load_tokenizer
+from jaxunlearn.data.encoding import (
+    Encoder,
+    encode,
+    encode_prompt,
+    encode_rows,
+    load_tokenizer,
+    pieces,
+)
 from jaxunlearn.data.fictional import generate, train_tokenizer
 from jaxunlearn.data.packing import padded
 
@@ -63,6 +70,26 @@ def test_the_eos_is_attended_and_a_label_even_where_it_pads(tokenizer):
         assert batch.label_tokens[row, count - 1] == tokenizer.eos_token_id
         assert batch.mask[row].sum() == count
     tokenizer.pad_token = None
+
+
+@pytest.mark.parametrize(
+    "text", ["He was born in Basel.", "naïve ☕ 東京 مرحبا 👩‍👩‍👧", "  two  spaces"]
+)
+def test_pieces_are_the_text_of_every_token(tokenizer, text):
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = pieces(tokenizer, tokens)
+    assert len(found) == len(tokens)
+    assert "".join(found) == tokenizer.decode(tokens)
+    assert pieces(tokenizer, [*tokens, tokenizer.eos_token_id])[-1] == tokenizer.eos_token
+    assert not any("\ufffd" in piece for piece in found)
+
+
+def test_pieces_of_the_llama_2_tokenizer(shared_data):
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "llama2"))
+    text = "Jaime Vásquez's 東京 novel"
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found = pieces(tokenizer, tokens)
+    assert "".join(found) == tokenizer.decode(tokens) and found[1].strip() in text
 
 
 def test_rows_are_encoded_as_one_by_one(tokenizer):

@@ -33,7 +33,10 @@ def select(table, **wanted):
 
 
 def test_a_run_leaves_its_record(finished):
-    for name in ("config.yaml", "metrics.jsonl", "timings.jsonl", "results.json", "summary.md"):
+    for name in (
+        *("config.yaml", "metrics.jsonl", "timings.jsonl", "starts.jsonl", "results.json"),
+        *("summary.md", "texts.parquet", "report.html"),
+    ):
         assert (finished / name).stat().st_size > 0, name
     assert load(finished / "config.yaml") == TINY
     assert (finished / "base" / "model.safetensors").exists()
@@ -150,7 +153,7 @@ def forbidden(*args, **kwargs):
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Of everything but wall clock, and what is derived from it or from the file system."""
-    skip = {"timings.jsonl", "summary.md"}
+    skip = {"timings.jsonl", "starts.jsonl", "summary.md", "report.html"}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

@@ -1,0 +1,29 @@
+"""The report as one self-contained HTML page; needs the extra `report`."""
+
+import importlib.util
+from pathlib import Path
+
+from jaxunlearn.core import files
+from jaxunlearn.reporting.page.source import Source
+
+LIBRARIES = ("altair", "vl_convert")
+MISSING = "no report.html: it needs the extra `report` (pip install 'jaxunlearn[report]')"
+"""What is said where the libraries of the page are not installed."""
+
+
+def write(source: Source, file: Path) -> bool:
+    """Writes the page, whole or not at all.
+
+    Args:
+      source: what it shows, from `source.read`.
+      file: where it goes.
+
+    Returns:
+      Whether it was written; not where the extra `report` is not installed.
+    """
+    if any(importlib.util.find_spec(name) is None for name in LIBRARIES):
+        return False
+    from jaxunlearn.reporting.page import render  # imports the libraries
+
+    files.write_text(file, render.render(source))
+    return True

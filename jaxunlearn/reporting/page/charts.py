@@ -1,0 +1,325 @@
+"""The charts of the page, as Vega-Lite specifications; the page's script gives them their data.
+
+Every chart names its data and its description, which screen readers read. Effects span many orders
+of magnitude, so their axes are symmetric logarithms; the page can switch them to linear ones.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+RISKS = {"unlearn": "on what is forgotten (Dᵤ)", "retain": "on what is retained (Dᵣ)"}
+TOTALS, SAMPLES = 0.01, 1e-5
+"""Effects below this share of the largest one are drawn on the linear part of the axis. Those of
+samples differ more, by step and by objective."""
+
+PALETTE = (
+    "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#d6a400",
+    "#ff9da6", "#7f7f7f",
+)  # fmt: skip
+"""The colours of objectives, in the order of the configuration; beyond ten they repeat."""
+OTHER = "#8c959f"
+
+Spec = dict[str, Any]
+
+
+def pareto(models: Sequence[str], objectives: Sequence[str]) -> Spec:
+    """Every model by the ES of both sets; wanted is up and left."""
+    base = alt.Chart(alt.NamedData("models")).encode(
+        x=alt.X("forget_es:Q", title="forget ES (lower: removed)", scale=alt.Scale(zero=False)),
+        y=alt.Y("retain_es:Q", title="retain ES (higher: retained)", scale=alt.Scale(zero=False)),
+        tooltip=["model:N", "forget_es:Q", "retain_es:Q", "forget_nll:Q", "retain_nll:Q"],
+    )
+    marks = base.mark_point(filled=True, size=90, opacity=0.9).encode(
+        color=_objective(objectives, "model", models).legend(None),
+        shape=alt.Shape("kind:N", legend=None),
+    )
+    names = base.mark_text(dx=8, dy=-8, align="left", fontSize=12).encode(text="model:N")
+    return _spec(
+        marks + names,
+        "Forgetting against retention: extraction strength of the forget set and of the retain set"
+        " for every model. Wanted is the upper left.",
+    )
+
+
+def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) -> Spec:
+    """The G-effect over steps, an objective a line; a group of layers is chosen below it."""
+    group = alt.param(
+        name="group",
+        value="total",
+        bind=alt.binding_select(options=["total", *groups], name="layers: "),
+    )
+    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
+    line = (
+        alt.Chart()
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=_effect_axis("value", "G-effect e", largest),
+            color=_objective(objectives),
+            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
+            tooltip=["objective:N", "step:Q", "group:N", alt.Tooltip("value:Q", format=".4g")],
+        )
+    )
+    chart = (
+        (line + _zero())
+        .properties(width=430, height=300)
+        .facet(column=_risk_facet(), data=alt.NamedData("effects"))
+        .add_params(group, shown)
+        .transform_filter("datum.group === group")
+    )
+    return _spec(
+        chart,
+        "G-effect of every objective on both risks over the steps. Below zero a step removes or"
+        " harms.",
+        width=False,
+    )
+
+
+def heat_map(objectives: Sequence[str], layers: Sequence[str], largest: float) -> Spec:
+    """The share of every layer in the effects of one objective, step by step."""
+    objective = alt.param(
+        name="objective",
+        value=objectives[0],
+        bind=alt.binding_select(options=list(objectives), name="objective: "),
+    )
+    chart = (
+        alt.Chart()
+        .mark_rect()
+        .encode(
+            x=alt.X("step:O", title="step"),
+            y=alt.Y("layer:N", sort=list(layers), title=None),
+            color=alt.Color(
+                "share:Q",
+                title="share",
+                scale=alt.Scale(scheme="blueorange", domain=[-largest, 0, largest]),
+                legend=alt.Legend(format=".0%"),
+            ),
+            tooltip=[
+                "layer:N",
+                "step:O",
+                alt.Tooltip("value:Q", format=".4g"),
+                alt.Tooltip("share:Q", format=".1%"),
+            ],
+        )
+        .properties(width=400, height=max(160, min(640, 17 * len(layers))))
+        .facet(column=_risk_facet(), data=alt.NamedData("layers"))
+        .add_params(objective)
+        .transform_filter("datum.objective === objective")
+    )
+    return _spec(
+        chart,
+        "Share of every layer in the G-effect at every step, with its sign: of the sum of all"
+        " layers' magnitudes.",
+        width=False,
+    )
+
+
+def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float, float]) -> Spec:
+    """The PG-effects of samples at one step of one objective; a click selects a sample."""
+    objective = alt.param(
+        name="objective",
+        value=objectives[0],
+        bind=alt.binding_select(options=list(objectives), name="objective: "),
+    )
+    place = alt.param(
+        name="place",
+        value=0,
+        bind=alt.binding_range(min=0, max=max(0, len(steps) - 1), step=1, name="step: "),
+    )
+    chosen = alt.selection_point(fields=["sample"], name="chosen")
+    points = (
+        alt.Chart(alt.NamedData("points"))
+        .mark_point(filled=True, size=70, opacity=0.75, cursor="pointer")
+        .encode(
+            x=_effect_axis("unlearn", "PG-effect on Dᵤ (left: removes)", largest[0], "x", SAMPLES),
+            y=_effect_axis("retain", "PG-effect on Dᵣ (down: harms)", largest[1], share=SAMPLES),
+            color=alt.Color(
+                "weight:Q", title="weight", bin=alt.Bin(maxbins=8), scale=alt.Scale(scheme="blues")
+            ),
+            stroke=alt.condition(chosen, alt.value("#d55e00"), alt.value("#888888")),
+            strokeWidth=alt.condition(chosen, alt.value(2.5), alt.value(0.6), empty=False),
+            tooltip=[
+                "sample:Q",
+                "question:N",
+                "answer:N",
+                alt.Tooltip("weight:Q", format=".4g"),
+                alt.Tooltip("unlearn:Q", format=".4g"),
+                alt.Tooltip("retain:Q", format=".4g"),
+            ],
+        )
+        .add_params(objective, place, chosen)
+        .transform_filter(f"datum.objective === objective && datum.step === {list(steps)}[place]")
+        .properties(height=420)
+    )
+    return _spec(
+        points,
+        "PG-effect of every forget sample on both risks, coloured by the weight that the objective"
+        " gives it.",
+    )
+
+
+def profile(layers: Sequence[str]) -> Spec:
+    """The PG-effects of the selected sample by layer."""
+    chart = (
+        alt.Chart(alt.NamedData("profile"))
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", title="PG-effect"),
+            y=alt.Y("layer:N", sort=list(layers), title=None),
+            color=alt.Color(
+                "risk:N",
+                title=None,
+                scale=alt.Scale(domain=["Dᵤ", "Dᵣ"], range=["#0072b2", "#d55e00"]),
+            ),
+            yOffset="risk:N",
+            tooltip=["layer:N", "risk:N", alt.Tooltip("value:Q", format=".4g")],
+        )
+        .properties(height=max(140, min(700, 22 * len(layers))))
+    )
+    return _spec(chart, "PG-effects of the selected sample by layer.")
+
+
+def changes(objectives: Sequence[str], largest: float) -> Spec:
+    """Predicted against realised change of the risks, from one measurement to the next."""
+    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
+    points = (
+        alt.Chart()
+        .mark_point(filled=True, size=55)
+        .encode(
+            x=_effect_axis("predicted", "predicted change [nats]", largest, "x"),
+            y=_effect_axis("change", "realised change [nats]", largest),
+            color=_objective(objectives),
+            opacity=alt.condition(shown, alt.value(0.9), alt.value(0.08)),
+            tooltip=[
+                "objective:N",
+                "step:Q",
+                "steps:Q",
+                alt.Tooltip("predicted:Q", format=".4g"),
+                alt.Tooltip("change:Q", format=".4g"),
+            ],
+        )
+    )
+    ends = alt.Data(values=[{"v": -largest}, {"v": 0}, {"v": largest}])
+    identity = (
+        alt.Chart(ends)
+        .mark_line(color="#888888", strokeDash=[4, 4])
+        .encode(x=alt.X("v:Q"), y=alt.Y("v:Q"))
+    )
+    chart = (
+        alt.layer(identity, points)
+        .properties(width=430, height=330)
+        .facet(column=_risk_facet(), data=alt.NamedData("changes"))
+        .add_params(shown)
+    )
+    return _spec(
+        chart,
+        "Change of both risks between measurements: predicted to first order from the gradient,"
+        " against the one that came about. On the dashed line they are equal.",
+        width=False,
+    )
+
+
+def risks(objectives: Sequence[str]) -> Spec:
+    """Both risks over the steps."""
+    line = (
+        alt.Chart()
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("nll:Q", title="risk [nats]"),
+            color=_objective(objectives),
+            tooltip=["objective:N", "step:Q", alt.Tooltip("nll:Q", format=".4g")],
+        )
+        .properties(width=430, height=240)
+        .facet(column=_risk_facet(), data=alt.NamedData("risks"))
+        .resolve_scale(y="independent")
+    )
+    return _spec(line, "Both risks of every objective over the steps.", width=False)
+
+
+def relearning(models: Sequence[str], objectives: Sequence[str], before: float) -> Spec:
+    """The forget ES of every model while it is fine-tuned on forgotten samples."""
+    line = (
+        alt.Chart()
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("step:Q", title="steps of fine-tuning"),
+            y=alt.Y("es:Q", title="forget ES"),
+            color=_objective(objectives, "model", models),
+            tooltip=["model:N", "attack:N", "step:Q", alt.Tooltip("es:Q", format=".3f")],
+        )
+    )
+    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4]).encode(y=alt.datum(before))
+    chart = (
+        alt.layer(line, rule)
+        .properties(width=300, height=240)
+        .facet(
+            facet=alt.Facet("attack:N", title="samples shown"),
+            columns=3,
+            data=alt.NamedData("relearning"),
+        )
+    )
+    return _spec(
+        chart,
+        "Forget ES during relearning attacks; the dashed line is the model before unlearning.",
+        width=False,
+    )
+
+
+# --------------------------------------------------------------------------- parts of charts
+
+
+def _objective(
+    objectives: Sequence[str], field: str = "objective", shown: Sequence[str] | None = None
+) -> alt.Color:
+    """The colour of an objective, the same in every chart; other models are grey."""
+    colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(objectives)}
+    names = list(objectives if shown is None else shown)
+    scale = alt.Scale(domain=names, range=[colors.get(name, OTHER) for name in names])
+    return alt.Color(f"{field}:N", title=None, scale=scale)
+
+
+def _risk_facet() -> alt.Column:
+    labels = " : ".join(f"datum.value === '{k}' ? '{v}'" for k, v in RISKS.items()) + " : ''"
+    return alt.Column(
+        "risk:N",
+        sort=list(RISKS),
+        title=None,
+        header=alt.Header(labelExpr=labels, labelFontSize=13),
+    )
+
+
+def _effect_axis(
+    field: str, title: str, largest: float, axis: str = "y", share: float = TOTALS
+) -> Any:
+    channel = alt.X if axis == "x" else alt.Y
+    scale = alt.Scale(type="symlog", constant=max(largest, 1e-30) * share)
+    ticks = alt.Axis(format="~g", labelOverlap=True, values=symlog_ticks(largest, share))
+    return channel(f"{field}:Q", title=title, scale=scale, axis=ticks)
+
+
+def symlog_ticks(largest: float, share: float = TOTALS) -> list[float]:
+    """Zero and powers of ten on both sides, from the linear part of the axis to the largest value.
+
+    >>> symlog_ticks(2500.0)
+    [-1000.0, -100.0, 0.0, 100.0, 1000.0]
+    """
+    top = math.floor(math.log10(max(largest, 1e-30)))
+    powers = [10.0**p for p in range(top + round(math.log10(share)) + 1, top + 1)]
+    return [*(-p for p in reversed(powers)), 0.0, *powers]
+
+
+def _zero() -> alt.Chart:
+    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color="#888888", strokeDash=[2, 2])
+    return rule.encode(y=alt.datum(0))
+
+
+def _spec(chart: Any, description: str, *, width: bool = True) -> Spec:
+    """The specification with what all charts share; a chart without facets fills its place."""
+    chart = chart.properties(description=description)
+    spec = chart.properties(width="container").to_dict() if width else chart.to_dict()
+    spec.pop("config", None)  # the page has a light and a dark one
+    return spec

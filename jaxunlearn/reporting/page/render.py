@@ -1,0 +1,229 @@
+"""Assembles the page: charts with their data, tables, texts, and what the run was made with.
+
+The page is one file. It holds the charts' library and needs no network. All text from data is
+escaped, in HTML by the template's auto-escape and in the page's script by `<` as a code.
+"""
+
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import vl_convert
+
+from jaxunlearn.record.folder import BASE, RETRAINED
+from jaxunlearn.reporting import page
+from jaxunlearn.reporting.page import charts, content
+from jaxunlearn.reporting.page.content import Data
+from jaxunlearn.reporting.page.source import Source
+from jaxunlearn.reporting.page.verdicts import verdict
+from jaxunlearn.reporting.terminal import shown_name
+
+GENERATED = 6
+"""Questions whose generated answers are shown."""
+
+
+class Chart(NamedTuple):
+    """A chart of the page.
+
+    Attributes:
+      key: its place in the page and in the script.
+      title, text: above it.
+      spec: in Vega-Lite; it names its data.
+      data: the rows that the link below it saves.
+      scales: whether its axes can be switched to linear ones.
+      note: what is left out.
+    """
+
+    key: str
+    title: str
+    text: str
+    spec: charts.Spec
+    data: str
+    scales: bool = False
+    note: str = ""
+
+
+def render(source: Source) -> str:
+    """The page as HTML."""
+    datasets = _datasets(source)
+    shown = _charts(source, datasets)
+    payload = {
+        "data": {name: data.plain() for name, data in datasets.items()},
+        "charts": {chart.key: {"spec": chart.spec, "scales": chart.scales} for chart in shown},
+        "texts": {
+            str(t.sample): {"question": t.question, "answer": t.answer, "tokens": t.tokens}
+            for t in source.texts
+            if t.split == "forget"
+        },
+    }
+    objectives = _objectives(source)
+    files = importlib.resources.files(page)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((files / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        source=source,
+        verdicts=[verdict(name, source.models, source.attacks) for name in objectives],
+        charts={chart.key: chart for chart in shown},
+        tables=[(title, table) for title, table in source.text_tables],
+        generations=_generations(source, objectives),
+        payload=_script_safe(json.dumps(payload, allow_nan=False, separators=(",", ":"))),
+        bundle=_closed(vl_convert.javascript_bundle("window.embed = vegaEmbed;")),
+        style=(files / "report.css").read_text(encoding="utf-8"),
+        script=(files / "report.js").read_text(encoding="utf-8"),
+        warning=source.tables["meta"]["warning"],
+        shown_name=shown_name,
+    )
+
+
+def _objectives(source: Source) -> list[str]:
+    return [name for name in source.models if name not in (BASE, RETRAINED)]
+
+
+# --------------------------------------------------------------------------- data and charts
+
+
+def _datasets(source: Source) -> dict[str, Data]:
+    tables, groups = source.tables, source.tables["meta"]["groups"]
+    effects = tables.get("g_effect") or {}
+    by_sample, by_token = (tables.get(name) or {} for name in ("pg_effect", "token_effect"))
+    kinds = {BASE: "before", RETRAINED: "retrained"}
+    models = Data(
+        ("model", "kind", "forget_es", "retain_es", "forget_nll", "retain_nll"),
+        [
+            [shown_name(name), kinds.get(name, "unlearned")]
+            + [result.get(k) for k in ("forget_es", "retain_es", "forget_nll", "retain_nll")]
+            for name, result in source.models.items()
+        ],
+    )
+    everything = {
+        "models": models,
+        "effects": content.effects(effects, groups),
+        "layers": content.layers(effects),
+        "points": content.points(by_sample),
+        "profiles": content.profiles(by_sample),
+        "tokens": content.tokens(by_token),
+        "changes": content.changes(effects),
+        "risks": content.risks(effects),
+        "relearning": content.relearning(tables.get("relearn") or {}),
+    }
+    return {name: data for name, data in everything.items() if data.rows}
+
+
+def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
+    """The charts for which there are data, in the order of the page."""
+    groups = source.tables["meta"]["groups"]
+    models = [shown_name(name) for name in source.models]
+    objectives = _objectives(source)
+    layers = [layer for members in groups.values() for layer in members]
+    found = [
+        Chart(
+            "pareto",
+            "Forgetting against retention",
+            "Each point is a model. The retrained model never saw the forget set.",
+            charts.pareto(models, objectives),
+            "models",
+        )
+    ]
+    if "effects" in data:
+        found.append(
+            Chart(
+                "effects",
+                "G-effect over the steps",
+                "e = ∇R · ∇Lᵤ: below zero a step of gradient descent on the objective raises the"
+                " risk. On Dᵤ that removes, on Dᵣ it harms. Click the legend to show objectives.",
+                charts.effects(list(groups), objectives, _largest(data["effects"], "value")),
+                "effects",
+                scales=True,
+            )
+        )
+    if "layers" in data:
+        names = list(dict.fromkeys(row[0] for row in data["layers"].rows))
+        found.append(
+            Chart(
+                "layers",
+                "Which layers carry it",
+                "The share of every layer in an objective's effect at every step.",
+                charts.heat_map(names, layers, _largest(data["layers"], "share")),
+                "layers",
+            )
+        )
+    if "points" in data:
+        found.append(_plane(data))
+    if "profiles" in data:
+        names = list(dict.fromkeys(row[3] for row in data["profiles"].rows))
+        order = [n for n in layers if n in names] + [n for n in names if n not in layers]
+        chart = charts.profile(order)
+        text = "Where in the model the selected sample's effects arise."
+        note = data["profiles"].note
+        found.append(Chart("profile", "The sample by layer", text, chart, "profiles", note=note))
+    if "changes" in data:
+        largest = max(_largest(data["changes"], name) for name in ("predicted", "change"))
+        text = "What the gradients predicted up to the next measurement, and what came about."
+        chart = charts.changes(objectives, largest)
+        title = "Predicted and realised change"
+        found.append(Chart("changes", title, text, chart, "changes", scales=True))
+    if "risks" in data:
+        text = "R is the negative log-likelihood of the answers, reduced as the objective is."
+        found.append(
+            Chart("risks", "Risks over the steps", text, charts.risks(objectives), "risks")
+        )
+    if "relearning" in data:
+        text = "Fine-tuning on a few forgotten samples: how fast does the rest come back?"
+        chart = charts.relearning(models, objectives, source.models[BASE]["forget_es"])
+        found.append(Chart("relearning", "Relearning attacks", text, chart, "relearning"))
+    return found
+
+
+def _plane(data: Mapping[str, Data]) -> Chart:
+    points = data["points"]
+    names = list(dict.fromkeys(row[0] for row in points.rows))
+    steps = sorted({row[1] for row in points.rows})
+    largest = _largest(points, "unlearn"), _largest(points, "retain")
+    return Chart(
+        "plane",
+        "PG-effects of samples",
+        "Each point is a sample to forget: how its own gradient acts on both risks, coloured by the"
+        " weight that the objective gives it. Select a sample by a click or in the list.",
+        charts.plane(names, steps, largest),
+        "points",
+        scales=True,
+        note=points.note,
+    )
+
+
+def _largest(data: Data, column: str) -> float:
+    place = data.columns.index(column)
+    values = [abs(row[place]) for row in data.rows if row[place] is not None]
+    return float(np.max(values, initial=0.0)) or 1.0
+
+
+# --------------------------------------------------------------------------- texts
+
+
+def _generations(source: Source, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """Some questions with the answers of the model before unlearning and of every objective."""
+    before = source.generated.get(BASE, {})
+    found = []
+    for question, (text, truth) in list(before.items())[:GENERATED]:
+        answers = [
+            (name, source.generated[name][question][0])
+            for name in objectives
+            if question in source.generated.get(name, {})
+        ]
+        found.append({"question": question, "truth": truth, "before": text, "after": answers})
+    return found
+
+
+def _script_safe(text: str) -> str:
+    """JSON that no HTML parser can take for the end of a script."""
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _closed(script: str) -> str:
+    """A script of a library, in which the end of a script can stand in strings alone."""
+    return script.replace("</script", "<\\/script")

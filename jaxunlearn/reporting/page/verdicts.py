@@ -1,0 +1,83 @@
+"""A sentence for every objective, with the numbers that it rests on."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxunlearn.record.folder import BASE, RETRAINED
+
+REMOVED, KEPT = 0.5, 0.9
+"""Shares of an ES: at most half of the forget ES that could go is left, 90 % of the retain ES."""
+
+
+class Verdict(NamedTuple):
+    """What became of one objective.
+
+    Attributes:
+      name: the objective's.
+      removed: whether at least half of what could be forgotten is; None without a number.
+      retained: whether at least 90 % of the retain ES is left; None without a number.
+      sentence: both in words, with relearning and the retrained model where they were measured.
+    """
+
+    name: str
+    removed: bool | None
+    retained: bool | None
+    sentence: str
+
+
+def verdict(name: str, models: Mapping[str, Any], attacks: Mapping[str, Any] | None) -> Verdict:
+    """Judges one objective.
+
+    Args:
+      name: the objective's.
+      models: the results of all models (`results.json`).
+      attacks: the summary of relearning, where there is one.
+    """
+    result, base = models[name], models[BASE]
+    if result.get("steps") != result.get("of_steps"):
+        stopped = f"Stopped after step {result['steps']} of {result['of_steps']}: it diverged."
+        return Verdict(name, None, None, stopped)
+    floor = models[RETRAINED]["forget_es"] if RETRAINED in models else 0.0
+    left = _share(result["forget_es"] - floor, base["forget_es"] - floor)
+    kept = _share(result["retain_es"], base["retain_es"])
+    parts = []
+    if left is None:
+        parts.append("There was nothing to forget")
+    else:
+        removed = f"forget ES {base['forget_es']:.2f} to {result['forget_es']:.2f}"
+        if RETRAINED in models:
+            removed += f", {floor:.2f} without ever having seen it"
+        parts.append(f"{'Removed' if left <= REMOVED else 'Hardly removed'} ({removed})")
+    if kept is not None:
+        word = "retained" if kept >= KEPT else "harmed what should stay"
+        parts.append(f"{word} (retain ES {base['retain_es']:.2f} to {result['retain_es']:.2f})")
+    relearned = _relearned(name, attacks)
+    if relearned:
+        parts.append(relearned)
+    return Verdict(
+        name,
+        None if left is None else left <= REMOVED,
+        None if kept is None else kept >= KEPT,
+        "; ".join(parts) + ".",
+    )
+
+
+def _share(value: float, of: float) -> float | None:
+    """A share; None where there is nothing to have a share of."""
+    return None if of < 0.01 else value / of
+
+
+def _relearned(name: str, attacks: Mapping[str, Any] | None) -> str:
+    """What the attack that fine-tunes on the fewest samples brought back."""
+    found = {} if attacks is None else attacks["models"].get(name, {}).get("attacks", {})
+    shown = [attack for attack in found.values() if attack["samples"]]
+    if not shown:
+        return ""
+    first = min(shown, key=lambda attack: attack["samples"])
+    step, tried = first["whole"]["step"], first["whole"]["tried"]
+    on = f"fine-tuning on {first['samples']} of the samples"
+    if first["whole"]["status"] == "nothing forgotten":
+        return ""
+    if step is None:
+        return f"{tried} steps of {on} do not bring half of it back"
+    return f"{step} step{'s' * (step != 1)} of {on} bring{'s' * (step == 1)} half of it back"

@@ -1,0 +1,191 @@
+"""The page: its data, its verdicts, its charts, and that data never become a part of the page."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from jaxunlearn.reporting import page as pages
+from jaxunlearn.reporting.page import content
+from jaxunlearn.reporting.page.verdicts import verdict
+from tests.reporting.pages import HOSTILE, attack, make_source, page_tables, result
+from tests.reporting.synthetic import GROUPS
+
+altair = pytest.importorskip("altair", reason="needs the extra report")
+vl_convert = pytest.importorskip("vl_convert", reason="needs the extra report")
+render = pytest.importorskip("jaxunlearn.reporting.page.render").render
+
+
+@pytest.fixture(scope="module")
+def page():
+    return render(make_source())
+
+
+def payload_of(page):
+    text = re.search(r'id="payload">(.*?)</script>', page, re.S)[1]
+    return json.loads(text)
+
+
+class Outline(html.parser.HTMLParser):
+    """What a browser's parser finds: tags, and the text outside scripts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.inside = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.inside):
+            self.text.append(data)
+
+
+def test_text_from_data_stays_text(page):
+    outline = Outline(page)
+    assert [tag for tag, _ in outline.tags].count("script") == 3  # data, library, the page's own
+    text = "".join(outline.text)
+    for place in ("h1", "title"):
+        assert place in [tag for tag, _ in outline.tags]
+    # In the title, in tables, in the configuration, in generated answers.
+    assert text.count('</script><script>document.title="owned"</script>') >= 5
+    assert payload_of(page)["texts"]["0"]["question"] == HOSTILE
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    outline = Outline(page)
+    for tag, attributes in outline.tags:
+        assert "src" not in attributes
+        assert tag != "link"
+    policy = next(a["content"] for t, a in outline.tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+
+
+def test_it_is_a_pure_function(page):
+    assert render(make_source()) == page
+
+
+def test_every_chart_has_its_place_and_a_description(page):
+    outline = Outline(page)
+    places = {a["data-chart"]: a for t, a in outline.tags if a.get("class") == "chart"}
+    found = payload_of(page)["charts"]
+    assert set(places) == set(found) == {
+        *("pareto", "effects", "layers", "plane", "profile", "changes", "risks", "relearning")
+    }  # fmt: skip
+    for attributes in places.values():
+        assert len(attributes["aria-label"]) > 20
+
+
+def test_every_chart_is_valid_and_draws(page):
+    payload = payload_of(page)
+    rows = {
+        name: [dict(zip(d["columns"], row, strict=True)) for row in d["rows"]]
+        for name, d in payload["data"].items()
+    }
+    rows["profile"] = [{"layer": "embed", "risk": "Dᵤ", "value": -1.0}]
+    for key, chart in payload["charts"].items():
+        altair.Chart.from_dict(chart["spec"])  # raises where the schema is not met
+        drawn = vl_convert.vegalite_to_svg({**chart["spec"], "datasets": rows})
+        assert drawn.count("<path") > 5, key
+
+
+def test_without_measurements_the_page_has_what_there_is():
+    tables = {"meta": {"groups": {}, "warning": "little to forget"}}
+    bare = make_source(tables)._replace(attacks=None, generated={}, texts=[], starts=[])
+    page = render(bare)
+    assert set(payload_of(page)["charts"]) == {"pareto"}
+    assert "little to forget" in page and 'id="generations"' not in page
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("ends", "removed", "retained"),
+    [((0.25, 0.5), True, False), ((0.3, 0.95), True, True), ((0.9, 0.95), False, True)],
+)
+def test_a_verdict_compares_with_the_retrained_model(ends, removed, retained):
+    models = {"base": result(1.0, 1.0), "retrained": result(0.2, 1.0), "ga": result(*ends)}
+    found = verdict("ga", models, None)
+    assert (found.removed, found.retained) == (removed, retained)
+    assert f"forget ES 1.00 to {ends[0]:.2f}, 0.20 without" in found.sentence
+
+
+def test_a_verdict_says_what_cannot_be_said():
+    nothing = {"base": result(0.001, 1.0), "ga": result(0.0, 1.0)}
+    assert verdict("ga", nothing, None).removed is None
+    stopped = {"base": result(1.0, 1.0), "ga": result(0.0, 0.0, steps=3)}
+    assert verdict("ga", stopped, None).sentence.startswith("Stopped after step 3 of 62")
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [(1, "1 step of fine-tuning on 5"), (7, "7 steps of"), (None, "20 steps of fine-tuning on 5")],
+)
+def test_a_verdict_tells_of_relearning(step, words):
+    models = {"base": result(1.0, 1.0), "ga": result(0.2, 1.0)}
+    attacks = {"models": {"ga": {"attacks": {"int8": attack(1, 0), "5": attack(step)}}}}
+    assert words in verdict("ga", models, attacks).sentence
+
+
+# --------------------------------------------------------------------------- data
+
+
+def test_groups_add_up_to_the_total():
+    data = content.effects(page_tables()["g_effect"], GROUPS)
+    at = {tuple(row[:4]): row[4] for row in data.rows}
+    parts = sum(at["npo", "retain", 10, group] for group in GROUPS)
+    assert parts == pytest.approx(at["npo", "retain", 10, "total"], rel=1e-3)
+
+
+def test_shares_of_layers_have_the_sign_of_the_effect_and_add_up_to_one():
+    data = content.layers(page_tables()["g_effect"])
+    shares = [r[5] for r in data.rows if r[:3] == ["ga", "unlearn", 30]]
+    assert sum(map(abs, shares)) == pytest.approx(1, abs=1e-3)
+    assert all(share < 0 for share in shares)
+
+
+def test_points_join_both_risks_and_profiles_leave_the_total_out():
+    tables = page_tables(samples=4)
+    points = content.points(tables["pg_effect"])
+    assert len(points.rows) == 2 * 5 * 4 and None not in points.rows[0][3:]
+    profiles = content.profiles(tables["pg_effect"])
+    assert {row[3] for row in profiles.rows} == {"embed", "block_0"}
+
+
+def test_many_samples_are_thinned_out_alike(monkeypatch):
+    monkeypatch.setattr(content, "MOST_POINTS", 50)
+    data = content.points(page_tables(samples=20)["pg_effect"])
+    assert len(data.rows) <= 50 and data.note == "5 of 20 samples are shown"
+    assert {row[2] for row in data.rows} == {0, 4, 9, 14, 19}
+
+
+def test_tokens_are_lists_in_the_order_of_positions():
+    data = content.tokens(page_tables()["token_effect"])
+    row = data.rows[0]
+    assert row[3] == [-0.1, -0.2, -0.3] and row[5] == [0.5, 0.6, 0.7]
+
+
+def test_what_is_not_finite_is_null():
+    table = {"objective": ["a"], "risk": ["unlearn"], "step": [0], "layer": ["total"]}
+    data = content.effects(table | {"value": [float("nan")]}, {})
+    assert data.rows[0][-1] is None
+
+
+def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "LIBRARIES", ("a_package_that_does_not_exist",))
+    assert pages.write(make_source(), tmp_path / "report.html") is False
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_is_whole_and_small(tmp_path):
+    assert pages.write(make_source(), tmp_path / "report.html")
+    assert 800_000 < (tmp_path / "report.html").stat().st_size < 2_000_000

@@ -1,0 +1,170 @@
+"""The page in a real browser: it draws, it answers, and text from data runs nothing."""
+
+import shutil
+import time
+
+import pytest
+
+from jaxunlearn.reporting.page import write
+from tests.reporting.pages import HOSTILE, make_source
+
+pytestmark = pytest.mark.slow
+CHARTS = ("pareto", "effects", "layers", "plane", "profile", "changes", "risks", "relearning")
+WIDTHS = {"wide": 1440, "narrow": 400}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    if not write(make_source(), file):
+        pytest.skip("needs the extra report")
+    return file
+
+
+@pytest.fixture(scope="module")
+def driver():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    browser, service = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not service:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    yield made
+    made.quit()
+
+
+def opened(driver, page, width="wide", scheme="light"):
+    """The page in a window of this width and colour scheme, once it is drawn."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    size = {"width": WIDTHS[width], "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.get(page.as_uri())
+    wait(lambda: driver.execute_script("return document.body.dataset.ready === 'true'"))
+    return driver
+
+
+def wait(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the page did not come to it"
+        time.sleep(0.05)
+
+
+def count(driver, chart, selector):
+    places = f'.chart[data-chart="{chart}"] {selector}'
+    return len(driver.find_elements("css selector", places))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_chart_is_drawn_without_an_error(driver, page, width, scheme):
+    opened(driver, page, width, scheme)
+    for chart in CHARTS:
+        assert count(driver, chart, "svg path") > 5, chart
+    assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
+    # The page itself does not scroll sideways; wide tables and charts do so in their places.
+    overhang = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert driver.execute_script(overhang) <= 0
+    paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_text_from_data_runs_nothing(driver, page):
+    opened(driver, page)
+    assert driver.title.startswith("</script>")
+    assert driver.execute_script("return document.querySelectorAll('script').length") == 3
+    assert driver.find_element("id", "question").text.startswith("</script>")
+    assert HOSTILE[:40] in driver.find_element("tag name", "pre").get_attribute("textContent")
+
+
+def test_a_sample_that_is_picked_is_shown(driver, page):
+    opened(driver, page)
+    pick = driver.find_element("id", "pick")
+    pick.find_element("css selector", "option[value='3']").click()
+    assert driver.find_element("id", "answer").text == "answer 3"
+    blocks = driver.find_elements("css selector", "#tokens .tokens")
+    assert [len(b.find_elements("tag name", "span")) for b in blocks] == [3, 3, 3]
+    assert "PG-effect on Dᵤ: -0.1" in blocks[0].find_element("tag name", "span").get_attribute(
+        "title"
+    )
+    wait(lambda: count(driver, "profile", "svg .mark-rect path") == 4)  # two layers, two risks
+
+
+def test_a_click_on_a_point_selects_its_sample(driver, page):
+    opened(driver, page)
+    points = driver.find_elements("css selector", '.chart[data-chart="plane"] .mark-symbol path')
+    points = [p for p in points if "sample" in (p.get_attribute("aria-label") or "")]
+    assert len(points) == 6
+    webdriver = pytest.importorskip("selenium.webdriver")
+    for point in points[:2]:
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+        mouse = webdriver.ActionChains(driver).move_to_element(point)
+        mouse.perform()
+        wait(lambda: "weight" in tooltip(driver))
+        # Points may lie over one another: the tooltip names the one on top.
+        named = int(tooltip(driver).split("sample")[1].split()[0])
+        mouse.click().perform()
+        expected = f"answer {named}"
+        wait(lambda expected=expected: driver.find_element("id", "answer").text == expected)
+
+
+def tooltip(driver):
+    return driver.find_element("id", "vg-tooltip-element").text
+
+
+def test_the_slider_moves_through_the_steps(driver, page):
+    opened(driver, page)
+    slider = driver.find_element("css selector", '.chart[data-chart="plane"] input[type=range]')
+    shown = lambda: slider.find_element("xpath", "following-sibling::*").text
+    wait(lambda: shown() == "0")
+    slider.send_keys(pytest.importorskip("selenium.webdriver").Keys.ARROW_RIGHT)
+    wait(lambda: shown() == "5")
+    assert "step 5" in driver.find_element("css selector", "#tokens h3").text
+
+
+def test_axes_become_linear_and_back(driver, page):
+    opened(driver, page)
+    ticks = lambda: [
+        t.text
+        for t in driver.find_elements(
+            "css selector", '.chart[data-chart="effects"] .role-axis-label text'
+        )
+    ]
+    logarithmic = ticks()
+    linear = driver.find_element("css selector", 'input[name="scale-effects"][value="linear"]')
+    driver.execute_script("arguments[0].click()", linear)
+    wait(lambda: ticks() and ticks() != logarithmic)
+    back = driver.find_element("css selector", 'input[name="scale-effects"][value="symlog"]')
+    driver.execute_script("arguments[0].click()", back)
+    wait(lambda: ticks() == logarithmic)
+
+
+def test_a_legend_entry_fades_the_other_objectives(driver, page):
+    opened(driver, page)
+    lines = lambda: {
+        line.get_attribute("opacity") or line.value_of_css_property("opacity")
+        for line in driver.find_elements(
+            "css selector", '.chart[data-chart="effects"] .mark-line path'
+        )
+    }
+    before = lines()
+    entry = driver.find_element(
+        "css selector", '.chart[data-chart="effects"] .role-legend-symbol path'
+    )
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
+    pytest.importorskip("selenium.webdriver").ActionChains(driver).click(entry).perform()
+    wait(lambda: len(lines()) > len(before))
+
+
+def test_data_are_saved_as_a_table(driver, page):
+    opened(driver, page)
+    text = driver.execute_script("return csv('models')")
+    assert (
+        text.splitlines()[0] == '"model","kind","forget_es","retain_es","forget_nll","retain_nll"'
+    )
+    assert len(text.splitlines()) == 5
