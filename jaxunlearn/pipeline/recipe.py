@@ -234,7 +234,8 @@ def _describe(splits: Splits, console: Console) -> None:
         rows, width = split.packed[0].tokens.shape
         share = packing.real_token_share(split.packed)
         console.print(
-            f"{name}: {split.samples} samples in {len(split.packed)} batches of {rows} x {width}"
-            f" tokens, {share:.1%} real",
+            f"{name}: {split.samples} samples in {len(split.packed)}"
+            f" batch{'es' * (len(split.packed) != 1)} of {rows} x {width} tokens,"
+            f" {share:.1%} real",
             highlight=False,
         )

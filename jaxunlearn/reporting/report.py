@@ -40,7 +40,9 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     overview = summary.summary_table(run, results)
     evaluation = list(_evaluation_tables(run, config))
     # --- report.html ------------------------------------------------------------------------------
-    text_tables = [(f"{config.name}: summary", overview), *evaluation]
+    effects = summary.effects_table(run)
+    measured = [] if effects is None else [(f"{config.name}: G-effect", effects)]
+    text_tables = [(f"{config.name}: summary", overview), *measured, *evaluation]
     shown = source.read(run, config, results, figure_tables, text_tables)
     written = page.write(shown, folder.html)
     texts = [terminal.markdown(table) for table in (overview, *(table for _, table in evaluation))]

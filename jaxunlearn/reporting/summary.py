@@ -82,6 +82,44 @@ def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
     return TextTable(COLUMNS, rows)
 
 
+def effects_table(run: Path) -> TextTable | None:
+    """The totals of the G-effect at their peak and at the last measured step; None without any.
+
+    Args:
+      run: the run's folder.
+    """
+    table = tables.read(run, "g_effect")
+    names = ("objective", "risk", "layer", "step", "value", "cosine", "reduction", "precision")
+    curves: dict[tuple[str, str], list[tuple[int, float, float | None]]] = {}
+    made = set()
+    for objective, risk, layer, step, value, cosine, *how in zip(
+        *(table[name] for name in names), strict=True
+    ):
+        if layer == "total":
+            curves.setdefault((objective, risk), []).append((step, value, cosine))
+            made.add(", ".join(how))
+    if not curves:
+        return None
+    rows = []
+    for objective in dict.fromkeys(name for name, _ in curves):
+        cells = []
+        for risk in ("unlearn", "retain"):
+            curve = curves.get((objective, risk), [])
+            cells += [_at(max(curve, key=lambda point: abs(point[1]), default=None))]
+            cells += [_at(curve[-1] if curve else None)]
+        rows.append((objective, *cells))
+    columns = ("objective", "e_u at its peak", "at the last step", "e_r at its peak", "at the last")
+    notes = ("In brackets: the step, and the cosine of the gradients.", "; ".join(sorted(made)))
+    return TextTable(columns, rows, notes)
+
+
+def _at(point: tuple[int, float, float | None] | None) -> str:
+    if point is None:
+        return "-"
+    step, value, cosine = point
+    return f"{two_digits(value)} ({step}{'' if cosine is None else f', {cosine:.2f}'})"
+
+
 def _peaks(run: Path) -> dict[tuple[str, str], str]:
     """The G-effect of largest magnitude with its step, by objective and risk."""
     table = tables.read(run, "g_effect")

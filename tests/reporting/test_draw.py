@@ -16,10 +16,10 @@ class TestDrawAll:
             "g_effect.png", "plane.png", "risk_change.png", "predicted_vs_realised.png",
             "confidence.png", "weights.png", "pg_density_npo.png", "pg_density_wga.png",
         ]  # fmt: skip
-        assert sorted(path.name for path in (tmp_path / "new/figs").iterdir()) == sorted(
-            path.name for path in paths
-        )
+        papers = [path.with_suffix(".pdf") for path in paths]
+        assert sorted((tmp_path / "new/figs").iterdir()) == sorted([*paths, *papers])
         assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+        assert all(path.read_bytes()[:5] == b"%PDF-" for path in papers)
 
     def test_returns_only_what_it_drew(self, tables, tmp_path):
         some = {"confidence": tables["confidence"], "samples": {}, "meta": tables["meta"]}
@@ -30,6 +30,8 @@ class TestDrawAll:
         some = {"confidence": tables["confidence"]}
         first, second = (draw.draw_all(some, tmp_path / name)[0] for name in "ab")
         assert first.read_bytes() == second.read_bytes()
+        papers = [path.with_suffix(".pdf").read_bytes() for path in (first, second)]
+        assert papers[0] == papers[1]
 
     def test_a_failed_write_leaves_the_old_file(self, tables, tmp_path, monkeypatch):
         (path,) = draw.draw_all({"confidence": tables["confidence"]}, tmp_path)
@@ -42,7 +44,8 @@ class TestDrawAll:
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig", half)
         with pytest.raises(OSError, match="no space left"):
             draw.draw_all({"confidence": tables["confidence"]}, tmp_path)
-        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+        assert path.read_bytes() == before
+        assert sorted(tmp_path.iterdir()) == [path.with_suffix(".pdf"), path]
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.text("aA/:$.-2", max_size=5), unique=True, max_size=6))

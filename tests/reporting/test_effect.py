@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.reporting.figures import panels, series
+from jaxunlearn.reporting import palette
+from jaxunlearn.reporting.figures import series
 from jaxunlearn.reporting.figures.effect import g_effect
 from tests.reporting.synthetic import (
     GROUPS,
-    STEPS,
     columns,
     g_effect_row,
     lines,
@@ -20,27 +20,32 @@ from tests.reporting.synthetic import (
 class TestGEffect:
     def test_total_panel_shows_both_risks(self, tables, drawn):
         ax = panel(drawn["g_effect"], "ga")
-        for risk, color in (("unlearn", panels.VERMILLION), ("retain", panels.BLUE)):
+        for risk, color in palette.RISKS.items():
             rows = only(tables, "g_effect", objective="ga", risk=risk, layer="total")
             (line,) = lines(ax, color)
             np.testing.assert_array_equal(line, np.column_stack([rows["step"], rows["value"]]))
 
-    def test_group_lines_sum_to_the_total_line(self, drawn):
-        for ax in drawn["g_effect"].axes[2:4]:
-            (total,) = [line for line in lines(ax, panels.BLACK) if len(line) == len(STEPS)]
-            groups = [lines(ax, panels.GROUPS[group]["color"]) for group in GROUPS]
-            summed = sum(result[0][:, 1] for result in groups)
-            np.testing.assert_allclose(summed, total[:, 1], rtol=1e-12)
+    def test_group_lines_are_shares_of_all_magnitudes(self, tables, drawn):
+        for ax, risk in zip(drawn["g_effect"].axes[2:4], ("unlearn", "retain"), strict=True):
+            groups = {g: lines(ax, palette.GROUPS[g])[0] for g in GROUPS}
+            summed = sum(np.abs(line[:, 1]) for line in groups.values())
+            np.testing.assert_allclose(summed, 1, rtol=1e-12)
+            rows = only(tables, "g_effect", objective="ga", risk=risk, layer="block_0")
+            assert all(np.sign(groups["shallow"][:, 1]) == np.sign(rows["value"]))
+
+    def test_a_step_without_any_effect_has_no_shares(self):
+        rows = [g_effect_row("ga", "unlearn", 5, layer, 0.5) for layer in ("embed", "block_0")]
+        for row in rows[:2]:
+            rows.append(row | {"step": 10, "value": 0.0})
+        groups = {"embed": ["embed"], "shallow": ["block_0"]}
+        table = series.read({"g_effect": columns(rows)}, "g_effect")
+        for line in series.group_shares(table, groups).values():
+            assert line.steps.tolist() == [5] and line.values.tolist() == [-0.5]
 
     def test_one_column_of_four_panels_per_objective(self, drawn):
         assert len(drawn["g_effect"].axes) == 4 * 4
         titles = [ax.get_title() for ax in drawn["g_effect"].axes[::4]]
         assert titles == ["ga", "npo", "po", "rmu"]
-
-    def test_unlearn_and_retain_rows_share_their_scale(self, drawn):
-        unlearn, retain = drawn["g_effect"].axes[2:4]
-        assert unlearn.get_ylim() == retain.get_ylim()
-        assert unlearn.get_ylim()[0] < -3.53e5
 
     def test_wide_totals_are_symlog_and_narrow_ones_linear(self, drawn):
         assert drawn["g_effect"].axes[0].get_yscale() == "symlog"

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.reporting.figures import draw, panels
+from jaxunlearn.reporting import palette
+from jaxunlearn.reporting.figures import draw
 from jaxunlearn.reporting.figures.effect import g_effect, plane
 from jaxunlearn.reporting.figures.risk import predicted_vs_realised, risk_change
 from jaxunlearn.reporting.figures.weight import weights
@@ -29,10 +30,10 @@ class TestOddValues:
             lambda row: bad if (row["step"], row["objective"]) == (30, "ga") else row["value"],
         )  # fmt: skip
         figure = g_effect(broken)
-        (line,) = lines(panel(figure, "ga"), panels.VERMILLION)
+        (line,) = lines(panel(figure, "ga"), palette.RISKS["unlearn"])
         assert 30 not in line[:, 0] and len(line) == len(STEPS) - 1
-        # Total on both sets; per set the total and five groups.
-        notes = [f"{count} non-finite not drawn" for count in (2, 6, 6)]
+        # Total on both sets; per set five groups.
+        notes = [f"{count} non-finite not drawn" for count in (2, 5, 5)]
         assert panel_notes(figure) == notes
         assert panel_notes(plane(broken)) == ["2 non-finite not drawn"]
         figure.savefig(tmp_path / "broken.png")

@@ -29,6 +29,7 @@ def write_run(out, config=CONFIG, base=NUMBERS):
     for stage in (BASE, RETRAINED, "npo", "npo"):
         files.append(folder.timings, {"stage": stage, "seconds": 7.4})
     effect = {"risk": "unlearn", "layer": "total", "reduction": "sequence_sum"}
+    effect["precision"] = "float32 highest"
     tables.write_part(out, "g_effect", "npo", 0, [effect | {"value": -5432.0}])
     tables.write_part(out, "g_effect", "npo", 2, [effect | {"value": 20.0}])
     tables.merge(out, ["npo", "ga"])
@@ -80,6 +81,11 @@ class TestSummary:
             ("ga (stopped at 2)", *numbers, "-", "-", "-"),
         ]
         assert config == CONFIG
+
+    def test_effects_at_their_peak_and_at_the_end(self, tmp_path):
+        table = summary.effects_table(write_run(tmp_path))
+        assert table.rows == [("npo", "-5.4e3 (0)", "20 (2)", "-", "-")]
+        assert table.captions[1] == "sequence_sum, float32 highest"
 
     def test_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no finished run here \(config.yaml is miss"):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.reporting.figures import panels, series
+from jaxunlearn.reporting import palette
+from jaxunlearn.reporting.figures import series
 from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised
 from tests.reporting.synthetic import STEPS, effect, lines, only, panel, texts, with_values
 
@@ -11,7 +12,7 @@ from tests.reporting.synthetic import STEPS, effect, lines, only, panel, texts, 
 class TestRiskChange:
     def test_realised_is_measured_from_the_start(self, tables, drawn):
         rows = only(tables, "g_effect", objective="npo", risk="retain", layer="total")
-        realised, predicted = lines(panel(drawn["risk_change"], "npo"), panels.BLUE)
+        realised, predicted = lines(panel(drawn["risk_change"], "npo"), palette.RISKS["retain"])
         change = np.array(rows["risk_value"]) - rows["risk_value"][0]
         np.testing.assert_array_equal(realised, np.column_stack([rows["step"], change]))
         # Each interval was predicted at 0.7 of what it brought.
@@ -46,7 +47,7 @@ class TestRiskChange:
 class TestPredictedVsRealised:
     def test_points_are_the_two_columns(self, tables, drawn):
         rows = only(tables, "g_effect", objective="po", risk="unlearn", layer="total")
-        (points,) = lines(panel(drawn["predicted_vs_realised"], "po"), panels.VERMILLION)
+        (points,) = lines(panel(drawn["predicted_vs_realised"], "po"), palette.RISKS["unlearn"])
         np.testing.assert_array_equal(
             points, np.column_stack([rows["update_effect"], rows["step_change"]])
         )
@@ -68,12 +69,12 @@ class TestPredictedVsRealised:
             lambda row: 0.5 * row["update_effect"] if row["layer"] == "total" else None,
         )
         ax = panel(predicted_vs_realised(halved), "npo")
-        assert any("$D_r$: 13/13 same sign, ratio 0.5" in text.get_text() for text in ax.texts)
+        assert any("$D_r$: 13/13 same sign, ratio 0.50" in text.get_text() for text in ax.texts)
 
     def test_open_marks_are_minus_lr_e(self, tables):
         rated = with_values(tables, "g_effect", "lr", lambda row: 0.25)
         ax = panel(predicted_vs_realised(rated), "npo")
-        plain, _ = lines(ax, panels.VERMILLION)
+        plain, _ = lines(ax, palette.RISKS["unlearn"])
         expected = [-0.25 * effect("npo", "unlearn", step) for step in STEPS]
         np.testing.assert_allclose(plain[:, 0], expected, rtol=1e-12)
 
@@ -92,7 +93,7 @@ class TestConfidence:
     def test_median_and_mean_are_drawn_on_log10(self, drawn):
         ax = panel(drawn["confidence"], "ga")
         (mean,) = lines(ax, "#222222")
-        (median,) = lines(ax, panels.OBJECTIVE_COLORS[0])
+        (median,) = lines(ax, palette.objective(0))
         np.testing.assert_allclose(mean[:, 1], 0.3 * np.array(STEPS))
         np.testing.assert_allclose(median[:, 1], 0.2 * np.array(STEPS))
         assert ax.yaxis.get_major_formatter()(12.0) == "$10^{12}$"

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.reporting.figures import panels, series
+from jaxunlearn.reporting import palette
+from jaxunlearn.reporting.figures import series
 from jaxunlearn.reporting.figures.weight import _weight_bins, pg_density, weights
 from tests.reporting.synthetic import columns, lines, make_tables, only, panel, texts, with_values
 
@@ -30,7 +31,7 @@ class TestWeights:
         assert weights(make_tables(("ga", "po"))) is None
 
     def test_objective_keeps_its_colour_across_figures(self, drawn):
-        color = panels.OBJECTIVE_COLORS[1]
+        color = palette.objective(1)
         assert lines(panel(drawn["weights"], "npo"), color)
         assert lines(panel(drawn["confidence"], "npo"), color)
 

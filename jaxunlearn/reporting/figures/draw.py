@@ -1,4 +1,4 @@
-"""Draws every figure of a run and writes it as a PNG.
+"""Draws every figure of a run and writes it as PNG and PDF.
 
 All figures take the same argument, `tables`: a dict of tables by name (`record.tables` lists those
 that figures need), each a dict of columns in which None is a null, and `tables["meta"]`, which is
@@ -50,7 +50,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
 
 
 def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path]:
-    """Draws every figure that the tables can fill and writes it as a PNG.
+    """Draws every figure that the tables can fill and writes it as PNG and PDF.
 
     Each file is written under a temporary name and renamed, so that no half-written file is left.
 
@@ -59,7 +59,7 @@ def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path
       out_dir: the folder of the figures; it is created if it is missing.
 
     Returns:
-      The files that were written, in reading order; a figure without data has none.
+      The PNG files that were written, in reading order; a figure without data has none.
 
     Raises:
       ValueError: a table lacks a required column, or a layer belongs to no group.
@@ -92,5 +92,11 @@ def _stems(names: list[str]) -> list[str]:
 
 
 def _write(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, and next to it as PDF for papers; returns the first."""
     files.replace_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    # Without a date a figure is the same file whenever it is drawn.
+    paper: Any = {"format": "pdf", "metadata": {"CreationDate": None}}
+    files.replace_whole(
+        path.with_suffix(".pdf"), lambda temporary: figure.savefig(temporary, **paper)
+    )
     return path

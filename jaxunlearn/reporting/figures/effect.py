@@ -12,24 +12,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import GROUPS, RISK_NAMES, RISKS, STYLE, swatch
+from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, swatch
 
-UNIT = r"[$R\cdot L_u$ / param.$^2$]"
+UNIT = "[nats$^2$ / param.$^2$]"
 LABELS = {
     "total": "$e$, all layers\n" + UNIT,
     "cosine": "cosine",
-    "unlearn": "$e_u$ by group\n" + UNIT,
-    "retain": "$e_r$ by group\n" + UNIT,
+    "unlearn": "groups' shares\nof $e_u$",
+    "retain": "groups' shares\nof $e_r$",
 }
-REMOVAL = {"facecolor": "#E69F00", "alpha": 0.16, "linewidth": 0}
-RETENTION = {"facecolor": "#56B4E9", "alpha": 0.20, "linewidth": 0}
+REMOVAL = {"facecolor": palette.RISKS["unlearn"], "alpha": 0.10, "linewidth": 0}
+RETENTION = {"facecolor": palette.RISKS["retain"], "alpha": 0.12, "linewidth": 0}
 STEP_COLORS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
 
 
 @matplotlib.rc_context(STYLE)
 def g_effect(tables: Mapping[str, Any]) -> Figure | None:
-    """The G-effect by step: totals and cosine, then by layer group on D_u and on D_r.
+    """The G-effect by step: totals and cosine, then the shares of layer groups on D_u and on D_r.
 
     e(D) = grad R(D) . grad L_u, one column of panels per objective (Wang et al. 2025, figures 3-7).
 
@@ -120,7 +121,7 @@ def _draw_stack(
     for kind, ax in stack.items():
         ax.axhline(0.0, color="#777777", linewidth=0.7)
         if kind in RISKS:
-            lines = _group_lines(series.select(table, risk=kind), groups)
+            lines = _share_lines(series.select(table, risk=kind), groups)
         else:
             lines = _risk_lines(table, "value" if kind == "total" else "cosine")
         for style, line in lines:
@@ -132,9 +133,9 @@ def _draw_stack(
     if "cosine" in stack:
         stack["cosine"].set_ylim(-1.08, 1.08)
         stack["cosine"].set_yticks([-1, 0, 1])
-    if "retain" in stack:
-        stack["retain"].sharey(stack["unlearn"])
-        stack["retain"].autoscale(axis="y")
+    for kind in RISKS.keys() & stack.keys():
+        stack[kind].set_ylim(-1.08, 1.08)
+        stack[kind].set_yticks([-1, 0, 1])
 
 
 def _risk_lines(table: series.Table, column: str) -> list[tuple[dict, series.Series]]:
@@ -145,13 +146,11 @@ def _risk_lines(table: series.Table, column: str) -> list[tuple[dict, series.Ser
     ]
 
 
-def _group_lines(
+def _share_lines(
     table: series.Table, groups: Mapping[str, Sequence[str]]
 ) -> list[tuple[dict, series.Series]]:
-    total = series.series(series.select(table, layer="total"), "value")
-    sums = series.group_sums(table, groups)
-    lines = [(panels.group_style(group, list(groups)), line) for group, line in sums.items()]
-    return [(GROUPS["total"] | {"linewidth": 2.0, "alpha": 0.45, "marker": ""}, total), *lines]
+    shares = series.group_shares(table, groups)
+    return [(panels.group_style(group, list(groups)), line) for group, line in shares.items()]
 
 
 def _label_rows(axes: Mapping[str, Mapping[str, Axes]], kinds: Sequence[str]) -> None:
@@ -162,8 +161,6 @@ def _label_rows(axes: Mapping[str, Mapping[str, Axes]], kinds: Sequence[str]) ->
 
 def _effect_legend(groups: Mapping[str, Sequence[str]]) -> list[Any]:
     handles = [swatch(f"$e_{risk[0]}$: {RISK_NAMES[risk]}", **RISKS[risk]) for risk in RISKS]
-    if groups:
-        handles.append(swatch("all layers", color="#000000", linewidth=2.0, alpha=0.45))
     return handles + [swatch(group, **panels.group_style(group, list(groups))) for group in groups]
 
 
@@ -171,9 +168,10 @@ def _effect_caption(table: series.Table, width: float | None) -> str:
     return (
         r"$e_u=\nabla R(D_u)\cdot\nabla L_u$ and $e_r=\nabla R(D_r)\cdot\nabla L_u$; $R$: NLL in"
         f" nats ({series.provenance(table)}). An SGD step of size η changes $R$ by about −η$e$:"
-        r" $e_u<0$ removes, $e_r\geq 0$ retains. $e$ has the unit of $R$ times that of $L_u$"
-        " (nats² where $L_u$ is a likelihood) per squared parameter: its size compares within an"
-        " objective, the cosine between objectives."
+        r" $e_u<0$ removes, $e_r\geq 0$ retains. $e$ is in nats² per squared parameter (where $L_u$"
+        " is no likelihood, as for RMU, in nats times its unit): its size compares within an"
+        " objective, the cosine between objectives. A group's share is its $e$ over the sum of all"
+        " groups' magnitudes."
         + (f" First row: symmetric log, linear within ±{scales.decade(width)}." if width else "")
     )
 

@@ -12,25 +12,24 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-# Okabe and Ito's palette: its colours differ for any colour vision. Its yellow is too faint for
-# lines and left out.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+from jaxunlearn.reporting import palette
 
+BLACK, WARNING = "#000000", "#D55E00"
 RISKS: dict[str, dict[str, Any]] = {
-    "unlearn": {"color": VERMILLION, "linestyle": "-", "marker": "o"},
-    "retain": {"color": BLUE, "linestyle": "-", "marker": "s"},
+    "unlearn": {"color": palette.RISKS["unlearn"], "linestyle": "-", "marker": "o"},
+    "retain": {"color": palette.RISKS["retain"], "linestyle": "-", "marker": "s"},
 }
 RISK_NAMES = {"unlearn": "forget set $D_u$", "retain": "retain set $D_r$"}
-GROUPS: dict[str, dict[str, Any]] = {
-    "total": {"color": BLACK, "linestyle": "-", "marker": "o"},
-    "embed": {"color": GREY, "linestyle": ":", "marker": "v"},
-    "shallow": {"color": ORANGE, "linestyle": "-", "marker": "s"},
-    "middle": {"color": SKY, "linestyle": "--", "marker": "D"},
-    "deep": {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    "lm": {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
+_GROUP_LINES = {
+    "embed": {"linestyle": ":", "marker": "v"},
+    "shallow": {"linestyle": "-", "marker": "s"},
+    "middle": {"linestyle": "--", "marker": "D"},
+    "deep": {"linestyle": "-.", "marker": "^"},
+    "lm": {"linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "P"},
 }
-OBJECTIVE_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GROUPS: dict[str, dict[str, Any]] = {
+    group: {"color": color, **_GROUP_LINES[group]} for group, color in palette.GROUPS.items()
+}
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "text.usetex": False,
@@ -100,8 +99,8 @@ def fill(text: str, width: int) -> str:
 def objective_style(objective: str, objectives: Sequence[str]) -> dict[str, Any]:
     """The colour and dash of an objective, by its position among all objectives of the run."""
     place = list(objectives).index(objective)
-    lap, color = divmod(place, len(OBJECTIVE_COLORS))
-    return {"color": OBJECTIVE_COLORS[color], "linestyle": DASHES[lap % len(DASHES)]}
+    lap = place // len(palette.OBJECTIVES)
+    return {"color": palette.objective(place), "linestyle": DASHES[lap % len(DASHES)]}
 
 
 def group_style(group: str, groups: Sequence[str]) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def finish(
     footer = 0.2 + _inches(caption, 0.145)
     total = height + header + footer
     figure.set_size_inches(width, total)
-    colors, weights = ("#000000", "#555555", VERMILLION), ("bold", "normal", "bold")
+    colors, weights = ("#000000", "#555555", WARNING), ("bold", "normal", "bold")
     top = total - 0.08
     for (text, line, size), color, weight in zip(blocks, colors, weights, strict=True):
         if text:
@@ -225,9 +224,7 @@ def note(ax: Axes, dropped: int, has_values: bool = True) -> None:
     if parts:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
         at = {"xytext": (-2, 2), "xycoords": "axes fraction", "textcoords": "offset points"}
-        ax.annotate(
-            "; ".join(parts), (1, 0), **at, ha="right", fontsize=7, color=VERMILLION, bbox=box
-        )
+        ax.annotate("; ".join(parts), (1, 0), **at, ha="right", fontsize=7, color=WARNING, bbox=box)
 
 
 def corner_text(ax: Axes, text: str, line: int, color: str) -> None:

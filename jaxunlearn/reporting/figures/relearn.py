@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxunlearn.record.folder import RETRAINED
+from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import panels, scales, series
 from jaxunlearn.reporting.figures.panels import STYLE, swatch
 
@@ -72,7 +73,7 @@ def relearn(tables: Mapping[str, Any]) -> Figure | None:
 def _style(model: str, models: Sequence[str]) -> dict[str, Any]:
     """The style of a model's lines: that of the other figures, or grey for the retrained model."""
     if model == RETRAINED:
-        return {"color": panels.GREY, "linestyle": "--", "linewidth": 2.0}
+        return {"color": palette.OTHER, "linestyle": "--", "linewidth": 2.0}
     return panels.objective_style(model, [name for name in models if name != RETRAINED])
 
 

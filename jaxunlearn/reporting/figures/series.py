@@ -5,6 +5,7 @@ NaN and infinities are measured values: a series leaves them out and counts them
 """
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -268,6 +269,26 @@ def group_sums(table: Table, groups: Mapping[str, Sequence[str]]) -> dict[str, S
         if member.any():
             sums[group] = _finite(steps, total, absent)
     return sums
+
+
+def group_shares(table: Table, groups: Mapping[str, Sequence[str]]) -> dict[str, Series]:
+    """The share of each group in the magnitudes of all groups by step, with the group's sign.
+
+    A step at which some group has no finite value, or at which all are 0, is left out.
+
+    Raises:
+      ValueError: as `group_sums`.
+    """
+    sums = group_sums(table, groups)
+    steps = [line.steps for line in sums.values()]
+    common = functools.reduce(np.intersect1d, steps) if steps else np.array([])
+    at = {group: line.values[np.isin(line.steps, common)] for group, line in sums.items()}
+    sizes = np.sum([np.abs(values) for values in at.values()], axis=0)
+    some = sizes > 0
+    return {
+        group: Series(common[some], at[group][some] / sizes[some], line.dropped)
+        for group, line in sums.items()
+    }
 
 
 def spread(table: Table, name: str, at: Sequence[float]) -> Spread:

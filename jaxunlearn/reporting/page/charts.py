@@ -10,17 +10,12 @@ from typing import Any
 
 import altair as alt
 
+from jaxunlearn.reporting import palette
+
 RISKS = {"unlearn": "on what is forgotten (Dᵤ)", "retain": "on what is retained (Dᵣ)"}
 TOTALS, SAMPLES = 0.01, 1e-5
 """Effects below this share of the largest one are drawn on the linear part of the axis. Those of
 samples differ more, by step and by objective."""
-
-PALETTE = (
-    "#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#d6a400",
-    "#ff9da6", "#7f7f7f",
-)  # fmt: skip
-"""The colours of objectives, in the order of the configuration; beyond ten they repeat."""
-OTHER = "#8c959f"
 
 Spec = dict[str, Any]
 
@@ -172,7 +167,7 @@ def profile(layers: Sequence[str]) -> Spec:
             color=alt.Color(
                 "risk:N",
                 title=None,
-                scale=alt.Scale(domain=["Dᵤ", "Dᵣ"], range=["#0072b2", "#d55e00"]),
+                scale=alt.Scale(domain=["Dᵤ", "Dᵣ"], range=list(palette.RISKS.values())),
             ),
             yOffset="risk:N",
             tooltip=["layer:N", "risk:N", alt.Tooltip("value:Q", format=".4g")],
@@ -276,9 +271,9 @@ def _objective(
     objectives: Sequence[str], field: str = "objective", shown: Sequence[str] | None = None
 ) -> alt.Color:
     """The colour of an objective, the same in every chart; other models are grey."""
-    colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(objectives)}
+    colors = {name: palette.objective(i) for i, name in enumerate(objectives)}
     names = list(objectives if shown is None else shown)
-    scale = alt.Scale(domain=names, range=[colors.get(name, OTHER) for name in names])
+    scale = alt.Scale(domain=names, range=[colors.get(name, palette.OTHER) for name in names])
     return alt.Color(f"{field}:N", title=None, scale=scale)
 
 
