@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only
+from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
@@ -60,6 +60,12 @@ class RunOptions:
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
     only: Names = ()
     """Run only these objectives; default: all."""
+    sweep: Annotated[tuple[str, ...], _flag("KEY=VALUE,VALUE [..]")] = ()
+    """Run an objective once for every value of one of its keys, such as
+    objectives.npo.hyper.beta=0.1,1; several keys make all combinations."""
+    seeds: int = 1
+    """Run with this many seeds, the configuration's and those that follow, in folders seed-N of the
+    run's folder, and compare them there."""
     profile: int = 0
     """Trace this many steps of the first objective with jax.profiler."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None
@@ -136,10 +142,12 @@ class RelearnCommand:
 
 @dataclasses.dataclass(frozen=True)
 class ReportCommand:
-    """Draw the figures and print the tables of a finished run again."""
+    """Draw the figures and print the tables of a finished run again; or compare several."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of the run."""
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
+    """Folders of runs. Those that differ in nothing but the seed are repeats."""
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Where a comparison is written; default: `comparison` next to the first run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +224,29 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         )
     else:
         config = _override("demo", load(DEMO), overrides, options.keys)
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds: {options.seeds} must be at least 1")
     config = only(config, options.only) if options.only else config
+    config = sweep(config, options.sweep) if options.sweep else config
     out = options.out or Path("runs") / config.name
     console = _start(command.processes)
+    if options.seeds == 1:
+        _run_one(config, out, options, console)
+        return
+    # One process: what is compiled for the first seed serves the others.
+    seeds = range(config.seed, config.seed + options.seeds)
+    folders = [out / f"seed-{seed}" for seed in seeds]
+    for seed, folder in zip(seeds, folders, strict=True):
+        console.print(f"seed {seed}", style="bold", highlight=False)
+        _run_one(dataclasses.replace(config, seed=seed), folder, options, console)
+    from jaxunlearn.core import hosts
+    from jaxunlearn.reporting.compare import compare_runs
+
+    if hosts.is_first():
+        compare_runs(folders, out, console)
+
+
+def _run_one(config: Config, out: Path, options: RunOptions, console: Console) -> None:
     from jaxunlearn.pipeline import recipe
 
     recipe.execute(recipe.begin(config, out), console, profile=options.profile, peak=options.peak)
@@ -285,9 +313,19 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
 
 
 def _report(command: ReportCommand, _: list[str]) -> None:
+    runs: list[Path] = list(command.runs)
+    if not runs:
+        raise ConfigError("report: name the folder of a run, or of several to compare them")
+    if len(runs) > 1:
+        from jaxunlearn.reporting.compare import compare_runs
+
+        compare_runs(runs, command.out or runs[0].parent / "comparison", Console())
+        return
+    if command.out is not None:
+        raise ConfigError("--out: is for a comparison of several runs")
     from jaxunlearn.reporting.report import write_report
 
-    write_report(command.run, Console())
+    write_report(runs[0], Console())
 
 
 def _export(command: ExportCommand, _: list[str]) -> None:

@@ -16,6 +16,7 @@ from jaxunlearn.config.schema import (
     Relearn,
     Unlearn,
 )
+from jaxunlearn.config.sweep import sweep
 from jaxunlearn.config.validate import validate
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "dump",
     "load",
     "only",
+    "sweep",
     "validate",
 ]

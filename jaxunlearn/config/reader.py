@@ -28,16 +28,31 @@ def load(path: str | Path) -> Config:
     """
     path = Path(path)
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str) -> Config:
+    """Reads a configuration from a text in YAML, see `load`.
+
+    Args:
+      text: the configuration.
+      source: where it comes from, for errors.
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
     if node is None:
-        raise ConfigError(f"{path}: the configuration is empty")
-    return _Reader(str(path)).read(Config, node, "")
+        raise ConfigError(f"{source}: the configuration is empty")
+    return _Reader(source).read(Config, node, "")
 
 
 def dump(config: Config) -> str:

@@ -191,9 +191,9 @@ def _check_measurements(config: Config) -> None:
 
 
 def _check_objective(key: str, name: str, spec: Objective) -> None:
-    if name in RESERVED_NAMES or not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+    if name in RESERVED_NAMES or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.]*", name):
         raise ConfigError(
-            f"{key}: names are letters, digits, '_' and '.', and none of"
+            f"{key}: names are letters, digits, '_' and, not first, '.', and none of"
             f" {', '.join(RESERVED_NAMES)}"
         )
     if spec.retain is not None and ":" not in spec.retain and spec.retain not in RETAIN_TERMS:

@@ -2,6 +2,8 @@
 
 import functools
 
+import numpy as np
+
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.suite import (
     Context,
@@ -58,22 +60,26 @@ def uwc_suite(context: Context) -> Suite:
 def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConfig) -> MetricRows:
     """The largest mixing weight that retains enough, and both strengths there."""
 
-    def strength(mixture: Tree, over: str) -> float:
-        stats = statistics.statistics(mixture, splits[over], model)
-        return float(stats.extraction_strength.mean())
+    def strengths(mixture: Tree, over: str) -> np.ndarray:
+        return statistics.statistics(mixture, splits[over], model).extraction_strength
 
-    retained_before = strength(base, "retain")
+    def retention(mixture: Tree) -> float:
+        return float(strengths(mixture, "retain").mean())
+
+    retained_before = retention(base)
     if not retained_before:
         reason = "the model before unlearning has a retain ES of 0: there is nothing to keep"
         return [missing_row(_metric(d.name), over, reason, d) for d, over in _OVER]
     calibration = uwc.calibrate(
-        lambda alpha: strength(uwc.mix(base, params, alpha), "retain"),
+        lambda alpha: retention(uwc.mix(base, params, alpha)),
         uwc.SHARE * retained_before,
         steps=STEPS,
     )
-    forgotten = strength(uwc.mix(base, params, calibration.alpha), "forget")
-    values = (calibration.alpha, calibration.retention, forgotten)
-    extra = ({"trace": calibration.trace}, {}, {})
+    forgotten = strengths(uwc.mix(base, params, calibration.alpha), "forget")
+    values = (calibration.alpha, calibration.retention, float(forgotten.mean()))
+    # By sample too, so that a comparison of runs can tell how sure the mean is.
+    by_sample = [round(float(strength), 4) for strength in forgotten]
+    extra = ({"trace": calibration.trace}, {}, {"by_sample": by_sample})
     return [
         metric_row(_metric(definition.name), over, value, definition, **more)
         for (definition, over), value, more in zip(_OVER, values, extra, strict=True)

@@ -2,9 +2,13 @@
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxunlearn.core import files
 from jaxunlearn.reporting.page.source import Source
+
+if TYPE_CHECKING:
+    from jaxunlearn.reporting.compare import Comparison
 
 LIBRARIES = ("altair", "vl_convert")
 MISSING = "no report.html: it needs the extra `report` (pip install 'jaxunlearn[report]')"
@@ -21,9 +25,23 @@ def write(source: Source, file: Path) -> bool:
     Returns:
       Whether it was written; not where the extra `report` is not installed.
     """
-    if any(importlib.util.find_spec(name) is None for name in LIBRARIES):
+    if not _installed():
         return False
     from jaxunlearn.reporting.page import render  # imports the libraries
 
     files.write_text(file, render.render(source))
     return True
+
+
+def write_comparison(compared: "Comparison", file: Path) -> bool:
+    """The same for the page that compares runs, from `compare.compare`."""
+    if not _installed():
+        return False
+    from jaxunlearn.reporting.page import comparison
+
+    files.write_text(file, comparison.render(compared))
+    return True
+
+
+def _installed() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in LIBRARIES)

@@ -20,9 +20,9 @@ samples differ more, by step and by objective."""
 Spec = dict[str, Any]
 
 
-def pareto(models: Sequence[str], objectives: Sequence[str]) -> Spec:
+def pareto(models: Sequence[str], objectives: Sequence[str], data: str = "models") -> Spec:
     """Every model by the ES of both sets; wanted is up and left."""
-    base = alt.Chart(alt.NamedData("models")).encode(
+    base = alt.Chart(alt.NamedData(data)).encode(
         x=alt.X("forget_es:Q", title="forget ES (lower: removed)", scale=alt.Scale(zero=False)),
         y=alt.Y("retain_es:Q", title="retain ES (higher: retained)", scale=alt.Scale(zero=False)),
         tooltip=["model:N", "forget_es:Q", "retain_es:Q", "forget_nll:Q", "retain_nll:Q"],
@@ -51,7 +51,7 @@ def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) ->
         alt.Chart()
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="step"),
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
             y=_effect_axis("value", "G-effect e", largest),
             color=_objective(objectives),
             opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
@@ -70,6 +70,43 @@ def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) ->
         "G-effect of every objective on both risks over the steps. Below zero a step removes or"
         " harms.",
         width=False,
+    )
+
+
+def bands(objectives: Sequence[str], largest: float) -> Spec:
+    """The G-effect over steps: means over seeds, and bands from the least to the largest."""
+    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
+    x, color = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)), _objective(objectives)
+    band = (
+        alt.Chart()
+        .mark_area()
+        .encode(
+            x=x,
+            y=_effect_axis("low", "G-effect e", largest),
+            y2="high:Q",
+            color=color,
+            opacity=alt.condition(shown, alt.value(0.25), alt.value(0.03)),
+        )
+    )
+    line = (
+        alt.Chart()
+        .mark_line(point=True)
+        .encode(
+            x=x,
+            y=_effect_axis("value", "G-effect e", largest),
+            color=color,
+            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
+            tooltip=["objective:N", "step:Q", "value:Q", "low:Q", "high:Q"],
+        )
+    )
+    chart = (
+        (band + line + _zero())
+        .properties(width=430, height=300)
+        .facet(column=_risk_facet(), data=alt.NamedData("bands"))
+        .add_params(shown)
+    )
+    return _spec(
+        chart, "G-effect of every objective on both risks, with its range over seeds.", width=False
     )
 
 
@@ -223,7 +260,7 @@ def risks(objectives: Sequence[str]) -> Spec:
         alt.Chart()
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="step"),
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("nll:Q", title="risk [nats]"),
             color=_objective(objectives),
             tooltip=["objective:N", "step:Q", alt.Tooltip("nll:Q", format=".4g")],
@@ -241,7 +278,7 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
         alt.Chart()
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="steps of fine-tuning"),
+            x=alt.X("step:Q", title="steps of fine-tuning", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y("es:Q", title="forget ES"),
             color=_objective(objectives, "model", models),
             tooltip=["model:N", "attack:N", "step:Q", alt.Tooltip("es:Q", format=".3f")],

@@ -50,33 +50,62 @@ def render(source: Source) -> str:
     """The page as HTML."""
     datasets = _datasets(source)
     shown = _charts(source, datasets)
-    payload = {
-        "data": {name: data.plain() for name, data in datasets.items()},
-        "charts": {chart.key: {"spec": chart.spec, "scales": chart.scales} for chart in shown},
-        "texts": {
+    objectives = _objectives(source)
+    return fill(
+        "report.html.j2",
+        shown,
+        datasets,
+        {
             str(t.sample): {"question": t.question, "answer": t.answer, "tokens": t.tokens}
             for t in source.texts
             if t.split == "forget"
         },
-    }
-    objectives = _objectives(source)
-    files = importlib.resources.files(page)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((files / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+        title=source.title,
         source=source,
         verdicts=[verdict(name, source.models, source.attacks) for name in objectives],
-        charts={chart.key: chart for chart in shown},
-        tables=[(title, table) for title, table in source.text_tables],
+        tables=list(source.text_tables),
         generations=_generations(source, objectives),
-        payload=_script_safe(json.dumps(payload, allow_nan=False, separators=(",", ":"))),
-        bundle=_closed(vl_convert.javascript_bundle("window.embed = vegaEmbed;")),
-        style=(files / "report.css").read_text(encoding="utf-8"),
-        script=(files / "report.js").read_text(encoding="utf-8"),
         warning=source.tables["meta"]["warning"],
         shown_name=shown_name,
+    )
+
+
+def fill(
+    template: str,
+    shown: Sequence[Chart],
+    datasets: Mapping[str, Data],
+    texts: Mapping[str, Any],
+    **values: Any,
+) -> str:
+    """A page of charts, from a template of this folder.
+
+    Args:
+      template: the name of its file.
+      shown: the charts.
+      datasets: the data that they name.
+      texts: {sample: its texts}, for the page's script.
+      **values: what else the template names.
+    """
+    payload = {
+        "data": {name: data.plain() for name, data in datasets.items()},
+        "charts": {chart.key: {"spec": chart.spec, "scales": chart.scales} for chart in shown},
+        "texts": texts,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxunlearn.reporting", "page"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    read = lambda name: (importlib.resources.files(page) / name).read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        charts={chart.key: chart for chart in shown},
+        payload=_script_safe(json.dumps(payload, allow_nan=False, separators=(",", ":"))),
+        bundle=_closed(vl_convert.javascript_bundle("window.embed = vegaEmbed;")),
+        style=read("report.css"),
+        script=read("report.js"),
+        **values,
     )
 
 
@@ -136,7 +165,7 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
                 "G-effect over the steps",
                 "e = ∇R · ∇Lᵤ: below zero a step of gradient descent on the objective raises the"
                 " risk. On Dᵤ that removes, on Dᵣ it harms. Click the legend to show objectives.",
-                charts.effects(list(groups), objectives, _largest(data["effects"], "value")),
+                charts.effects(list(groups), objectives, largest(data["effects"], "value")),
                 "effects",
                 scales=True,
             )
@@ -148,7 +177,7 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
                 "layers",
                 "Which layers carry it",
                 "The share of every layer in an objective's effect at every step.",
-                charts.heat_map(names, layers, _largest(data["layers"], "share")),
+                charts.heat_map(names, layers, largest(data["layers"], "share")),
                 "layers",
             )
         )
@@ -162,9 +191,8 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
         note = data["profiles"].note
         found.append(Chart("profile", "The sample by layer", text, chart, "profiles", note=note))
     if "changes" in data:
-        largest = max(_largest(data["changes"], name) for name in ("predicted", "change"))
         text = "What the gradients predicted up to the next measurement, and what came about."
-        chart = charts.changes(objectives, largest)
+        chart = charts.changes(objectives, largest(data["changes"], "predicted", "change"))
         title = "Predicted and realised change"
         found.append(Chart("changes", title, text, chart, "changes", scales=True))
     if "risks" in data:
@@ -183,22 +211,23 @@ def _plane(data: Mapping[str, Data]) -> Chart:
     points = data["points"]
     names = list(dict.fromkeys(row[0] for row in points.rows))
     steps = sorted({row[1] for row in points.rows})
-    largest = _largest(points, "unlearn"), _largest(points, "retain")
+    reach = largest(points, "unlearn"), largest(points, "retain")
     return Chart(
         "plane",
         "PG-effects of samples",
         "Each point is a sample to forget: how its own gradient acts on both risks, coloured by the"
         " weight that the objective gives it. Select a sample by a click or in the list.",
-        charts.plane(names, steps, largest),
+        charts.plane(names, steps, reach),
         "points",
         scales=True,
         note=points.note,
     )
 
 
-def _largest(data: Data, column: str) -> float:
-    place = data.columns.index(column)
-    values = [abs(row[place]) for row in data.rows if row[place] is not None]
+def largest(data: Data, *columns: str) -> float:
+    """The largest magnitude in some columns; 1 where all are 0."""
+    places = [data.columns.index(column) for column in columns]
+    values = [abs(row[i]) for row in data.rows for i in places if row[i] is not None]
     return float(np.max(values, initial=0.0)) or 1.0
 
 

@@ -1,0 +1,275 @@
+"""Runs compared: seeds of one configuration joined, objectives ranked at equal retention."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from jaxunlearn.config import Config
+from jaxunlearn.core import files
+from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.record import attack_results, tables
+from jaxunlearn.record.folder import BASE, RETRAINED
+from jaxunlearn.reporting import evaluation_table, page, relearn_table, summary, terminal
+from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals
+
+DRAWS = 2000
+"""Bootstrap samples of an interval."""
+
+UWC = ("uwc", "uwc_extraction_strength")
+
+
+class Member(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      folder: its folder.
+      config: its configuration.
+      models: the results of every model.
+      evaluation: {model: {suite: {"results": rows}}}.
+      attacks: the summary of relearning, if any.
+      effects: the table `g_effect`.
+    """
+
+    folder: Path
+    config: Config
+    models: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    attacks: Mapping[str, Any] | None
+    effects: Mapping[str, Sequence[Any]]
+
+
+class Comparison(NamedTuple):
+    """Runs grouped by their configurations, of which seeds are repeats.
+
+    Attributes:
+      groups: {name of a configuration: its runs by seed}.
+      tables: (title, table) in the order of the page.
+    """
+
+    groups: Mapping[str, Sequence[Member]]
+    tables: Sequence[tuple[str, TextTable]]
+
+
+def compare_runs(
+    runs: Sequence[str | Path], out: str | Path, console: Console | None = None
+) -> None:
+    """Compares finished runs: prints tables, writes `comparison.md` and `comparison.html`.
+
+    Args:
+      runs: their folders; runs that differ in nothing but the seed are repeats of one another.
+      out: where both files go.
+      console: for the tables; default: nothing is printed.
+
+    Raises:
+      FileNotFoundError: a folder holds no finished run.
+    """
+    console, folder = console or quiet_console(), Path(out)
+    compared = compare([read(Path(run)) for run in runs])
+    texts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
+    files.write_text(folder / "comparison.md", "\n".join(texts))
+    for title, table in compared.tables:
+        terminal.print_wide(terminal.rich_table(table, title), console)
+    written = page.write_comparison(compared, folder / "comparison.html")
+    where = f"comparison: {folder / 'comparison.html'}" if written else page.MISSING
+    console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+
+def read(run: Path) -> Member:
+    """Reads what is compared of a run.
+
+    Raises:
+      FileNotFoundError: there is no finished run.
+    """
+    models, config = summary.read_run(run)
+    return Member(
+        folder=run,
+        config=config,
+        models=models,
+        evaluation=evaluation_table.read(run)["models"],
+        attacks=attack_results.read(run),
+        effects=tables.read(run, "g_effect"),
+    )
+
+
+def compare(members: Sequence[Member]) -> Comparison:
+    """Groups runs and makes their tables; a pure function of what they hold."""
+    groups = grouped(members)
+    made = [("models", models_table(groups)), ("ranking at equal retention", ranking(groups))]
+    differing = differences(groups)
+    if differing.rows:
+        made.append(("what the configurations differ in", differing))
+    return Comparison(groups, [(title, table) for title, table in made if table.rows])
+
+
+def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
+    """Runs by configuration, the seed aside; equal names get a number."""
+    by_key: dict[str, list[Member]] = {}
+    for member in members:
+        by_key.setdefault(_key(member.config), []).append(member)
+    groups: dict[str, list[Member]] = {}
+    for found in by_key.values():
+        name = found[0].config.name
+        same = sum(label == name or label.startswith(f"{name} (") for label in groups)
+        label = f"{name} ({same + 1})" if same else name
+        groups[label] = sorted(found, key=lambda member: member.config.seed)
+    return groups
+
+
+def labelled(groups: Mapping[str, Sequence[Member]]) -> Iterator[tuple[str, str, list[Member]]]:
+    """(label, model, runs that have it) of every model of every group, in order."""
+    for group, members in groups.items():
+        for name in dict.fromkeys(name for member in members for name in member.models):
+            label = shown_name(name) if len(groups) == 1 else f"{group}: {shown_name(name)}"
+            yield label, name, [member for member in members if name in member.models]
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
+    """Every model: NLL and ES of both sets, UWC, relearning; mean and deviation over seeds."""
+    metrics: dict[str, Callable[[Member, str], float | None]] = {
+        "forget NLL": lambda member, name: member.models[name]["forget_nll"],
+        "forget ES": lambda member, name: member.models[name]["forget_es"],
+        "retain NLL": lambda member, name: member.models[name]["retain_nll"],
+        "retain ES": lambda member, name: member.models[name]["retain_es"],
+        "UWC ES": uwc_strength,
+        "ES relearned": relearned,
+    }
+    rows = []
+    for label, name, members in labelled(groups):
+        cells = [
+            _spread([metric(member, name) for member in members]) for metric in metrics.values()
+        ]
+        rows.append((label, str(len(members)), *cells))
+    filled = [i for i in range(2, 2 + len(metrics)) if any(row[i] != "-" for row in rows)]
+    keep = (0, 1, *filled)
+    columns = ("model", "seeds", *metrics)
+    notes = (
+        "Mean ± standard deviation over seeds. UWC ES: forget ES where 95 % of the retain ES is"
+        " kept. ES relearned: forget ES after an attack by few samples.",
+    )
+    return TextTable(
+        tuple(columns[i] for i in keep), [tuple(row[i] for i in keep) for row in rows], notes
+    )
+
+
+def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
+    """Objectives by UWC ES, with bootstrap intervals over samples; empty where none has it."""
+    found: list[tuple[str, np.ndarray]] = []
+    for label, name, members in labelled(groups):
+        by_sample = [values for member in members if (values := uwc_samples(member, name))]
+        if by_sample and name not in (BASE, RETRAINED):
+            # Samples are drawn, each with all its seeds; embedded data are others with each seed.
+            own_data = members[0].config.data.source == "fictional"
+            join = np.concatenate if own_data else partial(np.mean, axis=0)
+            found.append((label, join(by_sample)))
+    found.sort(key=lambda entry: entry[1].mean())
+    rows = []
+    for place, (label, values) in enumerate(found, 1):
+        first = found[0][1]
+        # The same samples, so that what they have in common does not blur the difference.
+        paired = place > 1 and len(values) == len(first)
+        behind = _interval(values - first, signed=True) if paired else "-"
+        rows.append((str(place), label, _interval(values), behind))
+    notes = (
+        "UWC ES: forget ES of the mixture with the model before unlearning that keeps 95 % of the"
+        f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
+        " set, the same ones for both of a difference. An objective is behind the first where the"
+        " bracket lies above 0.",
+    )
+    return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
+
+
+def _interval(values: np.ndarray, *, signed: bool = False) -> str:
+    mean, low, high = (f"{v:+.3f}" if signed else three_decimals(v) for v in interval(values))
+    return f"{mean} [{low}, {high}]"
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of values by sample, and its 95 % bootstrap interval.
+
+    >>> [round(x, 2) for x in interval(np.array([0.0, 1.0] * 50))]
+    [0.5, 0.4, 0.6]
+    """
+    draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
+    return float(values.mean()), float(low), float(high)
+
+
+def differences(groups: Mapping[str, Sequence[Member]]) -> TextTable:
+    """The keys in which the groups' configurations differ, objectives aside."""
+    flat = {label: dict(_flat(_plain(members[0].config))) for label, members in groups.items()}
+    keys = dict.fromkeys(key for entries in flat.values() for key in entries)
+    rows = []
+    for key in keys:
+        values = [json.dumps(entries.get(key)) for entries in flat.values()]
+        if len(set(values)) > 1:
+            rows.append((key, *values))
+    return TextTable(("key", *flat), rows)
+
+
+# --------------------------------------------------------------------------- numbers of a run
+
+
+def uwc_strength(member: Member, model: str) -> float | None:
+    """The forget ES of a model at equal retention."""
+    row = _uwc_row(member, model)
+    return None if row is None else row["value"]
+
+
+def uwc_samples(member: Member, model: str) -> list[float] | None:
+    """The same by sample; None in runs of earlier versions."""
+    row = _uwc_row(member, model)
+    return None if row is None else row.get("by_sample")
+
+
+def relearned(member: Member, model: str) -> float | None:
+    """The forget ES after the attack that tables show."""
+    attacks = member.attacks
+    if attacks is None or (attack := relearn_table.headline(attacks)) is None:
+        return None
+    found = attacks["models"].get(model, {}).get("attacks", {}).get(attack)
+    return None if found is None else found["final_forget_es"]
+
+
+def _uwc_row(member: Member, model: str) -> Mapping[str, Any] | None:
+    suite, metric = UWC
+    results = member.evaluation.get(model, {}).get(suite, {}).get("results", [])
+    return next((r for r in results if r["metric"] == metric and r["value"] is not None), None)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = three_decimals(statistics.fmean(known))
+    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.3f}"
+
+
+# --------------------------------------------------------------------------- configurations
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The configuration without what may differ between repeats."""
+    keys = dataclasses.asdict(config)
+    return {key: keys[key] for key in keys if key not in ("seed", "objectives")}
+
+
+def _key(config: Config) -> str:
+    return json.dumps(_plain(config), sort_keys=True, default=str)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _flat(part, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, value

@@ -1,0 +1,65 @@
+"""A sweep with seeds by one command: every run is the one alone, and all are compared."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from jaxunlearn import cli
+from jaxunlearn.config import dump, load
+from jaxunlearn.config.schema import (
+    Config,
+    Data,
+    Evaluate,
+    Fictional,
+    FineTune,
+    Measure,
+    NewModel,
+    Objective,
+    Unlearn,
+)
+from jaxunlearn.core import files
+
+pytestmark = pytest.mark.slow
+
+CONFIG = Config(
+    name="tiny",
+    new_model=NewModel(16, 24, 2, 2, 1, 256, vocab_size=300),
+    data=Data(fictional=Fictional(4, 2, 0.5)),
+    finetune=FineTune(epochs=1, batch_size=4, lr=1e-2),
+    unlearn=Unlearn(epochs=2, batch_size=2, lr=1e-3),
+    objectives={"npo": Objective()},
+    measure=Measure(every=2, pg_steps=()),
+    evaluate=Evaluate(suites=("uwc",)),
+)
+SWEEP = ["--sweep", "objectives.npo.hyper.beta=0.1,1"]
+
+
+def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
+    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(dump(CONFIG))
+    assert cli.main(["run", str(file), "--out", str(out), "--seeds", "2", *SWEEP]) == 0
+    assert "ranking at equal retention" in capsys.readouterr().out
+    results = {seed: files.read_json(out / f"seed-{seed}" / "results.json") for seed in (0, 1)}
+    assert list(results[0]["models"]) == ["base", "npo_beta_0.1", "npo_beta_1"]
+    assert results[0]["models"]["base"] != results[1]["models"]["base"]
+    assert load(out / "seed-1" / "config.yaml").seed == 1
+    assert "seeds" in (out / "comparison.md").read_text()
+    # One of them by itself, without a sweep: the same numbers to the last digit.
+    alone = tmp_path / "alone"
+    objectives = {"npo": Objective(hyper={"beta": 1.0})}
+    changed = dataclasses.replace(CONFIG, seed=1, objectives=objectives)
+    file.write_text(dump(changed))
+    assert cli.main(["run", str(file), "--out", str(alone)]) == 0
+    one = files.read_json(alone / "results.json")["models"]["npo"]
+    assert one == results[1]["models"]["npo_beta_1"]
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+def test_a_bad_number_of_seeds(tmp_path, capsys, count):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump(CONFIG))
+    assert cli.main(["run", str(file), "--out", str(tmp_path / "out"), "--seeds", count]) == 2
+    assert f"--seeds: {count} must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

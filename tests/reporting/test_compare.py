@@ -1,0 +1,137 @@
+"""Runs compared: what counts as a repeat, spreads, the ranking and its page."""
+
+import dataclasses
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxunlearn import cli
+from jaxunlearn.config import Config, Objective, schema
+from jaxunlearn.reporting import compare
+from jaxunlearn.reporting.compare import Member
+from tests.reporting.test_report import write_run
+
+CONFIG = Config(name="mine", data=schema.Data(source="tofu"), objectives={"npo": Objective()})
+
+
+def member(seed=0, es=0.2, config=CONFIG, samples=(0.1, 0.3), **changes):
+    """A run with one objective; its forget ES at equal retention is the mean of the samples."""
+    models = {
+        "base": {"forget_es": 1.0, "forget_nll": 0.1, "retain_es": 1.0, "retain_nll": 0.1},
+        "npo": {"forget_es": es, "forget_nll": 2.0, "retain_es": 0.9, "retain_nll": 0.2},
+    }
+    row = {"metric": "uwc_extraction_strength", "value": float(np.mean(samples))}
+    evaluation = {"npo": {"uwc": {"results": [row | {"by_sample": list(samples)}]}}}
+    effects = {
+        "objective": ["npo"] * 4,
+        "risk": ["unlearn", "unlearn", "retain", "retain"],
+        "layer": ["total"] * 4,
+        "step": [0, 5, 0, 5],
+        "value": [-1.0 - seed, -10.0, -0.5, float("nan")],
+    }
+    config = dataclasses.replace(config, seed=seed, **changes)
+    return Member(Path(f"runs/{seed}"), config, models, evaluation, None, effects)
+
+
+def test_seeds_are_repeats_and_other_keys_are_not():
+    groups = compare.grouped([member(2), member(0), member(1, name="other")])
+    assert {label: [m.config.seed for m in found] for label, found in groups.items()} == {
+        "mine": [0, 2],
+        "other": [1],
+    }
+    longer = schema.Unlearn(epochs=9)
+    groups = compare.grouped([member(0), member(0, unlearn=longer)])
+    assert list(groups) == ["mine", "mine (2)"]
+    assert compare.differences(groups).rows == [("unlearn.epochs", "5", "9")]
+
+
+def test_objectives_may_differ_between_repeats():
+    more = {"npo": Objective(), "ga": Objective()}
+    assert len(compare.grouped([member(0), member(1, objectives=more)])) == 1
+
+
+def test_a_table_has_means_and_deviations():
+    groups = compare.grouped([member(0, es=0.2), member(1, es=0.4)])
+    table = compare.models_table(groups)
+    assert table.columns == (
+        *("model", "seeds", "forget NLL", "forget ES", "retain NLL", "retain ES", "UWC ES"),
+    )
+    before, npo = table.rows
+    assert before[0] == "before" and before[-1] == "-"
+    assert npo[:2] == ("npo", "2") and npo[3] == "0.300 ± 0.141"
+
+
+def test_a_single_run_has_no_deviation():
+    (_, npo) = compare.models_table(compare.grouped([member()])).rows
+    assert npo[3] == "0.200"
+
+
+def test_the_ranking_is_paired_by_sample():
+    """Samples differ by far more than the objectives do, and that does not count."""
+    samples = np.linspace(0, 1, 50)
+    better, worse = member(samples=samples), member(samples=samples + 0.01, name="worse")
+    table = compare.ranking(compare.grouped([worse, better]))
+    assert [row[1] for row in table.rows] == ["mine: npo", "worse: npo"]
+    assert table.rows[0][3] == "-" and table.rows[1][3] == "+0.010 [+0.010, +0.010]"
+    low, high = (float(x) for x in table.rows[0][2].split("[")[1].strip("]").split(", "))
+    assert low < 0.45 and high > 0.55
+
+
+def test_seeds_of_one_data_set_are_joined_by_sample_and_of_embedded_data_are_not():
+    seeds = [member(0, samples=(0.0, 1.0)), member(1, samples=(1.0, 0.0))]
+    (row,) = compare.ranking(compare.grouped(seeds)).rows
+    assert row[2] == "0.500 [0.500, 0.500]"
+    embedded = [m._replace(config=dataclasses.replace(m.config, data=schema.Data())) for m in seeds]
+    (row,) = compare.ranking(compare.grouped(embedded)).rows
+    assert row[2] == "0.500 [0.000, 1.000]"
+
+
+def test_runs_without_samples_have_no_ranking():
+    old = member()
+    old.evaluation["npo"]["uwc"]["results"][0].pop("by_sample")
+    assert compare.ranking(compare.grouped([old])).rows == []
+    assert [title for title, _ in compare.compare([old]).tables] == ["models"]
+
+
+def test_the_page_has_a_point_a_seed_and_bands(tmp_path):
+    page = pytest.importorskip("jaxunlearn.reporting.page.comparison", reason="needs the extra")
+    compared = compare.compare([member(0), member(1), member(0, name="<i>other</i>")])
+    points, bands = page._points(compared), page._bands(compared)
+    assert len(points.rows) == 2 * 3
+    at = {tuple(row[:3]): row[3:] for row in bands.rows}
+    assert at["mine: npo", "unlearn", 0] == [-1.5, -2.0, -1.0]
+    assert ("mine: npo", "retain", 5) not in at  # not finite
+    text = page.render(compared)
+    assert html.escape("<i>other</i>") in text and "<i>other</i>" not in text
+
+
+def test_the_command(tmp_path, capsys):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    assert cli.main(["report", *map(str, runs), "--out", str(tmp_path / "both")]) == 0
+    assert "0.963" in capsys.readouterr().out
+    assert "| model | seeds |" in (tmp_path / "both" / "comparison.md").read_text()
+    assert cli.main(["report", *map(str, runs)]) == 0
+    assert (tmp_path / "comparison" / "comparison.md").exists()
+    assert cli.main(["report", str(runs[0]), str(tmp_path / "none")]) == 2
+    assert "no finished run here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "name the folder of a run"), (["RUN", "--out", "x"], "--out: is for a comparison")],
+)
+def test_the_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    run = write_run(tmp_path / "run")
+    assert cli.main(["report", *(str(run) if a == "RUN" else a for a in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_printed_by_default(tmp_path, capsys):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    compare.compare_runs(runs, tmp_path)
+    assert capsys.readouterr().out == ""
+    compare.compare_runs(runs, tmp_path, Console(file=io.StringIO()))
