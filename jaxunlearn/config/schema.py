@@ -310,3 +310,5 @@ class Config:
     """How models are evaluated."""
     relearn: Relearn = Relearn()
     """Relearning attacks."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the numbers of every step too; their libraries are the extra `track`."""

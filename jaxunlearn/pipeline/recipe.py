@@ -34,6 +34,7 @@ from jaxunlearn.pipeline.work import count_passes
 from jaxunlearn.record import starts, tables, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
+from jaxunlearn.record.trackers import Trackers, check_installed, tracking
 from jaxunlearn.reporting import report, summary
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
@@ -96,6 +97,7 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
       ValueError, OSError: bad input; nothing was written.
     """
     folder = RunFolder(Path(out))
+    check_installed(config.track)
     prepared = prepare(config, devices)
     check(prepared)
     requested_attacks(prepared)
@@ -130,8 +132,10 @@ def execute(
     stages = make_stages(run.prepared, run.folder, console, peak)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
-    with jax.set_mesh(run.prepared.mesh):
-        _stages(run, stages, profile)
+    config = run.prepared.config
+    track = tracking(config.track, run.folder.path, config.name, dataclasses.asdict(config))
+    with jax.set_mesh(run.prepared.mesh), track as trackers:
+        _stages(run, stages, trackers, profile)
         if run.evaluation is not None:
             evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
         relearn_finished(run.prepared, run.folder, stages)
@@ -160,7 +164,7 @@ def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
     texts.write(folder.path, content)
 
 
-def _stages(run: Run, stages: Stages, profile: int) -> None:
+def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     """Fine-tunes, unlearns with every objective, and merges the tables."""
     console = stages.console
     prepared, folder, config = run.prepared, run.folder, run.prepared.config
@@ -212,6 +216,7 @@ def _stages(run: Run, stages: Stages, profile: int) -> None:
         base_statistics=base_statistics,
         shared={},
         evaluation=run.evaluation,
+        trackers=trackers,
     )
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)

@@ -9,7 +9,7 @@ from jaxunlearn.core import files, hosts
 from jaxunlearn.record.folder import RunFolder
 
 # Keys that may change between starts: they do not change the models of the run.
-FREE_KEYS = ("compute", "evaluate", "relearn")
+FREE_KEYS = ("compute", "evaluate", "relearn", "track")
 
 
 def open_folder(folder: RunFolder, config: Config) -> None:

@@ -24,6 +24,7 @@ from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Part, Stage, Stages
 from jaxunlearn.record.steps import StepLog
+from jaxunlearn.record.trackers import Trackers
 from jaxunlearn.training.batch import Batch, Split
 from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
 from jaxunlearn.training.feed import StepBatches, StepInput
@@ -52,6 +53,7 @@ class UnlearnContext:
       base_statistics: of both sets at theta_0.
       shared: grad R(D_r) at theta_0, see `Measurer`.
       evaluation: the suites; None where the run evaluates no model.
+      trackers: get the numbers of steps, measurements and results.
     """
 
     prepared: Prepared
@@ -64,6 +66,7 @@ class UnlearnContext:
     base_statistics: SetStatistics
     shared: SharedGradients
     evaluation: Evaluation | None = None
+    trackers: Trackers = dataclasses.field(default_factory=Trackers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +213,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result = stats.summary() | steps
     files.write_json(folder.result(name), result)
+    context.trackers.log(name, steps["steps"], result)
     hosts.wait(f"{name} is done")
     return result
 
@@ -224,7 +228,7 @@ def _steps(
 ) -> SetStatistics:
     """Takes the steps from `first` to the last; returns statistics of the final parameters."""
     plan, trainer, measurer = loop.plan, loop.trainer, loop.plan.measurer
-    log = StepLog(loop.context.folder.metrics, measurer.name)
+    log = StepLog(loop.context.folder.metrics, measurer.name, loop.context.trackers)
     guide = plan.guidance.before(first)
     batches = plan.feed.measured(measurer.splits.forget, guide) if plan.measured else []
     interval: Interval | None = None  # the measurement that is still open
@@ -250,6 +254,7 @@ def _steps(
             # Closed before saved: resuming here finds the closed measurement's rows written.
             loop.save(step)
             interval = loop.open(step, stats, batches, guide)
+            loop.context.trackers.log(measurer.name, step, interval.totals())
         elif step in plan.saved:
             loop.save(step)
         # --- evaluate on the way ------------------------------------------------------------------

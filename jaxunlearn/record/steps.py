@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core.files import append
+from jaxunlearn.record.trackers import Trackers
 
 
 class StepLog:
@@ -18,14 +19,15 @@ class StepLog:
       last: the newest record that was written, as plain numbers.
     """
 
-    def __init__(self, path: Path, objective: str):
+    def __init__(self, path: Path, objective: str, trackers: Trackers):
         """Opens the log.
 
         Args:
           path: the JSON-lines file to append to.
           objective: the name written in every record.
+          trackers: get every record too.
         """
-        self._path, self._objective = path, objective
+        self._path, self._objective, self._trackers = path, objective, trackers
         self._pending: dict[str, Any] | None = None
         self.last: dict[str, Any] = {}
 
@@ -46,6 +48,8 @@ class StepLog:
         self.last = {key: _plain(value) for key, value in self._pending.items()}
         self._pending = None
         append(self._path, self.last)
+        numbers = {key: value for key, value in self.last.items() if key != "step"}
+        self._trackers.log(self._objective, self.last["step"], numbers)
 
     @property
     def finite(self) -> bool:

@@ -31,11 +31,13 @@ CONFIG = Config(
     objectives={"npo": Objective()},
     measure=Measure(every=2, pg_steps=()),
     evaluate=Evaluate(suites=("uwc",)),
+    track=("tensorboard",),
 )
 SWEEP = ["--sweep", "objectives.npo.hyper.beta=0.1,1"]
 
 
 def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tensorboardX", reason="needs the extra track")
     monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
     file, out = tmp_path / "tiny.yaml", tmp_path / "out"
     file.write_text(dump(CONFIG))
@@ -45,6 +47,11 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     assert list(results[0]["models"]) == ["base", "npo_beta_0.1", "npo_beta_1"]
     assert results[0]["models"]["base"] != results[1]["models"]["base"]
     assert load(out / "seed-1" / "config.yaml").seed == 1
+    events = out / "seed-1" / "tensorboard"
+    assert {folder.name for folder in events.iterdir()} == {"npo_beta_0.1", "npo_beta_1"}
+    # Steps, measurements and the result.
+    written = b"".join(file.read_bytes() for file in (events / "npo_beta_1").iterdir())
+    assert all(tag in written for tag in (b"grad_norm", b"e_u", b"forget_es"))
     assert "seeds" in (out / "comparison.md").read_text()
     # One of them by itself, without a sweep: the same numbers to the last digit.
     alone = tmp_path / "alone"
