@@ -282,13 +282,22 @@ class Encoder:
       style: ``tofu`` or ``chat``, as in `encode`.
       context: most tokens of a sequence.
       too_long: what to do with rows over it, as in `encode_rows`.
+      vocab_size: the model's; a text with a token beyond it is an error. None checks nothing.
 
     Attributes:
       notes: one sentence for every split of which rows were left out.
     """
 
-    def __init__(self, tokenizer: Any, *, style: Style, context: int, too_long: TooLong):
-        self._tokenizer, self._context = tokenizer, context
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        style: Style,
+        context: int,
+        too_long: TooLong,
+        vocab_size: int | None = None,
+    ):
+        self._tokenizer, self._context, self._vocab_size = tokenizer, context, vocab_size
         self._style: Style = style
         self._too_long: TooLong = too_long
         self.notes: list[str] = []
@@ -321,11 +330,14 @@ class Encoder:
             self.notes.append(f"{source}: {count} rows over {self._context} tokens left out")
         if not encoded.sequences:
             raise ValueError(f"{source}: no row fits the context of {self._context} tokens")
+        self._check_vocabulary(encoded.sequences, source)
         return encoded.sequences, encoded.kept_ids.tolist()
 
     def one(self, question: str, answer: str) -> Sample:
         """Encodes one pair, whatever its length."""
-        return encode(self._tokenizer, question, answer, style=self._style)
+        sample = encode(self._tokenizer, question, answer, style=self._style)
+        self._check_vocabulary([sample], "a substitute answer")
+        return sample
 
     def items(
         self,
@@ -354,6 +366,7 @@ class Encoder:
             too_long=self._too_long,
             source=f"{source}, all answers in a row",
         )
+        self._check_vocabulary(encoded.sequences, source)
         by_id = dict(zip(encoded.kept_ids.tolist(), encoded.sequences, strict=True))
         ends = np.cumsum([len(row_pairs) for row_pairs in by_row])
         items = Items([], [])
@@ -365,3 +378,14 @@ class Encoder:
         if not items.rows:
             raise ValueError(f"{source}: no row fits the context of {self._context} tokens")
         return items
+
+    def _check_vocabulary(self, samples: Sequence[Sample], source: str) -> None:
+        """Refuses tokens that the model has no embedding for: it would compute with NaN."""
+        size = self._vocab_size
+        for sample in samples:
+            if size is not None and (beyond := sample.tokens[sample.tokens >= size]).size:
+                token = int(beyond[0])
+                raise ValueError(
+                    f"{source}: token {token} ({self._tokenizer.decode([token])!r}) is beyond the"
+                    f" model's vocabulary of {size}; the tokenizer is not this model's"
+                )

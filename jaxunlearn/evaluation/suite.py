@@ -110,6 +110,7 @@ def encode_items(
         style=data.prompt,
         context=context.model.context,
         too_long=data.too_long,
+        vocab_size=context.model.vocab_size,
     )
     return encoder.items(rows, pairs, source)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from jaxunlearn.config import Config, validate
@@ -96,15 +97,20 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     encoder = Encoder(
-        tokenizer, style=config.data.prompt, context=model.context, too_long=config.data.too_long
+        tokenizer,
+        style=config.data.prompt,
+        context=model.context,
+        too_long=config.data.too_long,
+        vocab_size=model.vocab_size,
     )
     tasks = make_tasks(config, model)
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
     forget_rows = sources.require(config.data.forget, "data.forget")
-    eval_rows = sources.require(config.data.measured_retain, "data.measured_retain")
+    left_out = _LeftOut(forget_rows)
+    eval_rows = left_out.retained(sources, "data.measured_retain", config.data.measured_retain)
     needs_pool = any(task.reads_retain for task in tasks)
-    pool_rows = _pool(config, sources, eval_rows) if needs_pool else []
+    pool_rows = _pool(config, sources, left_out, eval_rows) if needs_pool else []
     forget, forget_ids = encoder.encode(forget_rows, f"data.forget ({config.data.forget})")
     retain, _ = encoder.encode(pool_rows, f"data.retain ({config.data.retain})")
     retain_eval, retain_ids = encoder.encode(eval_rows, config.data.measured_retain)
@@ -131,7 +137,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,
-        notes=tuple(encoder.notes),
+        notes=(*left_out.notes, *encoder.notes),
     )
 
 
@@ -194,9 +200,36 @@ def compute_options(config: Config) -> dict[str, Any]:
     }
 
 
-def _pool(config: Config, sources: Sources, eval_rows: DataRows) -> DataRows:
+class _LeftOut:
+    """Takes the forget set out of sets to retain, and notes how many rows that were.
+
+    An objective would raise the loss of these rows and lower it at once, and their retention would
+    be measured against their removal.
+    """
+
+    def __init__(self, forget: DataRows):
+        self._forget = forget
+        self.notes: list[str] = []
+
+    def retained(self, sources: Sources, key: str, split: str) -> DataRows:
+        """The rows of a split that are not to be forgotten.
+
+        Raises:
+          ValueError: there are none; names the key.
+        """
+        rows = sources.require(split, key)
+        kept = _without(rows, self._forget)
+        if not kept:
+            raise ValueError(f"{key}: every row of {split!r} is also in data.forget")
+        if len(kept) < len(rows):
+            count = len(rows) - len(kept)
+            self.notes.append(f"{key} ({split}): {count} rows of the forget set left out")
+        return kept
+
+
+def _pool(config: Config, sources: Sources, left_out: _LeftOut, eval_rows: DataRows) -> DataRows:
     """The rows that retain terms draw from, without those that retention is measured on."""
-    rows = _without(sources.require(config.data.retain, "data.retain"), eval_rows)
+    rows = _without(left_out.retained(sources, "data.retain", config.data.retain), eval_rows)
     if not rows:
         raise ValueError(
             f"data.retain: every row of {config.data.retain!r} is also in data.measured_retain"
@@ -254,6 +287,23 @@ def _parameters(
     """The parameters before fine-tuning, sharded: from the model's folder, or random ones."""
     shardings = sharding.param_shardings(model, mesh)
     if folder is not None:
-        return hf.load_params(folder, model, shardings=shardings)
+        params = hf.load_params(folder, model, shardings=shardings)
+        _check_finite(params, folder)
+        return params
     key = jax.random.key(config.seed)
     return jax.jit(lambda k: decoder.init_params(k, model), out_shardings=shardings)(key)
+
+
+def _check_finite(params: Tree, folder: Path) -> None:
+    """Refuses weights that are not finite: all that is measured of them would be NaN.
+
+    Raises:
+      ValueError: names the first parameter.
+    """
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    for path, whole in jax.tree_util.tree_leaves_with_path(finite):
+        if not whole:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"{folder}: the weights of {name} are not all finite; download it again"
+            )

@@ -6,6 +6,7 @@ targets are pure functions of (seed, step): no other state has to be restored.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     base = finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
     base_statistics = splits.statistics(base, prepared.model)
     results[BASE] = base_statistics.summary()
+    check_start(results[BASE])
     summary.print_starting_point(results[BASE], console)
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
@@ -221,6 +223,20 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)
     _merge(folder, results)
+
+
+def check_start(base: dict[str, Any]) -> None:
+    """Ends a run whose model is broken before anything is unlearned.
+
+    Raises:
+      FloatingPointError: a risk is not finite; names the set.
+    """
+    for split in ("forget", "retain"):
+        if not math.isfinite(base[f"{split}_nll"]):
+            raise FloatingPointError(
+                f"the model before unlearning is broken: its NLL on the {split} set is"
+                f" {base[f'{split}_nll']}"
+            )
 
 
 def _merge(folder: RunFolder, results: dict[str, Any]) -> None:

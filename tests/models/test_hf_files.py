@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.models import decoder, hf
 from jaxunlearn.models.hf import weights
+from jaxunlearn.models.hf.weights import HEAD
 from tests.models.small_models import TIED, UNTIED, random_params
 
 # Llama-2-7b's config.json as transformers 4 wrote it, and Llama-3.2's scaling.
@@ -208,7 +209,23 @@ def test_tensors_that_do_no_harm(model):
     rotary = "model.layers.0.self_attn.rotary_emb.inv_freq"
     edit(model, lambda t: t.update({rotary: np.zeros(2, np.float32)}))
     assert "lm_head" in hf.load_params(model, UNTIED)
+    edit(model, lambda t: t.update({HEAD: t["model.embed_tokens.weight"].copy()}))
     assert "lm_head" not in hf.load_params(model, TIED)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_tied_model_with_another_output_layer(model, row, monkeypatch):
+    """It would answer otherwise than the model that was saved."""
+    monkeypatch.setattr(weights, "_ROWS", 5)
+
+    def differ(tensors):
+        tensors[HEAD] = tensors["model.embed_tokens.weight"].copy()
+        tensors[HEAD][row, 0] += 1
+
+    edit(model, differ)
+    with pytest.raises(ValueError, match=rf"tensor {HEAD} differs from .*tie_word_embeddings"):
+        hf.load_params(model, TIED)
+    assert "lm_head" in hf.load_params(model, UNTIED)
 
 
 def test_no_safetensors(tmp_path):

@@ -1,9 +1,14 @@
 """What a run reads before it starts: all that it needs, and nothing that it does not."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 
 from jaxunlearn.config import Objective
+from jaxunlearn.models import decoder, hf
+from jaxunlearn.pipeline import recipe
 from jaxunlearn.pipeline.finetune import has_learned
 from jaxunlearn.pipeline.prepare import prepare
 from tests.pipeline.tiny import replace
@@ -36,6 +41,39 @@ def test_the_pool_holds_no_row_that_retention_is_measured_on():
     assert not measured & {sample.tokens.tobytes() for sample in run.sets.retain}
 
 
+def test_rows_to_forget_are_in_no_set_to_retain():
+    run = prepared(objectives={"ga": Objective(retain="gd")}, data={"retain": "full"})
+    forget = {sample.tokens.tobytes() for sample in run.sets.forget}
+    assert not forget & {sample.tokens.tobytes() for sample in run.sets.retain}
+    count = len(forget)
+    assert f"data.retain (full): {count} rows of the forget set left out" in run.notes
+    measured = prepared(data={"measured_retain": "full"})
+    assert not forget & {sample.tokens.tobytes() for sample in measured.retain_eval}
+    assert f"data.measured_retain (full): {count} rows of the forget set left out" in measured.notes
+    with pytest.raises(ValueError, match="measured_retain: every row of 'forget' is also in data"):
+        prepared(data={"measured_retain": "forget"})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    run = prepared()
+    params = run.initial()
+    params["blocks"]["up"]["kernel"] = params["blocks"]["up"]["kernel"].at[1, 0, 0].set(value)
+    hf.save_params(tmp_path / "model", params, run.model, tokenizer=run.tokenizer)
+    broken = prepared(model=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"weights of blocks\.up\.kernel are not all finite"):
+        broken.initial()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    run = prepared()
+    small = dataclasses.replace(run.model, vocab_size=300)
+    params = decoder.init_params(jax.random.key(0), small)
+    hf.save_params(tmp_path / "model", params, small, tokenizer=run.tokenizer)
+    with pytest.raises(ValueError, match=r"data.forget .*: token \d+ .* is beyond the model's voc"):
+        prepared(model=str(tmp_path / "model"))
+
+
 def test_every_split_is_read_once(monkeypatch):
     run = prepared()
     assert run.sources.require("full", "finetune.splits") is not None
@@ -64,3 +102,11 @@ def test_fine_tuning_stops_at_its_target_on_both_sets():
     record = {"forget_es": 0.1, "forget_nll": 0.4, "retain_nll": 0.6}
     assert not has_learned([record], spec)
     assert has_learned([record | {"retain_nll": 0.4}], spec)
+
+
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_a_starting_point_that_is_not_finite_ends_the_run(split):
+    numbers = {"forget_nll": 1.0, "retain_nll": 1.0}
+    recipe.check_start(numbers)
+    with pytest.raises(FloatingPointError, match=f"NLL on the {split} set is nan"):
+        recipe.check_start(numbers | {f"{split}_nll": float("nan")})

@@ -33,6 +33,8 @@ from jaxunlearn.models.hf.sharded_read import Read, read_array
 if TYPE_CHECKING:  # transformers is imported where it is used
     from transformers import PreTrainedTokenizerBase
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 4096  # of both matrices that are compared at a time
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Elements in flight to the devices: at most 1 / _SHARE of all parameters, or _FEW if that is more.
 _SHARE, _FEW = 256, 2**20
@@ -85,6 +87,7 @@ def load_params(
     with contextlib.ExitStack() as stack:
         slices = _open_tensors(folder, stack)
         _check_tensors(slices, config, folder)
+        _check_tied(slices, config)
         for leaf in config.leaves():
             sharding = single if shardings is None else leaf.get(shardings)
             read = _reader(leaf, _name_pattern(leaf, config), slices, dtype)
@@ -195,9 +198,36 @@ def _check_tensors(
         if actual != shape:
             raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
     for name, (file, _) in slices.items():
-        tied_copy = config.tied and name == "lm_head.weight"
+        tied_copy = config.tied and name == HEAD
         if name not in table and not tied_copy and not name.endswith("rotary_emb.inv_freq"):
             raise ValueError(f"{file}: tensor {name} has no place in the model of config.json")
+
+
+def _check_tied(slices: dict[str, tuple[Path, Any]], config: DecoderConfig) -> None:
+    """Compares an output layer that the files hold in spite of tied embeddings with the embedding.
+
+    Raises:
+      ValueError: they differ: the model would answer otherwise than the one that was saved.
+    """
+    if not config.tied or HEAD not in slices:
+        return
+    (file, head), (_, embedding) = slices[HEAD], slices[EMBEDDING]
+    same = list(head.get_shape()) == list(embedding.get_shape())
+    for first in range(0, config.vocab_size if same else 0, _ROWS):
+        part = slice(first, min(first + _ROWS, config.vocab_size))
+        if not np.array_equal(_bits(head[part]), _bits(embedding[part])):
+            same = False
+            break
+    if not same:
+        raise ValueError(
+            f"{file}: tensor {HEAD} differs from {EMBEDDING}, though config.json says"
+            " tie_word_embeddings: true; write false there to use both"
+        )
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    """The bytes of an array, so that equal NaN are equal and any type can be compared."""
+    return np.ascontiguousarray(x).view(np.uint8)
 
 
 class Tensor(NamedTuple):
