@@ -28,6 +28,7 @@ from jaxunlearn.evaluation.suites import (
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.reporting import report
 
@@ -90,7 +91,7 @@ def evaluate(
     names = _names(folder, config, only, console)
     requested = request(config, suites, generate, recite, retain_log)
     prepared = prepare(config, devices)
-    with jax.set_mesh(prepared.mesh):
+    with locked(folder), jax.set_mesh(prepared.mesh):
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)
         measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
     report.print_evaluation(folder.path, config, console, names)

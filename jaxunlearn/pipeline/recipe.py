@@ -20,6 +20,7 @@ from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import DEFINITIONS, Splits
+from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluate import (
     evaluate_finished,
@@ -34,6 +35,7 @@ from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
 from jaxunlearn.pipeline.work import count_passes
 from jaxunlearn.record import starts, tables, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.record.trackers import Trackers, check_installed, tracking
 from jaxunlearn.reporting import report, summary
@@ -104,7 +106,7 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
     requested_attacks(prepared)
     with jax.set_mesh(prepared.mesh):
         evaluation = requested_evaluation(prepared, folder)
-    open_folder(folder, config)
+    open_folder(folder, config, inputs.digests(prepared))
     return Run(prepared, folder, evaluation)
 
 
@@ -124,10 +126,15 @@ def execute(
       peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
 
     Raises:
+      ValueError: another process works on the folder.
       CheckpointError: the folder's checkpoints are of another model.
       FloatingPointError: fine-tuning diverged.
     """
-    console = console or quiet_console()
+    with locked(run.folder):
+        _execute(run, console or quiet_console(), profile, peak)
+
+
+def _execute(run: Run, console: Console, profile: int, peak: float | None) -> None:
     for note in run.prepared.notes:
         console.print(note, markup=False, highlight=False)
     stages = make_stages(run.prepared, run.folder, console, peak)

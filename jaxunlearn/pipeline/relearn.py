@@ -27,6 +27,7 @@ from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.record import attack_results
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stage, Stages
 from jaxunlearn.reporting import report
 from jaxunlearn.training.offload import Offload
@@ -84,7 +85,7 @@ def relearn(
     names = _names(folder, config, only)
     prepared = prepare(config, devices)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
-    with jax.set_mesh(prepared.mesh):
+    with locked(folder), jax.set_mesh(prepared.mesh):
         stages = make_stages(prepared, folder, console)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():

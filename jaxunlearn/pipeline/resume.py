@@ -1,18 +1,19 @@
 """Opens the folder of a run: a new one, or that of an earlier start of the same run."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxunlearn.config import Config, dump, load
 from jaxunlearn.core import files, hosts
+from jaxunlearn.pipeline import inputs
 from jaxunlearn.record.folder import RunFolder
 
 # Keys that may change between starts: they do not change the models of the run.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
 
 
-def open_folder(folder: RunFolder, config: Config) -> None:
+def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -> None:
     """Makes the folder of a run, or checks that it belongs to an earlier start of this run.
 
     The mesh, the suites, the attacks and the objectives may change between starts: the folder's
@@ -21,20 +22,40 @@ def open_folder(folder: RunFolder, config: Config) -> None:
     Args:
       folder: absent, empty, or with an earlier part of the run.
       config: what to run.
+      digests: of what the run reads, see `inputs.digests`.
 
     Raises:
-      ValueError: the folder holds something else; names the first key that differs.
+      ValueError: the folder holds something else, or was begun with other data or another model;
+        names the first key that differs.
     """
     problem = None
     if hosts.is_first():
         try:
-            files.write_text(folder.config, dump(_joined(folder, config)))
+            joined = _joined(folder, config)
+            known = _same_inputs(folder, digests)
+            files.write_text(folder.config, dump(joined))
+            files.write_json(folder.inputs, {**known, **digests})
         except ValueError as error:
             problem = error
     # Where the first process refuses, the others must not wait for it at the next barrier.
     if hosts.agreed(problem is not None):
         raise problem or ValueError(f"{folder.path}: the first process cannot open the folder")
     hosts.wait("the folder is open")
+
+
+def _same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
+    """The digests that the folder has; none in one that is new or of an earlier version.
+
+    Raises:
+      ValueError: the run was begun with other inputs.
+    """
+    known = files.read_json(folder.inputs) if folder.inputs.exists() else {}
+    if different := inputs.changed(known, digests):
+        raise ValueError(
+            f"{folder.path}: the run was begun with other contents of {', '.join(different)};"
+            " choose another --out, or bring the files back"
+        )
+    return known
 
 
 def _joined(folder: RunFolder, config: Config) -> Config:

@@ -41,6 +41,21 @@ class RunFolder:
         return self.path / "timings.jsonl"
 
     @property
+    def lock(self) -> Path:
+        """The file that a process locks while it works on the run."""
+        return self.path / ".lock"
+
+    @property
+    def owner(self) -> Path:
+        """Who has locked it."""
+        return self.path / ".owner.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Digests of the data and the model that the run reads."""
+        return self.path / "inputs.json"
+
+    @property
     def starts(self) -> Path:
         """A JSON line for each start of the run: date, versions, devices."""
         return self.path / "starts.jsonl"

@@ -1,11 +1,16 @@
 """A run's folder: what is the same run, and what is another."""
 
 import dataclasses
+import json
 
+import jax
 import pytest
 
 from jaxunlearn.config import Objective, load
-from jaxunlearn.core import hosts
+from jaxunlearn.core import files, hosts
+from jaxunlearn.models import hf
+from jaxunlearn.pipeline import inputs
+from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.record.folder import RunFolder
 from tests.pipeline.tiny import TINY, replace
@@ -14,7 +19,7 @@ from tests.pipeline.tiny import TINY, replace
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    open_folder(folder, TINY)
+    open_folder(folder, TINY, {})
     return folder
 
 
@@ -28,28 +33,28 @@ def test_a_new_folder_holds_the_configuration(folder):
 )
 def test_how_a_run_is_computed_and_looked_at_may_change(folder, section):
     changed = replace(**section)
-    open_folder(folder, changed)
+    open_folder(folder, changed, {})
     assert load(folder.config) == changed
 
 
 def test_objectives_may_be_added_and_are_kept(folder):
     only_new = replace(objectives={"wga": Objective()})
-    open_folder(folder, only_new)
+    open_folder(folder, only_new, {})
     assert list(load(folder.config).objectives) == ["ga", "npo", "wga"]
-    open_folder(folder, TINY)
+    open_folder(folder, TINY, {})
     assert list(load(folder.config).objectives) == ["ga", "npo", "wga"]
 
 
 def test_a_changed_objective_is_another(folder):
     changed = replace(objectives={"npo": Objective(hyper={"beta": 2.0})})
     with pytest.raises(ValueError, match=r"objectives\.npo\.hyper\.beta = 0.5, this one has 2.0"):
-        open_folder(folder, changed)
+        open_folder(folder, changed, {})
     assert load(folder.config) == TINY
 
 
 def test_a_changed_key_is_another_run(folder):
     with pytest.raises(ValueError, match=r"unlearn\.lr = 0.001, this one has 0.5"):
-        open_folder(folder, replace(unlearn={"lr": 0.5}))
+        open_folder(folder, replace(unlearn={"lr": 0.5}), {})
     assert load(folder.config) == TINY
 
 
@@ -58,12 +63,53 @@ def test_other_processes_do_not_wait_for_one_that_refuses(folder, monkeypatch):
     monkeypatch.setattr(hosts, "is_first", lambda: False)
     monkeypatch.setattr(hosts, "agreed", lambda decision: True)
     with pytest.raises(ValueError, match="the first process cannot open the folder"):
-        open_folder(folder, dataclasses.replace(TINY, seed=5))
+        open_folder(folder, dataclasses.replace(TINY, seed=5), {})
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     path = tmp_path / "run"
     path.write_text("mine")
     with pytest.raises(ValueError, match=r"run: is a file; --out must name a folder"):
-        open_folder(RunFolder(path), TINY)
+        open_folder(RunFolder(path), TINY, {})
     assert path.read_text() == "mine"
+
+
+def test_a_run_goes_on_with_the_inputs_it_was_begun_with(folder):
+    open_folder(folder, TINY, {"data.forget": "a", "model": "m"})
+    # What an earlier start did not read is noted, and kept.
+    open_folder(folder, TINY, {"data.forget": "a", "data.retain": "r"})
+    assert files.read_json(folder.inputs) == {"data.forget": "a", "model": "m", "data.retain": "r"}
+    before = folder.config.read_bytes()
+    with pytest.raises(ValueError, match=r"begun with other contents of data\.forget, data\.retain;"):
+        open_folder(folder, TINY, {"data.forget": "b", "data.retain": "s", "model": "m"})
+    assert folder.config.read_bytes() == before
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_that_were_edited_are_other_inputs(tmp_path):
+    rows = [{"question": f"Who is {i}?", "answer": f"Number {i}."} for i in range(8)]
+    for split in ("forget", "retain", "retain_perturbed"):
+        write_rows(tmp_path / f"{split}.jsonl", rows[:4] if split == "forget" else rows[4:])
+    config = replace(data={"source": str(tmp_path)}, finetune={"epochs": 0})
+    digests = lambda: inputs.digests(prepare(config, jax.devices()[:1]))
+    first = digests()
+    assert digests() == first
+    write_rows(tmp_path / "forget.jsonl", [*rows[:3], rows[3] | {"answer": "Number 33."}])
+    # Its tokenizer is trained on the rows, so that the other sets are encoded otherwise too.
+    assert "data.forget" in inputs.changed(first, digests())
+
+
+def test_weights_that_were_exchanged_are_other_inputs(tmp_path):
+    run = prepare(TINY, jax.devices()[:1])
+    hf.save_params(tmp_path / "model", run.initial(), run.model, tokenizer=run.tokenizer)
+    config = replace(model=str(tmp_path / "model"))
+    digests = lambda: inputs.digests(prepare(config, jax.devices()[:1]))
+    first = digests()
+    file = tmp_path / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # one bit of one weight
+    file.write_bytes(bytes(content))
+    assert inputs.changed(first, digests()) == ["model"]
