@@ -80,7 +80,8 @@ def test_a_run_goes_on_with_the_inputs_it_was_begun_with(folder):
     open_folder(folder, TINY, {"data.forget": "a", "data.retain": "r"})
     assert files.read_json(folder.inputs) == {"data.forget": "a", "model": "m", "data.retain": "r"}
     before = folder.config.read_bytes()
-    with pytest.raises(ValueError, match=r"begun with other contents of data\.forget, data\.retain;"):
+    message = r"begun with other contents of data\.forget, data\.retain;"
+    with pytest.raises(ValueError, match=message):
         open_folder(folder, TINY, {"data.forget": "b", "data.retain": "s", "model": "m"})
     assert folder.config.read_bytes() == before
 

@@ -1,5 +1,9 @@
 """Figures as files."""
 
+import os
+import subprocess
+import sys
+
 import matplotlib
 import pytest
 from hypothesis import given, settings
@@ -56,3 +60,18 @@ class TestDrawAll:
 
     def test_file_names_are_readable_and_short(self):
         assert draw._stems(["NPO beta=0.1", "x" * 99]) == ["npo_beta=0.1", "x" * 60]
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_backend_that_is_not_installed_does_not_matter(tmp_path, backend):
+    """A notebook hands its own on to the processes it starts."""
+    code = (
+        "import os\n"
+        "from jaxunlearn.reporting.figures import draw\n"
+        "from tests.reporting.synthetic import make_tables\n"
+        f"draw.draw_all({{'confidence': make_tables()['confidence']}}, {str(tmp_path)!r})\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert (tmp_path / "confidence.png").exists()
