@@ -4,10 +4,12 @@
 would stop a run halfway, and settings that would have no effect.
 """
 
-from jaxunlearn.config import Objective
+from jaxunlearn.config import FineTune, Objective, Unlearn
 from jaxunlearn.data import order
+from jaxunlearn.data.planning import Sample
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.schedule import lr_schedule
 from jaxunlearn.training.tasks import Task
 
 
@@ -19,6 +21,7 @@ def check(prepared: Prepared) -> None:
     """
     sharding.param_shardings(prepared.model, prepared.mesh)
     _check_samples(prepared)
+    _check_schedules(prepared)
     _check_measurements(prepared)
     _check_substitutes(prepared)
     for task in prepared.tasks:
@@ -42,6 +45,25 @@ def _check_samples(prepared: Prepared) -> None:
         size = config.finetune.batch_size
         if not samples or order.num_steps(len(samples), size, 1) < 1:
             raise ValueError(f"{key}: {len(samples)} samples make no batch of {size}")
+
+
+def _check_schedules(prepared: Prepared) -> None:
+    """Checks that some step moves the model: warm-up begins at a learning rate of 0."""
+    config = prepared.config
+    trainings: dict[str, tuple[Unlearn | FineTune, list[Sample]]] = {
+        "unlearn": (config.unlearn, prepared.sets.forget)
+    }
+    if config.finetune.epochs:
+        trainings["finetune"] = (config.finetune, prepared.finetune)
+    for key, (spec, samples) in trainings.items():
+        steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
+        per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
+        rates = lr_schedule(spec.lr, steps, round(spec.warmup_epochs * per_epoch))
+        if not any(float(rates(step)) > 0 for step in range(min(steps, 3))):
+            raise ValueError(
+                f"{key}.warmup_epochs: {spec.warmup_epochs} leaves a learning rate of 0 in all"
+                f" {steps} steps; set it to 0, or make more steps"
+            )
 
 
 def _check_measurements(prepared: Prepared) -> None:

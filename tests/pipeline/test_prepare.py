@@ -9,6 +9,7 @@ import pytest
 from jaxunlearn.config import Objective
 from jaxunlearn.models import decoder, hf
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.finetune import has_learned
 from jaxunlearn.pipeline.prepare import prepare
 from tests.pipeline.tiny import replace
@@ -110,3 +111,22 @@ def test_a_starting_point_that_is_not_finite_ends_the_run(split):
     recipe.check_start(numbers)
     with pytest.raises(FloatingPointError, match=f"NLL on the {split} set is nan"):
         recipe.check_start(numbers | {f"{split}_nll": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"unlearn": {"epochs": 1, "batch_size": 3}}, "unlearn"),
+        ({"finetune": {"epochs": 1, "batch_size": 12}}, "finetune"),
+    ],
+)
+def test_a_schedule_that_never_moves_is_refused(changed, key):
+    run = prepared(**changed)
+    with pytest.raises(ValueError, match=rf"{key}\.warmup_epochs: 1.0 leaves .* 0 in all 1 steps"):
+        check(run)
+    still = {name: values | {"warmup_epochs": 0.0} for name, values in changed.items()}
+    check(prepared(**still))
+
+
+def test_a_warm_up_longer_than_the_run_is_no_error():
+    check(prepared(unlearn={"epochs": 2, "warmup_epochs": 10.0}))
