@@ -24,6 +24,7 @@ from jaxunlearn.evaluation.suite import (
 from jaxunlearn.measurement import statistics
 from jaxunlearn.metrics import memorization
 from jaxunlearn.metrics.definitions import metric_row, missing_row
+from jaxunlearn.metrics.rouge import NO_WORDS
 
 GENERATED = (
     "extraction_strength.generation",
@@ -215,9 +216,11 @@ def generated_rows(
     rows = []
     for name in GENERATED:
         metric, definition = name.partition(".")[0], memorization.DEFINITIONS[name]
-        if in_set.any():
-            value = values[name][in_set].mean()
-            rows.append(metric_row(metric, over, value, definition, items=int(in_set.sum())))
+        found = values[name][in_set] if in_set.any() else np.array([])
+        if known := int(np.isfinite(found).sum()):
+            rows.append(metric_row(metric, over, np.nanmean(found), definition, items=known))
+        elif in_set.any():
+            rows.append(missing_row(metric, over, NO_WORDS, definition))
         else:
             no_room = "the context has no room for it"
             reason = "nothing was recited" if none_requested else no_room

@@ -27,7 +27,7 @@ from jaxunlearn.evaluation.suite import (
 from jaxunlearn.measurement import statistics
 from jaxunlearn.metrics import tofu, tofu_log
 from jaxunlearn.metrics.definitions import missing_row
-from jaxunlearn.metrics.rouge import rouge
+from jaxunlearn.metrics.rouge import NO_WORDS, rouge
 from jaxunlearn.metrics.tofu_log import SetLog
 from jaxunlearn.record.folder import RETRAINED
 
@@ -264,9 +264,9 @@ def table_rows(log: dict[str, SetLog], retain_log: dict[str, SetLog] | None) -> 
     comparable = "forget" in log and (retain_log is None or "forget" in retain_log)
     rows = tofu.table(log, retain_log if comparable else None)
     missing = [
-        missing_row("rouge", name, "no text was generated", tofu.DEFINITIONS["rouge.rougeL_recall"])
+        missing_row("rouge", name, reason, tofu.DEFINITIONS["rouge.rougeL_recall"])
         for name, set_log in log.items()
-        if set_log.rougeL is None
+        if (reason := _no_rouge(set_log)) is not None
     ]
     if retain_log is None or not comparable:
         reason = "one of the two logs lacks the forget set"
@@ -275,3 +275,11 @@ def table_rows(log: dict[str, SetLog], retain_log: dict[str, SetLog] | None) -> 
         definition = tofu.DEFINITIONS["forget_quality.geometric"]
         missing.append(missing_row("forget_quality", "forget", reason, definition))
     return [*rows, *missing]
+
+
+def _no_rouge(log: SetLog) -> str | None:
+    """Why a set has no ROUGE; None where it has."""
+    if log.rougeL is not None and np.isfinite(log.rougeL).any():
+        return None
+    written = log.texts is not None and any(text is not None for text in log.texts)
+    return NO_WORDS if written else "no text was generated"

@@ -1,8 +1,12 @@
 """ROUGE of texts against references, by the `rouge-score` package."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
+
+NO_WORDS = "no reference has a word that ROUGE counts, of letters a-z and digits"
+"""Why there is no ROUGE of texts in another script."""
 
 
 def rouge(
@@ -12,8 +16,8 @@ def rouge(
 
     Recall is the share of the reference's words that the text contains (ROUGE-L: in order), F1 the
     harmonic mean of recall and precision. Recall alone does not punish an answer that never ends,
-    as an untrained or broken model's does not. Words are runs of a-z and 0-9 in lower case: a text
-    in another script has none, and scores 0.
+    as an untrained or broken model's does not. Words are runs of a-z and 0-9 in lower case: where
+    a reference in another script has none, nothing can be said of any text.
 
     Args:
       generated: the texts of the model.
@@ -21,7 +25,8 @@ def rouge(
       stem: compare words by their Porter stems, as TOFU and OpenUnlearning do; MUSE does not.
 
     Returns:
-      {"rouge1_recall", "rougeL_recall", "rougeL_f1"}, each [n] float64 in 0..1.
+      {"rouge1_recall", "rougeL_recall", "rougeL_f1"}, each [n] float64 in 0..1, NaN where the
+      reference has no word.
 
     Raises:
       ValueError: not as many texts as references.
@@ -41,4 +46,7 @@ def rouge(
         "rougeL_recall": [score["rougeL"].recall for score in scores],
         "rougeL_f1": [score["rougeL"].fmeasure for score in scores],
     }
-    return {name: np.array(values, np.float64) for name, values in each.items()}
+    words = np.array([re.search("[a-z0-9]", text.lower()) is not None for text in references], bool)
+    return {
+        name: np.where(words, np.array(values, np.float64), np.nan) for name, values in each.items()
+    }

@@ -9,6 +9,7 @@ from jaxunlearn.data.encoding import Items
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.evaluation import memorization as suite_memorization
 from jaxunlearn.metrics import memorization
+from jaxunlearn.metrics.rouge import NO_WORDS
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
 
@@ -62,6 +63,18 @@ def test_generated_rows_are_means_of_one_set_or_say_why_not(none, reason):
     rows = suite_memorization.generated_rows("other", sets, values, none_requested=none)
     assert [row["definition"] for row in rows] == list(suite_memorization.GENERATED)
     assert {row["reason"] for row in rows} == {reason}
+
+
+def test_generated_rows_of_another_script_say_why_there_are_none():
+    values = {name: np.array([1.0, 0.5]) for name in suite_memorization.GENERATED}
+    values["verbatim_rouge.rougeL_f1"] = np.array([np.nan, np.nan])
+    values["verbatim_rouge.rougeL_f1_stemmed"] = np.array([np.nan, 0.25])
+    rows = suite_memorization.generated_rows("forget", ["forget"] * 2, values, none_requested=False)
+    by_name = {row["definition"]: row for row in rows}
+    assert by_name["verbatim_rouge.rougeL_f1"]["reason"] == NO_WORDS
+    stemmed = by_name["verbatim_rouge.rougeL_f1_stemmed"]
+    assert (stemmed["value"], stemmed["items"]) == (0.25, 1)
+    assert by_name["extraction_strength.generation"]["items"] == 2
 
 
 @pytest.mark.usefixtures("on_mesh")

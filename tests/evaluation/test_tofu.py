@@ -11,6 +11,7 @@ from jaxunlearn.evaluation import tofu as suite_tofu
 from jaxunlearn.evaluation.suite import NO_RETRAINED
 from jaxunlearn.measurement.statistics import Statistics
 from jaxunlearn.metrics import tofu_log
+from jaxunlearn.metrics.rouge import NO_WORDS
 
 ROW = {"question": "Who?", "answer": "Ana.", "paraphrased_answer": "It is Ana.",
        "perturbed_answer": ["Bo.", "Cy."]}  # fmt: skip
@@ -59,6 +60,20 @@ def test_a_question_without_text_has_no_rouge():
     log = suite_tofu.set_log("forget", np.ones((2, 4)), np.ones((2, 4), int), texts)
     np.testing.assert_array_equal(log.rougeL, [1, np.nan])
     assert log.texts == texts
+
+
+def test_rouge_of_another_script_is_null_with_a_reason(tmp_path):
+    pytest.importorskip("rouge_score")
+    texts = [("?", "هو", "هو"), ("?", "東京", "東京")]
+    log = {"forget": suite_tofu.set_log("forget", np.ones((2, 4)), np.ones((2, 4), int), texts)}
+    assert missing(suite_tofu.table_rows(log, log)) == {("rouge", "forget"): NO_WORDS}
+    # The log that is written is one that can be read.
+    file = tofu_log.write_log(log, tmp_path / "log.json")
+    assert tofu_log.read_log(file)["forget"].texts == texts
+    mixed = [*texts[:1], ("?", "Ana.", "Ana.")]
+    log = {"forget": suite_tofu.set_log("forget", np.ones((2, 4)), np.ones((2, 4), int), mixed)}
+    rows = [row for row in suite_tofu.table_rows(log, log) if row["metric"] == "rouge"]
+    assert [(row["value"], row["items"]) for row in rows] == [(1.0, 1)]
 
 
 def log_of(value, sets=("forget", "retain")):

@@ -173,6 +173,9 @@ def test_stems_make_words_equal():
     assert rouge(["writes novels"], ["writing novel"])["rougeL_recall"] == 1
     assert rouge(["writes novels"], ["writing novel"], stem=False)["rougeL_recall"] == 0
     assert rouge([""], ["a"])["rougeL_recall"] == 0
+    # In another script nothing can be said, not even of a text that is the same.
+    for values in rouge(["من هو", "東京", "a", "?"], ["من هو", "東京", "a", "..."]).values():
+        np.testing.assert_array_equal(values, [np.nan, np.nan, 1, np.nan])
     with pytest.raises(ValueError, match="1 texts, but 2 references"):
         rouge(["a"], ["a", "b"])
 
