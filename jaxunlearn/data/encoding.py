@@ -237,8 +237,9 @@ def _encode_chat(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Sampl
     prompts = _chat(tokenizer, [_turns(question) for question, _ in pairs], prompt=True)
     wholes = _chat(tokenizer, [_turns(*pair) for pair in pairs], prompt=False)
     sequences = []
-    for (question, _), prompt_ids, ids in zip(pairs, prompts, wholes, strict=True):
-        first_label = len(prompt_ids)
+    answers = _plain(tokenizer, [answer for _, answer in pairs])
+    for pair, prompt_ids, ids, answer in zip(pairs, prompts, wholes, answers, strict=True):
+        question, first_label = pair[0], len(prompt_ids)
         if ids[:first_label] != prompt_ids:
             raise ValueError(
                 "the chat template's generation prompt is not how its full text begins, for the "
@@ -251,6 +252,13 @@ def _encode_chat(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Sampl
             )
         # Some templates write a line break after the EOS, where decoding has already stopped.
         end = ids.index(tokenizer.eos_token_id, first_label) + 1
+        # A template that ignores `add_generation_prompt`, or thinks aloud, puts more among them.
+        said = tokenizer.decode(ids[first_label : end - 1]).strip()
+        if said != tokenizer.decode(answer).strip():
+            raise ValueError(
+                f"the chat template makes {said!r} of the answer {pair[1]!r}: the labels would be"
+                " more than the answer; set `prompt: tofu`"
+            )
         sequences.append(Sample(np.array(ids[:end], np.int32), first_label))
     return sequences
 

@@ -25,6 +25,15 @@ LINE_BREAK_AFTER_EOS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}"
     "{{ eos_token }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+# Ignores add_generation_prompt: the words that begin an answer are labels.
+NO_GENERATION_PROMPT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+)
+THINKS = (
+    "{% for m in messages %}{{ 'Q: ' if m['role'] == 'user' else 'A: <think></think>' }}"
+    "{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}A: {% endif %}"
+)
 NO_EOS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 NO_PREFIX = (
     "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -161,7 +170,12 @@ def test_chat_labels_end_at_the_eos(chat):
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [(NO_EOS, "does not end an answer with '</s>'"), (NO_PREFIX, "not how its full text begins")],
+    [
+        (NO_EOS, "does not end an answer with '</s>'"),
+        (NO_PREFIX, "not how its full text begins"),
+        (NO_GENERATION_PROMPT, r"makes 'assistant: Nobody.' of the answer 'Nobody.'"),
+        (THINKS, r"makes '<think></think> ?Nobody.' of the answer"),
+    ],
 )
 def test_chat_templates_without_exact_labels_are_refused(chat, template, message):
     with pytest.raises(ValueError, match=message):
