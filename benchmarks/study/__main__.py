@@ -1,7 +1,7 @@
 """Does the paper's analysis hold? Runs the study, and writes the page that judges its claims.
 
     python -m benchmarks.study run STUDY --source SOURCE [--model MODEL] [--seed N] [--only NAME]
-    python -m benchmarks.study estimators STUDY [--seed N]
+    python -m benchmarks.study estimators STUDY [--seed N] [--places SHARE ..] [--repeats N]
     python -m benchmarks.study page
 
 `run` runs configs/study/STUDY.yaml, or configs/STUDY.yaml, in runs/study/STUDY-seedN; it goes on
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content = collect.collect(folder, _words(options))
         files.write_json(RESULTS / f"{folder.name}.json", content)
     else:
-        content = estimators.compare(folder, _words(options))
+        content = estimators.compare(folder, _words(options), options.places, options.repeats)
         files.write_json(RESULTS / f"estimators-{folder.name}.json", content)
 
 
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--source", required=True, help="TOFU's splits, or the name of a hub dataset")
     run.add_argument("--model", help="weights, where the study does not make its own")
     run.add_argument("--only", nargs="+", default=(), metavar="OBJECTIVE")
+    compare.add_argument("--places", nargs="+", type=float, default=(0.0, 0.5, 1.0))
+    compare.add_argument("--repeats", type=int, default=20)
     commands.add_parser("page", help="write docs/fidelity.md's tables and figures")
     return parser
 
@@ -81,6 +83,9 @@ def _words(options: argparse.Namespace) -> list[str]:
     for name in ("model", "source"):
         if getattr(options, name, None):
             words += [f"--{name}", name.upper()]
+    for name in ("only", "places"):
+        if values := getattr(options, name, ()):
+            words += [f"--{name}", *map(str, values)]
     return words
 
 

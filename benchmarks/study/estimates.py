@@ -11,6 +11,10 @@ from benchmarks.study.texts import table as markdown
 def _row(state: Mapping[str, Any]) -> list[str]:
     """A row: exact effects, bfloat16's error, the running mean's bias, spread and conclusions."""
     exact, half = np.array(state["exact"]), np.array(state["bfloat16"])
+    half_errors = (f"{value:+.1%}" for value in half / exact - 1)
+    head = [f"{state['method']}, {state['place']:.1f}", *(f"{v:.3g}" for v in exact), *half_errors]
+    if len(state["estimates"]) < 2:
+        return [*head, *"------"]
     found = np.array(state["estimates"])
     bias = found.mean(0) / exact - 1
     spread = found.std(0, ddof=1) / np.abs(exact)
@@ -18,9 +22,7 @@ def _row(state: Mapping[str, Any]) -> list[str]:
     truth = abs(exact[1]) > abs(exact[0])
     wrong_sign = np.sign(found[:, 1]) != np.sign(exact[1])
     return [
-        f"{state['method']}, {state['place']:.1f}",
-        *(f"{value:.3g}" for value in exact),
-        *(f"{value:+.1%}" for value in half / exact - 1),
+        *head,
         *(f"{value:+.0%}" for value in bias),
         *(f"{value:.0%}" for value in spread),
         f"{np.mean(wrong_sign):.0%}",

@@ -37,9 +37,6 @@ DECAY = 0.6
 MICRO_BATCH = 4
 KEPT = 12
 """Micro-batches of a running mean; what came before them would weigh 0.6^12 = 0.2 %."""
-REPEATS = 20
-PLACES = (0.0, 0.5, 1.0)
-"""Where effects are measured: theta_0 + place (theta_T - theta_0)."""
 REDUCTION = "sequence_sum"
 
 
@@ -62,16 +59,20 @@ class Sets(NamedTuple):
     retain: Rows
 
 
-def compare(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """Exact and estimated effects at three places on the way of each objective of a run.
+def compare(
+    run: Path, arguments: Sequence[str], places: Sequence[float], repeats: int
+) -> dict[str, Any]:
+    """Exact and estimated effects at some places on the way of each objective of a run.
 
     Args:
       run: a finished run with the four objectives of `METHODS`.
       arguments: of the command, for the record.
+      places: where effects are measured: theta_0 + place (theta_T - theta_0).
+      repeats: orders of the samples; 0 measures exact sums in bfloat16 alone.
 
     Returns:
-      {"about", "repeats", "states": [{"method", "place", "exact", "bfloat16", "estimates"}]}, each
-      effect being [e_u, e_r] and "estimates" one for each repeat.
+      {"about", "study", "repeats", "states"}, and of each state {"method", "place", "exact",
+      "bfloat16", "estimates"}: an effect is [e_u, e_r], "estimates" has one for each repeat.
     """
     folder = RunFolder(run)
     prepared = prepare(stored.configuration(folder))
@@ -81,10 +82,10 @@ def compare(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     for method in METHODS:
         loss, hyper = SIX[method]
         final = stored.stage_params(folder, prepared, _name(prepared, method))
-        for place in PLACES:
+        for place in places:
             params = uwc.mix(base, final, place)
             exact, half = (_term(prepared.model, loss, hyper, t) for t in ("float32", "bfloat16"))
-            estimates = [_estimated(params, half, sets, seed) for seed in range(REPEATS)]
+            estimates = [_estimated(params, half, sets, seed) for seed in range(repeats)]
             states.append(
                 {
                     "method": method,
@@ -94,11 +95,11 @@ def compare(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
                     "estimates": estimates,
                 }
             )
-            print(method, place, states[-1]["exact"], np.mean(estimates, axis=0), flush=True)
+            print(method, place, *states[-1].values(), flush=True)
     return {
         "about": record.about("study", arguments, torch_threads=False),
         "study": prepared.config.name,
-        "repeats": REPEATS,
+        "repeats": repeats,
         "states": states,
     }
 

@@ -32,10 +32,6 @@ class Facts:
     content: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        return f"{self.content['study']}, seed {self.content['seed']}"
-
-    @property
     def steps(self) -> int:
         """Updates of unlearning."""
         return max(

@@ -19,7 +19,7 @@ def draw(studies: Studies, compared: Sequence[Mapping[str, Any]], folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     for study, runs in studies.items():
         _save(curves(study, runs), folder / f"curves_{study}.png")
-    for content in compared:
+    for content in (content for content in compared if content["repeats"]):
         _save(estimators(content), folder / f"estimators_{content['study']}.png")
 
 
