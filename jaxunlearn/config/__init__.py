@@ -1,6 +1,6 @@
 """The configuration of a run: its schema, its reader, and the check of its values."""
 
-from jaxunlearn.config.reader import dump, load, only
+from jaxunlearn.config.reader import check_readable, dump, load, only
 from jaxunlearn.config.schema import (
     Compute,
     Config,
@@ -33,6 +33,7 @@ __all__ = [
     "Objective",
     "Relearn",
     "Unlearn",
+    "check_readable",
     "dump",
     "load",
     "only",

@@ -60,6 +60,20 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
+def check_readable(config: Config) -> None:
+    """Checks that a configuration can be read back from what is written of it.
+
+    One that was made in Python may hold values of other types than the schema's. Written into a
+    run's folder, it would lock the folder for resuming, reports and evaluation.
+
+    Raises:
+      ConfigError: it cannot; names the key.
+    """
+    text = dump(config)
+    if dump(loads(text, "configuration")) != text:
+        raise ConfigError("the configuration changes when it is written and read again")
+
+
 def only(config: Config, names: typing.Sequence[str]) -> Config:
     """Returns the configuration with only some of its objectives.
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxunlearn.config import Config, load
+from jaxunlearn.config import Config, check_readable, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.data import encoding, packing
@@ -101,6 +101,7 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
     """
     folder = RunFolder(Path(out))
     check_installed(config.track)
+    check_readable(config)
     prepared = prepare(config, devices)
     check(prepared)
     requested_attacks(prepared)

@@ -1,13 +1,24 @@
 """The configuration: defaults, YAML in and out, and errors that name file, line and key."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
-from jaxunlearn.config import Config, ConfigError, Objective, reader, schema
+from jaxunlearn.config import (
+    Config,
+    ConfigError,
+    Data,
+    FineTune,
+    Measure,
+    Objective,
+    check_readable,
+    reader,
+    schema,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "jaxunlearn" / "demo.yaml"]
+CONFIGS = [*sorted((ROOT / "configs").rglob("*.yaml")), ROOT / "jaxunlearn" / "demo.yaml"]
 
 
 def write(tmp_path, text):
@@ -109,3 +120,21 @@ def test_a_file_that_is_not_text(tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot read"):
         reader.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"new_model": None}, "configuration:.*'new_model' must be a mapping"),
+        ({"seed": 1.5}, "configuration:.*'seed' must be a whole number, not '1.5'"),
+        ({"data": Data(source="a", prompt="alpaca")}, "'data.prompt' must be one of"),
+    ],
+)
+def test_a_configuration_that_could_not_be_read_back_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_readable(dataclasses.replace(Config(), **changes))
+
+
+def test_lists_in_the_place_of_tuples_do_no_harm():
+    check_readable(Config(measure=Measure(pg_steps=[1, 2]), finetune=FineTune(splits=["full"])))
+    check_readable(Config())
