@@ -82,6 +82,18 @@ _MISTRAL_7B_V03: dict[str, Any] = {
     "rope_theta": 1000000.0,
     "family": "mistral",
 }
+_SMOLLM2_135M: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_layers": 30,
+    "num_heads": 9,
+    "num_kv_heads": 3,
+    "head_dim": 64,
+    "context": 8192,
+    "rope_theta": 100000.0,
+    "tied": True,
+}
 _SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": _llama2(4096, 11008, 32, 32),
     "llama-2-13b": _llama2(5120, 13824, 40, 40),
@@ -92,6 +104,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": _QWEN25_7B,
     "qwen2.5-7b-instruct": _QWEN25_7B | {"context": 32768},
     "qwen3-8b": _QWEN3_8B,
+    "smollm2-135m": _SMOLLM2_135M,
     "mistral-7b-v0.3": _MISTRAL_7B_V03,
     "mistral-7b-instruct-v0.3": _MISTRAL_7B_V03,
 }

@@ -14,7 +14,7 @@ import pytest
 from jaxunlearn.config import Config, Objective
 from jaxunlearn.data import packing, planning
 from jaxunlearn.data.encoding import load_tokenizer
-from jaxunlearn.models import decoder, hf
+from jaxunlearn.models import decoder, hf, sizes
 from jaxunlearn.models.decoder.decode import generate
 from jaxunlearn.models.hf.weights import _pull
 from jaxunlearn.pipeline.export import export
@@ -66,6 +66,10 @@ def check_log_probs(model, golden):
     log_probs = jax.jit(lambda params, batch: decoder.forward(params, batch, config).labels)
     for ids, expected in zip(golden["ids"], golden["token_logprob"], strict=True):
         np.testing.assert_allclose(log_probs(params, batch_of(ids))[0], expected, atol=TOLERANCE)
+
+
+def test_forecasts_know_its_shape(folder):
+    assert sizes.published_shape("HuggingFaceTB/SmolLM2-135M", {}) == hf.load_config(folder)
 
 
 def test_token_log_probs_and_their_gradient(smollm2, golden):

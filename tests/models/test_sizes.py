@@ -15,6 +15,7 @@ from jaxunlearn.models import sizes
         ("Qwen/Qwen2.5-7B", 131072),
         ("Qwen/Qwen2.5-7B-Instruct", 32768),
         ("someone/qwen-3-8b-forget", 40960),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", 8192),
     ],
 )
 def test_the_longest_size_in_a_name_counts(name, context):
