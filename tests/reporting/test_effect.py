@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.reporting import palette
-from jaxunlearn.reporting.figures import series
+from jaxunlearn.reporting.figures import effect_series, series
 from jaxunlearn.reporting.figures.effect import g_effect
 from tests.reporting.synthetic import (
     GROUPS,
@@ -39,13 +39,24 @@ class TestGEffect:
             rows.append(row | {"step": 10, "value": 0.0})
         groups = {"embed": ["embed"], "shallow": ["block_0"]}
         table = series.read({"g_effect": columns(rows)}, "g_effect")
-        for line in series.group_shares(table, groups).values():
+        for line in effect_series.group_shares(table, groups).values():
             assert line.steps.tolist() == [5] and line.values.tolist() == [-0.5]
 
     def test_one_column_of_four_panels_per_objective(self, drawn):
         assert len(drawn["g_effect"].axes) == 4 * 4
         titles = [ax.get_title() for ax in drawn["g_effect"].axes[::4]]
         assert titles == ["ga", "npo", "po", "rmu"]
+
+    def test_the_warm_up_is_shaded(self, tables):
+        rates = {0: 0.0, 5: 5e-6, 10: 1e-5, 15: 9e-6}
+        table = {**tables["g_effect"]}
+        table["lr"] = [rates.get(step, 1e-6) for step in table["step"]]
+        figure = g_effect({**tables, "g_effect": table})
+        for ax in figure.axes[:4]:
+            (shade,) = ax.patches
+            assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0, 10)
+        assert "warm-up" in texts(figure)
+        assert not g_effect(tables).axes[0].patches
 
     def test_wide_totals_are_symlog_and_narrow_ones_linear(self, drawn):
         assert drawn["g_effect"].axes[0].get_yscale() == "symlog"
@@ -110,5 +121,5 @@ class TestPlane:
     def test_steps_missing_for_one_risk_are_left_out(self):
         rows = [g_effect_row("npo", "unlearn", step, "total", 1.0) for step in (0, 5, 10)]
         rows += [g_effect_row("npo", "retain", step, "total", 1.0) for step in (5, 10)]
-        path = series.effect_path(series.read({"g_effect": columns(rows)}, "g_effect"))
+        path = effect_series.effect_path(series.read({"g_effect": columns(rows)}, "g_effect"))
         assert path.steps.tolist() == [5, 10] and path.dropped == 0

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from jaxunlearn.reporting import palette
-from jaxunlearn.reporting.figures import panels, scales, series
+from jaxunlearn.reporting.figures import effect_series, panels, scales, series
 from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, swatch
 
 UNIT = "[nats$^2$ / param.$^2$]"
@@ -82,7 +82,9 @@ def plane(tables: Mapping[str, Any]) -> Figure | None:
     names = series.distinct(table, "objective")
     if not names:
         return None
-    paths = {name: series.effect_path(series.select(table, objective=name)) for name in names}
+    paths = {
+        name: effect_series.effect_path(series.select(table, objective=name)) for name in names
+    }
     values = np.concatenate([np.append(path.e_u, path.e_r) for path in paths.values()])
     width = scales.linear_width(values, always=True) or 1.0
     latest = max(path.steps.max(initial=0) for path in paths.values())
@@ -118,7 +120,10 @@ def _draw_stack(
     stack: Mapping[str, Axes], table: series.Table, groups: Mapping[str, Sequence[str]]
 ) -> None:
     """One objective's column: e and its cosine on both sets, then e by group on each."""
+    warm = effect_series.warm_up(table)
     for kind, ax in stack.items():
+        if warm:
+            ax.axvspan(0, warm, color="#000000", alpha=0.05, linewidth=0)
         ax.axhline(0.0, color="#777777", linewidth=0.7)
         if kind in RISKS:
             lines = _share_lines(series.select(table, risk=kind), groups)
@@ -149,7 +154,7 @@ def _risk_lines(table: series.Table, column: str) -> list[tuple[dict, series.Ser
 def _share_lines(
     table: series.Table, groups: Mapping[str, Sequence[str]]
 ) -> list[tuple[dict, series.Series]]:
-    shares = series.group_shares(table, groups)
+    shares = effect_series.group_shares(table, groups)
     return [(panels.group_style(group, list(groups)), line) for group, line in shares.items()]
 
 
@@ -172,6 +177,7 @@ def _effect_caption(table: series.Table, width: float | None) -> str:
         " is no likelihood, as for RMU, in nats times its unit): its size compares within an"
         " objective, the cosine between objectives. A group's share is its $e$ over the sum of all"
         " groups' magnitudes."
+        + (" Grey: warm-up of the learning rate." if effect_series.warm_up(table) else "")
         + (f" First row: symmetric log, linear within ±{scales.decade(width)}." if width else "")
     )
 
@@ -194,7 +200,7 @@ def _draw_plane(ax: Axes, values: np.ndarray, width: float) -> None:
     ax.text(0.48, 0.03, "removes,\nharms", ha="right", **words)
 
 
-def _draw_path(ax: Axes, path: series.EffectPath, color: ScalarMappable) -> None:
+def _draw_path(ax: Axes, path: effect_series.EffectPath, color: ScalarMappable) -> None:
     ax.plot(path.e_u, path.e_r, color="#444444", linewidth=1.0, zorder=2.5)
     shades = color.to_rgba(path.steps)
     ax.scatter(path.e_u, path.e_r, c=shades, s=18, zorder=3, edgecolors="white", linewidths=0.5)
@@ -206,7 +212,9 @@ def _draw_path(ax: Axes, path: series.EffectPath, color: ScalarMappable) -> None
         )  # fmt: skip
 
 
-def _labelled_steps(ax: Axes, path: series.EffectPath) -> dict[tuple[float, float], list[float]]:
+def _labelled_steps(
+    ax: Axes, path: effect_series.EffectPath
+) -> dict[tuple[float, float], list[float]]:
     """The first, the furthest and the last step, by position; labels that collide are joined."""
     points = np.column_stack([path.e_u, path.e_r])
     places = ax.transAxes.inverted().transform(ax.transData.transform(points))

@@ -5,7 +5,6 @@ NaN and infinities are measured values: a series leaves them out and counts them
 """
 
 import difflib
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,21 +70,6 @@ class Pairs(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    dropped: int
-
-
-class EffectPath(NamedTuple):
-    """e_u and e_r by increasing step, where both are finite.
-
-    Attributes:
-      steps: [n].
-      e_u, e_r: [n] the G-effects on D_u and on D_r.
-      dropped: as in `Series`, of both columns together.
-    """
-
-    steps: np.ndarray
-    e_u: np.ndarray
-    e_r: np.ndarray
     dropped: int
 
 
@@ -182,14 +166,14 @@ def series(table: Table, name: str) -> Series:
     """A column by step: sorted, nulls left out, non-finite values left out and counted."""
     steps, _ = numbers(table, "step")
     values, null = numbers(table, name)
-    return _finite(steps, values, null)
+    return finite_series(steps, values, null)
 
 
 def realised_change(table: Table) -> Series:
     """R(theta_t) - R(theta_0) at every measured step, and at the end of the last interval."""
     steps, _ = numbers(table, "step")
     if not len(steps):
-        return _finite(steps, steps, np.zeros(0, bool))
+        return finite_series(steps, steps, np.zeros(0, bool))
     values, null = numbers(table, "risk_value")
     last = np.argmax(steps)
     length, change = (numbers(table, n)[0][last] for n in ("interval_steps", "interval_change"))
@@ -197,7 +181,7 @@ def realised_change(table: Table) -> Series:
     with np.errstate(invalid="ignore"):  # inf - inf is not finite, and counted as such
         values = np.append(values, values[last] + change) - first
     steps = np.append(steps, steps[last] + length)
-    return _finite(steps, values, np.append(null, not np.isfinite(length)))
+    return finite_series(steps, values, np.append(null, not np.isfinite(length)))
 
 
 def with_sgd(table: Table) -> Table:
@@ -239,56 +223,6 @@ def pairs(table: Table, first: str, second: str) -> Pairs:
     x, y = numbers(both, first)[0], numbers(both, second)[0]
     finite = np.isfinite(x) & np.isfinite(y)
     return Pairs(x[finite], y[finite], int((~finite).sum()))
-
-
-def effect_path(total: Table) -> EffectPath:
-    """The path of (e_u, e_r) over the steps measured for both, from `total` rows."""
-    unlearn, retain = (series(select(total, risk=risk), "value") for risk in ("unlearn", "retain"))
-    steps, at_u, at_r = np.intersect1d(unlearn.steps, retain.steps, return_indices=True)
-    dropped = unlearn.dropped + retain.dropped
-    return EffectPath(steps, unlearn.values[at_u], retain.values[at_r], dropped)
-
-
-def group_sums(table: Table, groups: Mapping[str, Sequence[str]]) -> dict[str, Series]:
-    """The `value` of each group of layers by step; a group's sum is finite or dropped whole.
-
-    Raises:
-      ValueError: a layer of the table is in no group, so that groups would not sum to the total.
-    """
-    lost = set(distinct(table, "layer")) - {"total"} - {x for g in groups.values() for x in g}
-    if groups and lost:
-        raise ValueError(f"layers {sorted(lost)} are in no group of {dict(groups)}")
-    sums = {}
-    for group, layers in groups.items():
-        member = np.isin(table["layer"].astype(str), list(layers))
-        values, null = numbers(table, "value")
-        steps, at = np.unique(numbers(table, "step")[0][member], return_inverse=True)
-        with np.errstate(invalid="ignore"):
-            total = np.bincount(at, weights=values[member], minlength=len(steps))
-        absent = np.bincount(at, weights=null[member], minlength=len(steps)) > 0
-        if member.any():
-            sums[group] = _finite(steps, total, absent)
-    return sums
-
-
-def group_shares(table: Table, groups: Mapping[str, Sequence[str]]) -> dict[str, Series]:
-    """The share of each group in the magnitudes of all groups by step, with the group's sign.
-
-    A step at which some group has no finite value, or at which all are 0, is left out.
-
-    Raises:
-      ValueError: as `group_sums`.
-    """
-    sums = group_sums(table, groups)
-    steps = [line.steps for line in sums.values()]
-    common = functools.reduce(np.intersect1d, steps) if steps else np.array([])
-    at = {group: line.values[np.isin(line.steps, common)] for group, line in sums.items()}
-    sizes = np.sum([np.abs(values) for values in at.values()], axis=0)
-    some = sizes > 0
-    return {
-        group: Series(common[some], at[group][some] / sizes[some], line.dropped)
-        for group, line in sums.items()
-    }
 
 
 def spread(table: Table, name: str, at: Sequence[float]) -> Spread:
@@ -413,7 +347,8 @@ def _keys(table: Table) -> list[tuple]:
     return list(zip(table.get("step", ()), table.get("sample", ()), strict=True))
 
 
-def _finite(steps: np.ndarray, values: np.ndarray, null: np.ndarray) -> Series:
+def finite_series(steps: np.ndarray, values: np.ndarray, null: np.ndarray) -> Series:
+    """The finite values by increasing step; those that are neither null nor finite are counted."""
     finite = np.isfinite(values)
     order = np.argsort(steps[finite], kind="stable")
     dropped = int((~finite & ~null).sum())
