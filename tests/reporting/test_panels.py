@@ -2,6 +2,7 @@
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 from jaxunlearn.reporting.figures import panels
 from jaxunlearn.reporting.figures.effect import g_effect, plane
@@ -58,3 +59,15 @@ class TestSheet:
         before = dict(matplotlib.rcParams)
         confidence(tables)
         assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("lengths", [(5, 5, 5, 18, 18, 28), (3, 30), (8,) * 7, (40, 4, 4, 4)])
+def test_a_legend_is_no_wider_than_its_figure(lengths):
+    handles = [panels.swatch("x" * length, color="#000000") for length in lengths]
+    figure = Figure(figsize=(6.8, 4))
+    figure.subplots()
+    panels.finish(figure, {}, "Title", "Caption.", handles)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x1 <= figure.bbox.x1

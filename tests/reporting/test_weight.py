@@ -39,7 +39,7 @@ class TestWeights:
 class TestPgDensity:
     def test_points_are_the_joined_effects_of_the_first_checkpoints(self, tables, drawn):
         joint = drawn["pg_density"].axes[0]
-        points = np.asarray(joint.collections[-1].get_offsets())
+        points = np.concatenate([np.asarray(c.get_offsets()) for c in joint.collections[-3:]])
         expected = {
             risk: [
                 value
@@ -88,18 +88,26 @@ class TestPgDensity:
         top = drawn["pg_density"].axes[1]
         labels = [label.get_text() for label in top.get_yticklabels()]
         counts = [int(label.split("(")[1].rstrip(")")) for label in labels]
-        assert labels[0].startswith("0.0–0.2 (") and sum(counts) == 60
+        assert sum(counts) == 60 and min(counts) > 0
         rows = series.pg_points(
             series.select(series.read(tables, "pg_effect"), objective="npo"), [5, 10, 15]
         )
-        place = next(place for place, count in enumerate(counts) if count)
-        inside = rows.unlearn[(rows.weights / 0.2).astype(int) == place]
+        bins, spans = _weight_bins(rows.weights)
+        assert [label.split(" (")[0] for label in labels] == spans
         dots = dict(line.get_xydata()[0][::-1] for line in top.lines if line.get_marker() == "o")
-        assert dots[place] == pytest.approx(np.median(inside))
+        for place in range(len(spans)):
+            assert dots[place] == pytest.approx(np.median(rows.unlearn[bins == place]))
+
+    def test_every_step_has_its_own_marker(self, drawn):
+        labels = [text.get_text() for text in drawn["pg_density"].legends[0].get_texts()]
+        assert labels[:3] == ["step 5", "step 10", "step 15"]
+        joint = drawn["pg_density"].axes[0]
+        clouds = [c for c in joint.collections if len(np.asarray(c.get_offsets())) == 20]
+        assert len(clouds) == 3
 
     def test_good_region_is_far_left_and_around_zero(self, drawn):
         joint = drawn["pg_density"].axes[0]
-        points = np.asarray(joint.collections[-1].get_offsets())
+        points = np.concatenate([np.asarray(c.get_offsets()) for c in joint.collections[-3:]])
         (region,) = joint.patches
         assert region.get_x() == points[:, 0].min()
         assert region.get_x() + region.get_width() == pytest.approx(np.quantile(points[:, 0], 0.25))
@@ -107,14 +115,18 @@ class TestPgDensity:
         assert (region.get_y(), region.get_height()) == pytest.approx((-near, 2 * near))
 
     @settings(max_examples=50, deadline=None)
-    @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=20))
-    def test_every_weight_is_in_its_bin(self, weights):
+    @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=40))
+    def test_bins_are_in_order_and_none_is_empty(self, weights):
         weights = np.array(weights)
-        bins, count = _weight_bins(weights)
-        assert 5 <= count <= 11 and bins.max() < count
-        closed = bins < 10
-        assert (weights >= bins * 0.2 - 1e-8).all()
-        assert (weights <= (bins + 1) * 0.2 + 1e-8)[closed].all()
+        bins, spans = _weight_bins(weights)
+        assert 1 <= len(spans) <= 5 and set(bins) == set(range(len(spans)))
+        for place in range(len(spans) - 1):
+            assert weights[bins == place].max() < weights[bins == place + 1].min()
+
+    def test_bins_hold_equally_many_samples(self):
+        bins, spans = _weight_bins(np.linspace(0.9, 1.0, 50))
+        assert np.bincount(bins).tolist() == [10] * 5 and spans[0] == "0.9–0.92"
+        assert _weight_bins(np.ones(3))[1] == ["1"]
 
     def test_one_point_and_equal_points_are_drawn(self, tables, tmp_path):
         same = with_values(tables, "pg_effect", "value", lambda row: 0.0)

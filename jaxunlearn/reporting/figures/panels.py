@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -252,10 +253,13 @@ def _inches(text: str, line: float) -> float:
 
 
 def _legend_columns(handles: Sequence[Any], width: float) -> int:
-    """The most columns whose widest entries fit next to each other; entries fill them in turn."""
+    """The most columns whose widest entries fit next to each other.
+
+    Matplotlib fills them in turn; the first ones have an entry more where need be.
+    """
     sizes = [0.6 + 0.066 * visible_length(str(handle.get_label())) for handle in handles]
     for columns in range(len(sizes), 1, -1):
-        rows = math.ceil(len(sizes) / columns)
-        if sum(max(sizes[at : at + rows]) for at in range(0, len(sizes), rows)) <= width - 0.1:
+        parts = np.array_split(np.array(sizes), columns)
+        if sum(part.max() for part in parts) <= width - 0.1:
             return columns
     return 1

@@ -1,5 +1,6 @@
 """Figures of the effect weights: by step, and against the PG-effects of the samples."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,9 @@ from matplotlib.patches import Patch, Rectangle
 from jaxunlearn.reporting.figures import panels, scales, series
 from jaxunlearn.reporting.figures.panels import STYLE, plain, swatch
 
-BIN = 0.2
-"""The width of a bin of weights."""
-CLOSED = 10
-"""The number of bins up to a weight of 2; larger weights are in one open bin."""
+BINS = 5
+"""The number of bins of weights, each with as many samples; fewer where weights are equal."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 REGION = {"facecolor": "#009E73", "alpha": 0.16, "edgecolor": "#009E73", "linewidth": 0.8}
 
@@ -67,8 +67,8 @@ def pg_density(
 ) -> Figure | None:
     """PG-effects of an objective's samples by bin of weight (Wang et al. 2025, figure 5b).
 
-    PG_D(s) = grad R(D) . grad log p(s): x is D = D_u, y is D = D_r. Bins of weight
-    are 0.2 wide up to 2.
+    PG_D(s) = grad R(D) . grad log p(s): x is D = D_u, y is D = D_r. Bins of weight hold equally
+    many samples: with bins of equal width nearly all samples of some objectives are in one.
 
     Args:
       tables: with `pg_effect`.
@@ -87,23 +87,31 @@ def pg_density(
     if not len(points.weights):
         return None
     figure, joint, top, side = _joint_axes()
-    for axis, values in ((joint.xaxis, points.unlearn), (joint.yaxis, points.retain)):
-        scales.scale_axis(axis, values, scales.body_width(values), linear_decades=1.5)
-    bins, count = _weight_bins(points.weights)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, count))
-    _draw_joint(joint, points, colors[bins])
-    _draw_strips(top, points.unlearn, bins, colors)
-    _draw_strips(side, points.retain, bins, colors, upright=True)
+    widths = [scales.body_width(values) for values in (points.unlearn, points.retain)]
+    scales.scale_axis(joint.xaxis, points.unlearn, widths[0], linear_decades=1.5)
+    scales.scale_axis(joint.yaxis, points.retain, widths[1], linear_decades=1.5)
+    bins, spans = _weight_bins(points.weights)
+    # Darker is a larger weight, as in the paper.
+    colors = matplotlib.colormaps["viridis_r"](np.linspace(0.1, 1.0, max(len(spans), 2)))
+    colors = colors[-len(spans) :]
+    markers = dict(zip(np.unique(points.steps), itertools.cycle(MARKERS), strict=False))
+    _draw_joint(joint, points, colors[bins], markers)
+    _draw_strips(top, points.unlearn, bins, spans, colors)
+    _draw_strips(side, points.retain, bins, spans, colors, upright=True)
     panels.note(joint, points.dropped)
     handles = [
-        swatch("sample", color="#3B528B", marker="o", linestyle=""),
+        *(
+            swatch(f"step {step:g}", color="#3B528B", marker=marker, linestyle="")
+            for step, marker in markers.items()
+        ),
         Patch(label="density of samples", facecolor="#BBBBBB"),
         Patch(label="good to weight up", **REGION),
         swatch("bin: median, 25–75 %, 5–95 %", color="#333333", marker="o"),
     ]
     title = f"PG-effects by weight: {plain(objective, 48, 2)}"
     meta = tables.get("meta") or {}
-    return panels.finish(figure, meta, title, _density_caption(table, points), handles)
+    caption = _density_caption(table, points, log=any(widths))
+    return panels.finish(figure, meta, title, caption, handles)
 
 
 def _draw_bands(ax: Axes, table: series.Table, color: str) -> None:
@@ -132,20 +140,22 @@ def _joint_axes() -> tuple[Figure, Axes, Axes, Axes]:
     return figure, joint, top, side
 
 
-def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, int]:
-    """The bin of each weight, and the number of bins.
+def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The bin of each weight, and the span of each bin, from the smallest weights to the largest.
 
-    There are 5 bins where all weights are at most 1, 10 where they are at most 2, else 11, the last
-    of which is open. A weight on a border belongs to the bin above it; the largest weight of 1 or 2
-    belongs to the last bin.
+    The borders are quantiles; a weight on a border belongs to the bin above it, the largest to the
+    last. Equal quantiles make one border, so that no bin is empty.
     """
-    bins = np.floor(np.clip(weights, 0.0, None) / BIN + 1e-9).astype(int)
-    top = float(weights.max())
-    count = 5 if top <= 1.0 else CLOSED if top <= 2.0 else CLOSED + 1
-    return np.minimum(bins, count - 1), count
+    edges = np.unique(np.quantile(weights, np.linspace(0, 1, BINS + 1)))
+    bins = np.searchsorted(edges[1:-1], weights, side="right")
+    kept, bins = np.unique(bins, return_inverse=True)
+    ends = [(weights[bins == i].min(), weights[bins == i].max()) for i in range(len(kept))]
+    return bins, [f"{low:.2g}" if low == high else f"{low:.2g}–{high:.2g}" for low, high in ends]
 
 
-def _draw_joint(ax: Axes, points: series.PgPoints, colors: np.ndarray) -> None:
+def _draw_joint(
+    ax: Axes, points: series.PgPoints, colors: np.ndarray, markers: Mapping[float, str]
+) -> None:
     """Draws the density, then the region that is good to weight up, then the samples."""
     x, y, density = _density(ax, points)
     levels = density.max() * np.array([0.03, 0.1, 0.25, 0.5, 0.75, 1.0])
@@ -153,7 +163,12 @@ def _draw_joint(ax: Axes, points: series.PgPoints, colors: np.ndarray) -> None:
     far, near = good_bounds(points)
     edge = min(points.unlearn.min(), far)
     ax.add_patch(Rectangle((edge, -near), far - edge, 2 * near, zorder=1.5, **REGION))
-    ax.scatter(points.unlearn, points.retain, c=colors, s=10, linewidths=0.3, edgecolors="white")
+    for step, marker in markers.items():
+        at = points.steps == step
+        ax.scatter(
+            points.unlearn[at], points.retain[at], c=colors[at], marker=marker, s=12,
+            linewidths=0.3, edgecolors="white",
+        )  # fmt: skip
 
 
 def _density(ax: Axes, points: series.PgPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,7 +195,13 @@ def good_bounds(points: series.PgPoints) -> tuple[float, float]:
 
 
 def _draw_strips(
-    ax: Axes, values: np.ndarray, bins: np.ndarray, colors: np.ndarray, *, upright: bool = False
+    ax: Axes,
+    values: np.ndarray,
+    bins: np.ndarray,
+    spans: Sequence[str],
+    colors: np.ndarray,
+    *,
+    upright: bool = False,
 ) -> None:
     """One line per bin of weight: 5-95 % thin, 25-75 % thick, the median a dot."""
     for place, color in enumerate(colors):
@@ -194,20 +215,19 @@ def _draw_strips(
                 ax.plot(*xy, color=color, linewidth=width, solid_capstyle="butt")
             dot = (place, middle) if upright else (middle, place)
             ax.plot(*dot, "o", color="white", markeredgecolor=color, markersize=4.5)
-    spans = [f"{place * BIN:.1f}–{(place + 1) * BIN:.1f}" for place in range(CLOSED)]
-    spans.append(f"≥ {CLOSED * BIN:.1f}")
-    labels = [f"{spans[place]} ({(bins == place).sum()})" for place in range(len(colors))]
+    labels = [f"{span} ({(bins == place).sum()})" for place, span in enumerate(spans)]
     axis = ax.xaxis if upright else ax.yaxis
     axis.set_ticks(range(len(colors)), labels, fontsize=6.8, rotation=90 if upright else 0)
     (ax.set_xlim if upright else ax.set_ylim)(-0.7, len(colors) - 0.3)
 
 
-def _density_caption(table: series.Table, points: series.PgPoints) -> str:
+def _density_caption(table: series.Table, points: series.PgPoints, *, log: bool) -> str:
     steps = ", ".join(f"{step:g}" for step in np.unique(points.steps))
     return (
-        f"{len(points.weights)} points: one per sample at the checkpoints after steps {steps}"
-        f" ({series.provenance(table)}), coloured by bin of weight, as in the strips (count in"
-        " brackets); axes are linear around zero, logarithmic far out. Good to weight up: unlearn"
-        " PG in its most negative quarter and |retain PG| in its smallest quarter; it removes much"
-        " and hardly changes the risk on $D_r$."
+        f"{len(points.weights)} points: one per sample at the checkpoints after steps {steps}, and"
+        f" their density over all of these ({series.provenance(table)}), coloured by bin of weight,"
+        " darker for larger ones, as in the strips (count in brackets)."
+        + (" Axes are linear around zero, logarithmic far out." if log else "")
+        + " Good to weight up: unlearn PG in its most negative quarter and |retain PG| in its"
+        " smallest quarter; it removes much and hardly changes the risk on $D_r$."
     )
