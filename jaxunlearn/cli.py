@@ -17,6 +17,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 
 from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
+from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -182,13 +183,17 @@ def main(argv: list[str] | None = None) -> int:
       argv: the arguments; default: those of the process.
 
     Returns:
-      The exit status: 0, or 2 after an error, which is one line on stderr.
+      The exit status: 0; 2 after an error, which is one line on stderr; or 75 where a run was asked
+      to stop by SIGTERM or SIGINT, and goes on when its command is given again.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
     arguments = sys.argv[1:] if argv is None else argv
     command, overrides = _parse(arguments)
     try:
         _FUNCTIONS[type(command)](command, overrides)
+    except Stopped as where:
+        print(f"jaxunlearn: stopped {where}; the same command goes on from there", file=sys.stderr)
+        return EXIT_STATUS
     # ConfigError and CheckpointError are ValueErrors.
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JAXUNLEARN_TRACEBACK"):
@@ -249,7 +254,15 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
 def _run_one(config: Config, out: Path, options: RunOptions, console: Console) -> None:
     from jaxunlearn.pipeline import recipe
 
-    recipe.execute(recipe.begin(config, out), console, profile=options.profile, peak=options.peak)
+    interrupts = Interrupts()
+    with interrupts.catching():
+        recipe.execute(
+            recipe.begin(config, out),
+            console,
+            profile=options.profile,
+            peak=options.peak,
+            interrupts=interrupts,
+        )
 
 
 def _forecast(command: ForecastCommand, overrides: list[str]) -> None:

@@ -13,6 +13,9 @@ from jaxunlearn.config import reader, schema
 ROWS = [{"question": f"Who wrote book {i}?", "answer": f"Author {i} wrote it."} for i in range(4)]
 
 
+KEPT = [{"question": f"Who read book {i}?", "answer": f"Reader {i} did."} for i in range(4)]
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """Files of a small run, and a caller that returns exit code and message."""
@@ -20,8 +23,9 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
     folder = tmp_path / "data"
     folder.mkdir()
-    for split in ("forget", "retain", "retain_perturbed"):
-        write_rows(folder / f"{split}.jsonl", ROWS)
+    write_rows(folder / "forget.jsonl", ROWS)
+    for split in ("retain", "retain_perturbed"):
+        write_rows(folder / f"{split}.jsonl", KEPT)
     return folder
 
 

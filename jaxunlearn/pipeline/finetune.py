@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxunlearn.config import FineTune
 from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import order
 from jaxunlearn.data.planning import Sample
@@ -110,6 +111,10 @@ def _train(
                     _evaluate(prepared, folder, name, step, trainer.params, splits, bar)
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
+            if stages.interrupts.asked(step):
+                with stage.part("save", after=trainer.state):
+                    checkpoints.save(step, trainer.state)
+                raise Stopped(f"at step {step} of fine-tuning {name}")
             inputs = ahead.take(step)
             trainer.update(inputs.rows)
             train.add(inputs.tokens, inputs.flops)

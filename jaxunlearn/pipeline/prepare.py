@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, validate
 from jaxunlearn.core.devices import peak_flops
+from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.encoding import Encoder
@@ -155,7 +156,11 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.shard
 
 
 def make_stages(
-    prepared: Prepared, folder: RunFolder, console: Console, peak: float | None = None
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    peak: float | None = None,
+    interrupts: Interrupts | None = None,
 ) -> Stages:
     """Makes what times the stages of a run.
 
@@ -164,9 +169,11 @@ def make_stages(
       folder: its folder.
       console: for a line a stage, and for progress.
       peak: TFLOP/s of one device; default: the published peak, where it is known.
+      interrupts: whether the run is asked to stop; default: it never is.
     """
     used = list(prepared.mesh.devices.flat)
-    return Stages(folder, console, used, peak_flops(used, prepared.config.compute.dtype, peak))
+    flops = peak_flops(used, prepared.config.compute.dtype, peak)
+    return Stages(folder, console, used, flops, interrupts or Interrupts())
 
 
 def make_layout(

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, check_readable, load
 from jaxunlearn.core import files, hosts
+from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.evaluation.suite import Evaluation
@@ -117,6 +118,7 @@ def execute(
     *,
     profile: int = 0,
     peak: float | None = None,
+    interrupts: Interrupts | None = None,
 ) -> None:
     """Fine-tunes, unlearns, measures, evaluates and reports.
 
@@ -125,20 +127,24 @@ def execute(
       console: where progress and tables go; default: nowhere.
       profile: steps of the first objective to trace into the folder's `profile`.
       peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
+      interrupts: whether the run is asked to stop; default: it never is.
 
     Raises:
+      Stopped: it was asked to stop; running it again goes on from there.
       ValueError: another process works on the folder.
       CheckpointError: the folder's checkpoints are of another model.
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
-        _execute(run, console or quiet_console(), profile, peak)
+        console = console or quiet_console()
+        stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
+        _execute(run, stages, profile)
 
 
-def _execute(run: Run, console: Console, profile: int, peak: float | None) -> None:
+def _execute(run: Run, stages: Stages, profile: int) -> None:
+    console = stages.console
     for note in run.prepared.notes:
         console.print(note, markup=False, highlight=False)
-    stages = make_stages(run.prepared, run.folder, console, peak)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
     config = run.prepared.config

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
 from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import order
 from jaxunlearn.evaluation import best_step
@@ -20,6 +19,7 @@ from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
 from jaxunlearn.measurement.statistics import SetStatistics, Splits
 from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.pipeline.trace import Trace
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Part, Stage, Stages
@@ -161,6 +161,15 @@ class _Loop(NamedTuple):
         with self.stage.part("save", after=self.trainer.state):
             self.checkpoints.save(step, self.trainer.state)
 
+    def stop_if_asked(self, step: int, log: StepLog, interval: Interval | None) -> None:
+        """Stops where the run was asked to; what is not saved is computed again."""
+        if self.context.stages.interrupts.asked(step):
+            log.flush()
+            # A measurement that is open would be lost: the run goes on from where it was opened.
+            if interval is None and log.finite:
+                self.save(step)
+            raise Stopped(f"at step {step} of {self.plan.measurer.name}")
+
     def evaluate(self, step: int) -> None:
         """Measures the suites on the way."""
         context, trainer = self.context, self.trainer
@@ -204,7 +213,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         # Whatever an interrupted start recorded from this step on is recorded again.
         files.cut_back(folder.metrics, name, first)
         tables.drop_parts(folder.path, name, first)
-        trace = _Trace(
+        trace = Trace(
             folder.profile, first + WARM_STEPS, min(profile, plan.steps - first - WARM_STEPS)
         )
         loop = _Loop(context, plan, trainer, checkpoints, stage)
@@ -223,7 +232,7 @@ def _steps(
     ahead: Prefetch[tuple[StepInput, int]],
     train: Part,
     bar: progress.Bar,
-    trace: "_Trace",
+    trace: Trace,
     first: int,
 ) -> SetStatistics:
     """Takes the steps from `first` to the last; returns statistics of the final parameters."""
@@ -235,6 +244,7 @@ def _steps(
 
     for step in range(first, plan.steps):
         trace.before(step, trainer.state)
+        loop.stop_if_asked(step, log, interval)
         # --- a saved step has all records before it, and a diverged state is never saved ----------
         if step in plan.saved:
             log.flush()
@@ -375,22 +385,3 @@ def _guidance(context: UnlearnContext, task: Task, steps: int) -> Guidance:
         folder=context.folder,
         offload=context.offload,
     )
-
-
-class _Trace:
-    """Traces some steps of the loop with `jax.profiler`."""
-
-    def __init__(self, folder: Path, first: int, steps: int):
-        self._folder, self._steps, self._on = folder, range(first, first + steps), False
-
-    def before(self, step: int, state: Tree) -> None:
-        """Starts or stops the trace before a step, once the steps before have run."""
-        wanted = step in self._steps
-        if wanted == self._on:
-            return
-        jax.block_until_ready(state)
-        if wanted:
-            jax.profiler.start_trace(str(self._folder))
-        else:
-            jax.profiler.stop_trace()
-        self._on = wanted

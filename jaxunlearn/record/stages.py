@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxunlearn.core import devices as device_facts
 from jaxunlearn.core.files import append
+from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.record.folder import RunFolder
@@ -122,12 +123,14 @@ class Stages:
       console: for a line a stage, and for progress.
       devices: that the run computes on.
       peak: FLOP/s of all devices together; None where it is not known, and no MFU is given.
+      interrupts: whether the run was asked to stop; no stage begins then.
     """
 
     folder: RunFolder
     console: Console = dataclasses.field(default_factory=quiet_console)
     devices: Sequence[Any] = ()
     peak: float | None = None
+    interrupts: Interrupts = dataclasses.field(default_factory=Interrupts)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -138,7 +141,11 @@ class Stages:
 
         Args:
           name: of the stage.
+
+        Raises:
+          Stopped: the run was asked to stop.
         """
+        self.interrupts.check(f"before {name}")
         stage = Stage()
         jax.monitoring.register_event_duration_secs_listener(stage.on_event)
         try:

@@ -96,9 +96,16 @@ def test_settings_ask_the_device_for_their_precision(setting):
     model = setting.model(UNTIED)
     batch = pack(random_sequences([7, 9], model.vocab_size))
     labels = lambda params: decoder.forward(params, batch, model).labels
-    program = str(jax.make_jaxpr(labels)(random_params(model)))
+    traced = jax.jit(labels).trace(random_params(model))
+    program = str(traced.jaxpr)
     if setting.dtype == "bfloat16":
-        assert "BF16_BF16_F32" in program and "HIGHEST" not in program
+        # Which product is which is seen where the program is made for a device.
+        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+        products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
+        assert len(products) > 5 and "HIGHEST" not in lowered
+        for product in products:
+            first, second = re.search(r": \(tensor<(.*?)>, tensor<(.*?)>\)", product).groups()
+            assert first.endswith("xbf16") and second.endswith("xbf16"), product
     else:
         asked = set(re.findall(r"Precision\.(\w+)", program))
         assert asked == {setting.precision.upper()}

@@ -1,0 +1,65 @@
+"""A run that is asked to stop ends between two steps, and goes on to the very same results."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from jaxunlearn.config import dump
+from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.pipeline import recipe
+from tests.pipeline.test_recipe import digests
+from tests.pipeline.tiny import TINY, replace, run
+
+pytestmark = pytest.mark.slow
+# Without measurements an objective is saved where it stops; with them it goes back to the last one.
+CONFIGS = {"measured": TINY, "plain": replace(measure={"every": 0})}
+
+
+class StopAt(Interrupts):
+    """Asked to stop before the n-th step that asks."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.left = count
+
+    def asked(self, step):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def whole(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / request.param
+    run(CONFIGS[request.param], out)
+    return CONFIGS[request.param], out
+
+
+@pytest.mark.parametrize(("steps", "where"), [(1, "fine-tuning base"), (9, "ga"), (15, "npo")])
+def test_it_goes_on_where_it_stopped(whole, tmp_path, steps, where):
+    config, uninterrupted = whole
+    started = lambda: recipe.begin(config, tmp_path / "run", jax.devices()[:1])
+    with pytest.raises(Stopped, match=rf"at step \d+ of {where}"):
+        recipe.execute(started(), interrupts=StopAt(steps))
+    recipe.execute(started())
+    assert digests(tmp_path / "run") == digests(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_exits_with_a_status_of_its_own(tmp_path, number):
+    file, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    file.write_text(dump(replace(unlearn={"epochs": 4000})))
+    command = [sys.executable, "-m", "jaxunlearn.cli", "run", str(file), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 120
+        checkpoints = out / "objectives" / "ga" / "checkpoints"
+        while not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STATUS, said
+    assert "of ga; the same command goes on from there" in said and "Traceback" not in said
