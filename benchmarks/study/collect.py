@@ -176,7 +176,7 @@ def _confidence(table: Columns) -> list[float]:
 def _sample_facts(table: Columns) -> dict[str, Any]:
     """PG-effects of the samples at one step, next to the weights that the objective gives them."""
     forget, retain = (_where(table, risk=risk) for risk in RISKS)
-    weight, x, y = forget["weight"], forget["value"], retain["value"]
+    weight, x, y = _weights(forget), forget["value"], retain["value"]
     facts: dict[str, Any] = {
         "unlearn_mean": x.mean(),
         "retain_mean": y.mean(),
@@ -185,7 +185,7 @@ def _sample_facts(table: Columns) -> dict[str, Any]:
         "harms": np.mean(y < 0),
         "rank_unlearn_retain": rank_correlation(x, y),
     }
-    if weight.dtype == object or np.ptp(weight) == 0:
+    if weight is None or np.ptp(weight) == 0:
         return facts
     places = np.clip(np.digitize(weight, BINS) - 1, 0, len(BINS) - 2)
     facts["bins"] = [
@@ -203,16 +203,22 @@ def _sample_facts(table: Columns) -> dict[str, Any]:
 def _token_facts(table: Columns) -> dict[str, Any]:
     """How the PG-effects of label tokens go with the weights that the objective gives them."""
     forget, retain = (_where(table, risk=risk) for risk in RISKS)
-    weight, x, y = forget["weight"], forget["value"], retain["value"]
+    weight, x, y = _weights(forget), forget["value"], retain["value"]
     facts: dict[str, Any] = {
         "tokens": len(x),
         "removes": np.mean(x < 0),
         "harms": np.mean(y < 0),
         "rank_unlearn_retain": rank_correlation(x, y),
     }
-    if weight.dtype == object or np.ptp(weight) == 0:
+    if weight is None or np.ptp(weight) == 0:
         return facts
     return facts | _weight_ranks(weight, x, y)
+
+
+def _weights(table: Columns) -> np.ndarray | None:
+    """The weights of a table's rows; None where the objective has none."""
+    known = [value for value in table["weight"].tolist() if value is not None]
+    return np.array(known, float) if known and len(known) == len(table["weight"]) else None
 
 
 def _weight_ranks(weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float]:

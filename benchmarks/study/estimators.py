@@ -21,8 +21,8 @@ from jaxunlearn import data, effects, objectives
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.planning import Sample
-from jaxunlearn.evaluation import uwc
 from jaxunlearn.measurement.gradients import unlearn_gradients
+from jaxunlearn.metrics import uwc
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, prepare

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study.facts import SIX, Facts, Studies
+from jaxunlearn.reporting import palette
 
-COLORS = {"unlearn": "#0072B2", "retain": "#D55E00"}
+COLORS = palette.RISKS
 NAMES = {"unlearn": "e_u, on what is forgotten", "retain": "e_r, on what is retained"}
 
 

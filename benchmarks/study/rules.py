@@ -117,7 +117,7 @@ def npo_first(run: Facts) -> Judged:
     first = min(times.values())
     alone = list(times.values()).count(first) == 1
     verdict = verdict_of(times["NPO"] == first, alone and times["NPO"] == first)
-    return verdict, ", ".join(f"{k} from {v or 'never'}" for k, v in rests.items())
+    return verdict, _rests(rests)
 
 
 def larger_beta(run: Facts) -> Judged:
@@ -252,7 +252,7 @@ def stops_early(run: Facts) -> Judged:
     six = run.six()
     wga, ga = run.settled(six["WGA"]), run.settled(six["GA"])
     verdict = verdict_of(wga is not None and (ga is None or wga < ga))
-    return verdict, f"WGA at rest from {wga or 'never'}, GA from {ga or 'never'}"
+    return verdict, _rests({"WGA": wga, "GA": ga})
 
 
 def sensitive(run: Facts) -> Judged:
@@ -302,6 +302,11 @@ def updates_and_harm(run: Facts) -> Judged:
 def _peaks(run: Facts, name: str) -> str:
     (removal, first), (harm, second) = run.peak(name), run.peak(name, "retain")
     return f"e_u {removal:.2g} (step {first}), e_r {harm:.2g} (step {second})"
+
+
+def _rests(rests: dict[str, int | None]) -> str:
+    texts = (f"{k} {f'from step {v}' if v else 'never'}" for k, v in rests.items())
+    return f"at rest: {', '.join(texts)}"
 
 
 def _listed(values: dict, form: str) -> str:

@@ -1,10 +1,11 @@
 """The study's rules on curves made for them, and its facts from a run."""
 
+import jax
 import numpy as np
 import pytest
 
 import jaxunlearn
-from benchmarks.study import beyond, collect, estimates, figures, page, rules, units
+from benchmarks.study import beyond, collect, estimates, estimators, figures, page, rules, units
 from benchmarks.study.claims import CLAIMS
 from benchmarks.study.facts import SIX, Facts, Missing, load
 from jaxunlearn.config import Config, schema
@@ -234,11 +235,12 @@ def test_the_running_mean_is_compared_with_the_exact_effect():
 
 @pytest.mark.slow
 def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
     config = Config(
         name="tiny",
         new_model=schema.NewModel(16, 24, 3, 2, 1, 256, vocab_size=300),
         data=schema.Data(fictional=schema.Fictional(4, 3, 0.5)),
-        finetune=schema.FineTune(epochs=1, lr=1e-2),
+        finetune=schema.FineTune(epochs=1, batch_size=4, lr=1e-2),
         unlearn=schema.Unlearn(epochs=3, batch_size=3, lr=1e-3),
         measure=schema.Measure(
             every=2, pg_steps=(2, 4), pg_by=("sample", "layer"), token_steps=(2, 4)
@@ -264,6 +266,14 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
     for make in (page.runs, page.headline, units.tables, beyond.tables):
         assert "tiny" in make(studies)
     figures.draw(studies, [], tmp_path)
+    # At theta_0 ascent removes by its own gradient: e_u = - |grad R|^2, which a mean of few samples
+    # can only make more negative.
+    compared = estimators.compare(run, ["tiny"], (0.0,), 3)
+    ascent = compared["states"][0]
+    assert ascent["method"] == "GA" and ascent["exact"][0] < 0
+    np.testing.assert_allclose(ascent["bfloat16"], ascent["exact"], rtol=0.1)
+    assert np.mean([e_u for e_u, _ in ascent["estimates"]]) < ascent["exact"][0]
+    assert "GA, 0.0" in estimates.table([compared])
     assert (tmp_path / "curves_tiny.png").stat().st_size > 10_000
 
 
