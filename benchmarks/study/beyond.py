@@ -36,7 +36,10 @@ def _tokens(runs: Sequence[Facts]) -> str:
         for step, facts in entry["tokens"].items():
             if entry["loss"] in WEIGHTED and "weight_removal" in facts:
                 found = [r.entry(name)["tokens"][step] for r in runs if name in _names(r)]
-                keys = ("weight_removal", "weight_harm", "weight_retain_size")
+                keys = (
+                    *("weight_removal", "weight_harm", "weight_retain_size"),
+                    "rank_unlearn_retain",
+                )
                 ranks = [spread([f[key] for f in found], "{:+.2f}") for key in keys]
                 rows.append([name, step, *ranks])
     titles = [
@@ -45,6 +48,7 @@ def _tokens(runs: Sequence[Facts]) -> str:
         "weight and removal",
         "weight and harm",
         "weight and size of harm",
+        "removal and harm",
     ]
     return table(titles, rows) if rows else "No token-wise effects with weights that differ."
 
@@ -59,8 +63,11 @@ def _profiles(runs: Sequence[Facts]) -> str:
             groups = found[0]["shares"]
             shares = [spread([f["shares"][g] for f in found], "{:.0%}") for g in groups]
             alike = spread([f["rank_with_mean"] for f in found], "{:.2f}")
-            rows.append([label, step, *shares, alike])
-    titles = ["method", "step", *groups, "median rank correlation of a sample with the mean"]
+            both = [r.entry(name)["samples"][step]["rank_unlearn_retain"] for r in runs]
+            rows.append([label, step, *shares, alike, spread(both, "{:+.2f}")])
+    alike = "rank correlation of a sample's layers with the mean's, median"
+    both = "rank correlation of removal and harm over samples"
+    titles = ["method", "step", *groups, alike, both]
     return table(titles, rows)
 
 
