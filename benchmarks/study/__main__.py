@@ -86,6 +86,8 @@ def _words(options: argparse.Namespace) -> list[str]:
     for name in ("only", "places"):
         if values := getattr(options, name, ()):
             words += [f"--{name}", *map(str, values)]
+    if hasattr(options, "repeats"):
+        words += ["--repeats", str(options.repeats)]
     return words
 
 
