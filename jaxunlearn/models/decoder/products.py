@@ -201,21 +201,37 @@ def _transpose_second(cotangent, a, b, *, dimension_numbers, preferred_element_t
     return _half(cotangent, a, (0, 1 - first), b.aval.dtype)
 
 
-def _batch(args, axes, *, dimension_numbers, preferred_element_type):
+def _batch(args, axes, **params):
     a, b = args
-    contracted, dtype = _axes(dimension_numbers), preferred_element_type
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    if axes[1] is None and b.ndim == 2 and contracted[0] == 1:
-        # One matrix for all of a stack: the stack's rows are rows of one product.
-        rows = jnp.moveaxis(a, axes[0], 0)
-        y = _half(rows.reshape(-1, rows.shape[-1]), b, contracted, dtype)
-        return y.reshape(*rows.shape[:2], -1), 0
+    if all(axis is not None for axis in axes):
+        stacks = (jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True))
+        contracted = _axes(params["dimension_numbers"])
+        return _half(*stacks, contracted, params["preferred_element_type"]), 0
+    if max(a.ndim, b.ndim) > 3:
+        return _batch_pairs(args, axes, **params)
     # XLA's CPU compiler has no product of a matrix and an array of three axes in bfloat16.
-    a, b = (
-        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(args, axes, strict=True)
-    )
-    return _half(a, b, contracted, dtype), 0
+    if axes[0] is None and b.dtype == HALF:
+        a, axes = jnp.broadcast_to(a, (b.shape[axes[1]], *a.shape)), (0, axes[1])
+    return jax.vmap(partial(_dot, **params), in_axes=axes)(a, b), 0
+
+
+def _batch_pairs(args, axes, *, dimension_numbers, preferred_element_type):
+    """Pairs of which one side is batched: its batch becomes a part of the axis that is kept.
+
+    So the other side is not written once for each of the batch, as attention's weights would be.
+    """
+    contracted = _axes(dimension_numbers)
+    side = 0 if axes[0] is not None else 1
+    x, size = args[side], args[side].shape[axes[side]]
+    kept = x.ndim - 1 - (2 - (1 - contracted[side]))  # without the batch axis
+    x = jnp.moveaxis(x, axes[side], kept + 1)
+    shape = (*x.shape[:kept], x.shape[kept] * size, *x.shape[kept + 2 :])
+    pair = [args[0], args[1]]
+    pair[side] = x.reshape(shape)
+    y = _half(*pair, contracted, preferred_element_type)
+    at = y.ndim - 2 + side  # the axis of the result that the batch is a part of
+    split = (*y.shape[:at], y.shape[at] // size, size, *y.shape[at + 1 :])
+    return y.reshape(split), at + 1
 
 
 PARAMETERS = ("dimension_numbers", "preferred_element_type")
