@@ -204,9 +204,9 @@ def _transpose_second(cotangent, a, b, *, dimension_numbers, preferred_element_t
 def _batch(args, axes, **params):
     a, b = args
     if all(axis is not None for axis in axes):
-        stacks = (jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True))
+        a, b = (jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True))
         contracted = _axes(params["dimension_numbers"])
-        return _half(*stacks, contracted, params["preferred_element_type"]), 0
+        return _half(a, b, contracted, params["preferred_element_type"]), 0
     if max(a.ndim, b.ndim) > 3:
         return _batch_pairs(args, axes, **params)
     # XLA's CPU compiler has no product of a matrix and an array of three axes in bfloat16.
@@ -226,9 +226,9 @@ def _batch_pairs(args, axes, *, dimension_numbers, preferred_element_type):
     kept = x.ndim - 1 - (2 - (1 - contracted[side]))  # without the batch axis
     x = jnp.moveaxis(x, axes[side], kept + 1)
     shape = (*x.shape[:kept], x.shape[kept] * size, *x.shape[kept + 2 :])
-    pair = [args[0], args[1]]
-    pair[side] = x.reshape(shape)
-    y = _half(*pair, contracted, preferred_element_type)
+    x = x.reshape(shape)
+    a, b = (x, args[1]) if side == 0 else (args[0], x)
+    y = _half(a, b, contracted, preferred_element_type)
     at = y.ndim - 2 + side  # the axis of the result that the batch is a part of
     split = (*y.shape[:at], y.shape[at] // size, size, *y.shape[at + 1 :])
     return y.reshape(split), at + 1
