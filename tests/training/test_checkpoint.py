@@ -99,8 +99,11 @@ def test_saves_leave_no_files_open_and_no_threads(tmp_path):
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     with open_checkpoints(tmp_path) as checkpoints:
-        after = {}
-        for step in range(1, 31):
+        after = []
+        for step in range(30):
             checkpoints.save(step, {"w": jnp.full(4, step)})
-            after[step] = held()
-    assert all(last <= first + 6 for first, last in zip(after[8], after[30], strict=True)), after
+            after.append(held())
+    # A save under way holds more or less of them by chance; what is never given back adds to
+    # every count, so to the least of ten too.
+    early, late = (np.min(counts, axis=0) for counts in (after[:10], after[20:]))
+    assert np.all(late <= early + 6), after
