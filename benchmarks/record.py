@@ -1,7 +1,6 @@
 """The record of a benchmark's circumstances: date, hardware, versions and command."""
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxunlearn.record.starts import version
 
 PACKAGES = ("jaxunlearn", "jax", "jaxlib", "flax", "optax", "torch", "transformers", "kronfluence")
 
@@ -35,7 +36,7 @@ def about(
         "load": os.getloadavg()[0],  # of the last minute: a busy machine times nothing well
         "torch_threads": _torch_threads() if torch_threads else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
@@ -48,13 +49,6 @@ def show(record: dict[str, Any]) -> None:
         f" {record['load']:.1f}; threads: JAX's own choice, torch {record['torch_threads'] or '-'}"
     )
     print(versions, flush=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cores() -> int | None:

@@ -245,7 +245,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         console.print(f"seed {seed}", style="bold", highlight=False)
         _run_one(dataclasses.replace(config, seed=seed), folder, options, console)
     from jaxunlearn.core import hosts
-    from jaxunlearn.reporting.compare import compare_runs
+    from jaxunlearn.reporting.report import compare_runs
 
     if hosts.is_first():
         compare_runs(folders, out, console)
@@ -330,7 +330,7 @@ def _report(command: ReportCommand, _: list[str]) -> None:
     if not runs:
         raise ConfigError("report: name the folder of a run, or of several to compare them")
     if len(runs) > 1:
-        from jaxunlearn.reporting.compare import compare_runs
+        from jaxunlearn.reporting.report import compare_runs
 
         compare_runs(runs, command.out or runs[0].parent / "comparison", Console())
         return

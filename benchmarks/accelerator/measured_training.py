@@ -16,7 +16,6 @@ from benchmarks.accelerator.ledger import Values
 from benchmarks.pg_way import DoesNotFit
 from jaxunlearn.core import files
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import order
 from jaxunlearn.measurement.interval import Measurer
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import decoder, sharding
@@ -27,7 +26,7 @@ from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
-from jaxunlearn.training.schedule import lr_schedule
+from jaxunlearn.training.schedule import lr_schedule, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state
 
 START, MEASURE, TRAIN = "theta_0 and its references", "measure", "train"
@@ -152,8 +151,7 @@ def _start(
         shared={},
     )
     feed = step_batches(prepared, task, references)
-    per_epoch = order.num_steps(len(prepared.sets.forget), spec.batch_size, 1)
-    lr = lr_schedule(task.lr, feed.steps, round(spec.warmup_epochs * per_epoch))
+    lr = lr_schedule(task.lr, feed.steps, warmup_steps(spec, len(prepared.sets.forget)))
     tx = task_optimizer(prepared, task, lr)
     return feed, measurer, Trainer(init_state(base, tx), task.loss, tx)
 

@@ -15,8 +15,10 @@ from jaxunlearn.core import files, trees
 from jaxunlearn.models.decoder import layer_groups
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import prepare
-from jaxunlearn.record import tables
+from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.reporting import evaluation_table, summary
+from jaxunlearn.reporting.figures.series import select, without
 
 RISKS = ("unlearn", "retain")
 CURVES = (
@@ -56,29 +58,29 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     effects, samples = _columns(run, "g_effect"), _columns(run, "samples")
     by_sample, by_token = _columns(run, "pg_effect"), _columns(run, "token_effect")
     confidence = _columns(run, "confidence")
-    first = _where(samples, step=0)
+    first = select(samples, step=0)
     sizes = {
-        split: len(set(_where(first, split=split)["sample"])) for split in ("forget", "retain")
+        split: len(set(select(first, split=split)["sample"])) for split in ("forget", "retain")
     }
     by_objective = {}
     for name in (name for name in config.objectives if name in results):
         of = {"objective": name}
         by_objective[name] = {
             **_settings(config, name),
-            **_curves(_where(effects, **of)),
-            "inverse_confidence": _confidence(_where(confidence, **of)),
-            "samples": _by_step(_where(by_sample, **of, layer="total"), _sample_facts),
-            "profiles": _by_step(_without_total(_where(by_sample, **of)), _profile),
-            "tokens": _by_step(_where(by_token, **of), _token_facts),
+            **_curves(select(effects, **of)),
+            "inverse_confidence": _confidence(select(confidence, **of)),
+            "samples": _by_step(select(by_sample, **of, layer="total"), _sample_facts),
+            "profiles": _by_step(without(select(by_sample, **of), layer="total"), _profile),
+            "tokens": _by_step(select(by_token, **of), _token_facts),
         }
     return _rounded(
         {
             "about": record.about("study", arguments, torch_threads=False),
             "study": config.name,
             "seed": config.seed,
-            "minutes": _minutes(folder),
+            "minutes": sum(summary.stage_seconds(run).values()) / 60,
             "samples": sizes,
-            "labels": {k: float(_where(first, split=k)["tokens"].mean()) for k in sizes},
+            "labels": {k: float(select(first, split=k)["tokens"].mean()) for k in sizes},
             "models": _models(folder, results, _distances(folder, config)),
             "objectives": by_objective,
         }
@@ -102,8 +104,8 @@ def _models(
     folder: RunFolder, results: Mapping[str, Any], distances: Mapping[str, float]
 ) -> dict[str, Any]:
     """Results, evaluation, relearning and distance from theta_0 of every model, by name."""
-    evaluation = _optional(folder.evaluation).get("models", {})
-    relearning = _optional(folder.relearn).get("models", {})
+    evaluation = evaluation_table.read(folder.path)["models"]
+    relearning = (attack_results.read(folder.path) or {}).get("models", {})
     models = {}
     for name, result in results.items():
         suites = {
@@ -126,16 +128,6 @@ def _models(
     return models
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return files.read_json(path) if path.exists() else {}
-
-
-def _minutes(folder: RunFolder) -> float:
-    """Wall-clock minutes of all stages."""
-    stages = [line for line in files.records(folder.timings) if line.get("part") is None]
-    return sum(line["seconds"] for line in stages) / 60
-
-
 # --------------------------------------------------------------------------- of an objective
 
 
@@ -154,13 +146,13 @@ def _settings(config: Config, name: str) -> dict[str, Any]:
 
 def _curves(effects: Columns) -> dict[str, Any]:
     """The total effects on both risks step by step, and the value of every group of layers."""
-    total = _where(effects, layer="total", risk="unlearn")
+    total = select(effects, layer="total", risk="unlearn")
     curves: dict[str, Any] = {"steps": total["step"].tolist(), "rates": total["lr"].tolist()}
     for risk in RISKS:
-        rows = _where(effects, risk=risk)
-        curves[risk] = {k: _where(rows, layer="total")[k].tolist() for k in CURVES}
+        rows = select(effects, risk=risk)
+        curves[risk] = {k: select(rows, layer="total")[k].tolist() for k in CURVES}
         names = [n for n in dict.fromkeys(rows["layer"]) if n != "total"]
-        layers = {n: _where(rows, layer=n)["value"] for n in names}
+        layers = {n: select(rows, layer=n)["value"] for n in names}
         curves[risk]["groups"] = {
             group: np.sum([layers[n] for n in members], axis=0).tolist()
             for group, members in layer_groups(names).items()
@@ -170,12 +162,12 @@ def _curves(effects: Columns) -> dict[str, Any]:
 
 def _confidence(table: Columns) -> list[float]:
     """log10 of the mean of 1/p over the label tokens of D_u, at every measured step."""
-    return _where(table, statistic="mean")["log10_inverse"].tolist()
+    return select(table, statistic="mean")["log10_inverse"].tolist()
 
 
 def _sample_facts(table: Columns) -> dict[str, Any]:
     """PG-effects of the samples at one step, next to the weights that the objective gives them."""
-    forget, retain = (_where(table, risk=risk) for risk in RISKS)
+    forget, retain = (select(table, risk=risk) for risk in RISKS)
     weight, x, y = _weights(forget), forget["value"], retain["value"]
     facts: dict[str, Any] = {
         "unlearn_mean": x.mean(),
@@ -202,7 +194,7 @@ def _sample_facts(table: Columns) -> dict[str, Any]:
 
 def _token_facts(table: Columns) -> dict[str, Any]:
     """How the PG-effects of label tokens go with the weights that the objective gives them."""
-    forget, retain = (_where(table, risk=risk) for risk in RISKS)
+    forget, retain = (select(table, risk=risk) for risk in RISKS)
     weight, x, y = _weights(forget), forget["value"], retain["value"]
     facts: dict[str, Any] = {
         "tokens": len(x),
@@ -232,9 +224,9 @@ def _weight_ranks(weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str,
 
 def _profile(table: Columns) -> dict[str, Any]:
     """Where by layer the samples' effects on D_r sit, and how alike the samples are in that."""
-    retain = _where(table, risk="retain")
+    retain = select(table, risk="retain")
     names = list(dict.fromkeys(retain["layer"]))
-    by_layer = np.stack([_where(retain, layer=name)["value"] for name in names], axis=1)
+    by_layer = np.stack([select(retain, layer=name)["value"] for name in names], axis=1)
     sizes = np.abs(by_layer)
     shares = sizes / np.maximum(sizes.sum(1, keepdims=True), np.finfo(float).tiny)
     places = {name: i for i, name in enumerate(names)}
@@ -255,23 +247,10 @@ def _columns(run: Path, table: str) -> Columns:
     return {name: np.array(values) for name, values in tables.read(run, table).items()}
 
 
-def _where(table: Columns, **equal: Any) -> Columns:
-    """The rows in which these columns have these values."""
-    keep = np.ones(len(table["step"]), bool)
-    for name, value in equal.items():
-        keep &= table[name] == value
-    return {name: column[keep] for name, column in table.items()}
-
-
-def _without_total(table: Columns) -> Columns:
-    keep = table["layer"] != "total"
-    return {name: column[keep] for name, column in table.items()}
-
-
 def _by_step(table: Columns, facts: Callable[[Columns], dict[str, Any]]) -> dict[str, Any]:
     """{step: facts of the rows of that step}."""
     steps = sorted(set(table["step"].tolist()))
-    return {str(step): facts(_where(table, step=step)) for step in steps}
+    return {str(step): facts(select(table, step=step)) for step in steps}
 
 
 def _rounded(value: Any) -> Any:

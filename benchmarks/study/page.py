@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.study import beyond, estimates, figures, units
 from benchmarks.study.claims import CLAIMS, Claim
 from benchmarks.study.facts import SIX, Facts, Studies, load
+from benchmarks.study.rules import UNKNOWN
 from benchmarks.study.texts import spread, table
 from jaxunlearn.core import files
 
@@ -122,7 +123,7 @@ def _verdict(claim: Claim, runs: Sequence[Facts]) -> str:
     """The verdicts of a study's seeds, with the number of the first."""
     judged = [claim.verdict(run) for run in runs]
     # A seed that ran the six methods alone says nothing of the others.
-    known = [v for v in judged if v[0] != "cannot be judged"] or judged[:1]
+    known = [v for v in judged if v[0] != UNKNOWN] or judged[:1]
     counts = {verdict: sum(v == verdict for v, _ in known) for verdict, _ in known}
     words = ", ".join(
         f"**{verdict}**" + (f" ({n} of {len(known)})" if len(known) > 1 else "")

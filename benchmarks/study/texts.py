@@ -3,11 +3,12 @@
 import statistics
 from collections.abc import Sequence
 
+from jaxunlearn.reporting.terminal import TextTable, markdown
+
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; a cell's vertical bars are escaped."""
-    line = lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-    return "\n".join([line(titles), "|" + "---|" * len(titles), *map(line, rows)])
+    return markdown(TextTable(tuple(titles), [tuple(row) for row in rows])).rstrip()
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -7,19 +7,19 @@ import numpy as np
 
 from benchmarks.study.facts import SIX, Facts, Studies
 from benchmarks.study.texts import table
+from jaxunlearn import objectives
 
 Curve = Callable[[Facts, str, str], np.ndarray]
 """(run, objective, risk) -> the curve in a unit; negative removes or harms."""
-
-PER_SEQUENCE = ("npo", "rmu")
-"""Losses of which the official code takes the mean over sequences, not over tokens."""
 
 
 def _per_token(run: Facts, name: str, risk: str) -> np.ndarray:
     """As the official code reduces: the risk by token, and the loss where it is a sum of tokens."""
     labels = run.content["labels"]
     values = run.curve(name, risk) / labels["forget" if risk == "unlearn" else "retain"]
-    return values if run.entry(name)["loss"] in PER_SEQUENCE else values / labels["forget"]
+    # A loss that is no sum over tokens stays the mean over sequences there too.
+    by_token = objectives.get(run.entry(name)["loss"]).per_token
+    return values / labels["forget"] if by_token else values
 
 
 def _by_sgd(run: Facts, name: str, risk: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
 from jaxunlearn.training.prefetch import Prefetch
-from jaxunlearn.training.schedule import lr_schedule
+from jaxunlearn.training.schedule import lr_schedule, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 
 ES_RISE = 0.01
@@ -86,7 +86,7 @@ def _train(
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
-    rates = lr_schedule(spec.lr, plan.steps, round(spec.warmup_epochs * per_epoch))
+    rates = lr_schedule(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
     tx = optimizer(rates, weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,

@@ -101,14 +101,15 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
       ValueError, OSError: bad input; nothing was written.
     """
     folder = RunFolder(Path(out))
-    check_installed(config.track)
     check_readable(config)
+    check_installed(config.track)
     prepared = prepare(config, devices)
     check(prepared)
     requested_attacks(prepared)
     with jax.set_mesh(prepared.mesh):
         evaluation = requested_evaluation(prepared, folder)
-    open_folder(folder, config, inputs.digests(prepared))
+    # The first process alone compares them, and a large model takes seconds.
+    open_folder(folder, config, inputs.digests(prepared) if hosts.is_first() else {})
     return Run(prepared, folder, evaluation)
 
 
@@ -160,7 +161,9 @@ def _execute(run: Run, stages: Stages, profile: int) -> None:
 
 
 def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
-    """Writes what the samples of both sets say, for reports."""
+    """Writes what the samples of both sets say, for reports, at the first start of a run."""
+    if folder.texts.exists() or not hosts.is_first():
+        return
     sets = {
         "forget": (prepared.forget_rows, prepared.sets.forget),
         "retain": (prepared.retain_rows, prepared.retain_eval),

@@ -22,7 +22,7 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
     Args:
       folder: absent, empty, or with an earlier part of the run.
       config: what to run.
-      digests: of what the run reads, see `inputs.digests`.
+      digests: of what the run reads, see `inputs.digests`; only the first process needs them.
 
     Raises:
       ValueError: the folder holds something else, or was begun with other data or another model;

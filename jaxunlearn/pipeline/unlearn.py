@@ -31,7 +31,7 @@ from jaxunlearn.training.feed import StepBatches, StepInput
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.references import References
-from jaxunlearn.training.schedule import evaluated_steps, lr_schedule
+from jaxunlearn.training.schedule import evaluated_steps, lr_schedule, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 from jaxunlearn.training.tasks import Task
 
@@ -347,7 +347,7 @@ def _plan(context: UnlearnContext, task: Task) -> _Plan:
     config, spec = prepared.config, prepared.config.unlearn
     feed = step_batches(prepared, task, context.references)
     per_epoch = order.num_steps(len(prepared.sets.forget), spec.batch_size, 1)
-    lr = lr_schedule(task.lr, feed.steps, round(spec.warmup_epochs * per_epoch))
+    lr = lr_schedule(task.lr, feed.steps, warmup_steps(spec, len(prepared.sets.forget)))
     tx = task_optimizer(prepared, task, lr)
     measured = prepared.measured_steps
     return _Plan(

@@ -2,14 +2,13 @@
 
 import contextlib
 import datetime
-import json
 import os
 import socket
 from collections.abc import Iterator
 
 import filelock
 
-from jaxunlearn.core import hosts
+from jaxunlearn.core import files, hosts
 from jaxunlearn.record.folder import RunFolder
 
 
@@ -33,7 +32,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         except filelock.Timeout:
             taken = True
         else:
-            folder.owner.write_text(json.dumps(_me()), encoding="utf-8")
+            files.write_json(folder.owner, _me())
     # Where the first process refuses, the others must not wait for it at the next barrier.
     if hosts.agreed(taken):
         raise ValueError(
@@ -56,7 +55,7 @@ def _me() -> dict[str, str | int]:
 def _who(folder: RunFolder) -> str:
     """Who has the lock, as far as it has been written down."""
     try:
-        owner = json.loads(folder.owner.read_text(encoding="utf-8"))
+        owner = files.read_json(folder.owner)
         return f" (pid {owner['pid']} on {owner['host']}, since {owner['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

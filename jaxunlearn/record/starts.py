@@ -24,7 +24,7 @@ def note(folder: RunFolder, devices: Sequence[Any]) -> None:
         {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-            "versions": {name: _version(name) for name in PACKAGES},
+            "versions": {name: version(name) for name in PACKAGES},
             "devices": len(devices),
             "device": devices[0].device_kind,
             "processes": len({device.process_index for device in devices}),
@@ -37,7 +37,8 @@ def read(folder: RunFolder) -> list[dict[str, Any]]:
     return files.records(folder.starts)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

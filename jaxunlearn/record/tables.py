@@ -265,7 +265,7 @@ def write_part(
     """
     complete = [{"step": step, "objective": objective, **row} for row in rows]
     file = RunFolder(run).part(table, objective, step)
-    _write_parquet(pa.Table.from_pylist(complete, SCHEMAS[table]), file)
+    write_parquet(pa.Table.from_pylist(complete, SCHEMAS[table]), file)
 
 
 def drop_parts(run: Path, objective: str, from_step: int) -> None:
@@ -286,7 +286,7 @@ def merge(run: Path, objectives: Sequence[str]) -> None:
         parts = [part for name in objectives for _, part in _parts(run, table, name)]
         if parts:
             merged = pa.concat_tables([pq.read_table(part) for part in parts])
-            _write_parquet(merged, RunFolder(run).table(table))
+            write_parquet(merged, RunFolder(run).table(table))
 
 
 # --------------------------------------------------------------------------- reading
@@ -325,6 +325,6 @@ def _parts(run: Path, table: str, objective: str) -> list[tuple[int, Path]]:
     return sorted(parts)
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a file, whole or not at all."""
     files.replace_whole(path, lambda temporary: pq.write_table(table, temporary))

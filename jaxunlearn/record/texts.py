@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxunlearn.core import files
+from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 
 
@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
 def write(run: Path, texts: Sequence[SampleText]) -> None:
     """Writes the texts of a run, whole or not at all."""
     table = pa.Table.from_pylist([text._asdict() for text in texts], _SCHEMA)
-    files.replace_whole(RunFolder(run).texts, lambda path: pq.write_table(table, path))
+    tables.write_parquet(table, RunFolder(run).texts)
 
 
 def read(run: Path) -> list[SampleText]:

@@ -7,7 +7,7 @@ on one: whatever a tracker is sent is in `metrics.jsonl` or in a table too.
 import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,8 +57,10 @@ class Trackers:
 class TensorBoard:
     """Event files for TensorBoard, a folder for each objective so that their curves overlay."""
 
+    library = "tensorboardX"
+
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
-        self._make = _library("tensorboardX").SummaryWriter
+        self._make = _library(self.library).SummaryWriter
         self._folder = folder / "tensorboard"
         self._writers: dict[str, Any] = {}
 
@@ -76,8 +78,10 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases; its own environment variables say whether it is online."""
 
+    library = "wandb"
+
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
-        self._run = _library("wandb").init(
+        self._run = _library(self.library).init(
             project=PROJECT, name=name, dir=str(folder), config=dict(config)
         )
         self._known: set[str] = set()
@@ -98,8 +102,10 @@ class WeightsAndBiases:
 class Trackio:
     """A project of trackio, which is kept on this machine; a run of it for each objective."""
 
+    library = "trackio"
+
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
-        self._trackio = _library("trackio")
+        self._trackio = _library(self.library)
         self._name, self._config = name, dict(config)
         self._objective: str | None = None
 
@@ -117,12 +123,12 @@ class Trackio:
             self._objective = None
 
 
-KINDS: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
+KINDS: dict[str, Any] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
 }
-"""The trackers by name: (the run's folder, its name, its configuration) -> tracker."""
+"""The trackers by name: (the run's folder, its name, its configuration) -> `Tracker`."""
 
 
 @contextlib.contextmanager
@@ -158,7 +164,7 @@ def check_installed(kinds: Sequence[str]) -> None:
       ValueError: one is not installed; says how to install it.
     """
     for kind in kinds:
-        _library({"tensorboard": "tensorboardX"}.get(kind, kind))
+        _library(KINDS[kind].library)
 
 
 def _library(name: str) -> Any:

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from jaxunlearn.config import Config
-from jaxunlearn.core import files
-from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED
-from jaxunlearn.reporting import evaluation_table, page, relearn_table, summary, terminal
+from jaxunlearn.reporting import evaluation_table, relearn_table, summary
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals
 
 DRAWS = 2000
@@ -55,30 +52,6 @@ class Comparison(NamedTuple):
 
     groups: Mapping[str, Sequence[Member]]
     tables: Sequence[tuple[str, TextTable]]
-
-
-def compare_runs(
-    runs: Sequence[str | Path], out: str | Path, console: Console | None = None
-) -> None:
-    """Compares finished runs: prints tables, writes `comparison.md` and `comparison.html`.
-
-    Args:
-      runs: their folders; runs that differ in nothing but the seed are repeats of one another.
-      out: where both files go.
-      console: for the tables; default: nothing is printed.
-
-    Raises:
-      FileNotFoundError: a folder holds no finished run.
-    """
-    console, folder = console or quiet_console(), Path(out)
-    compared = compare([read(Path(run)) for run in runs])
-    texts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
-    files.write_text(folder / "comparison.md", "\n".join(texts))
-    for title, table in compared.tables:
-        terminal.print_wide(terminal.rich_table(table, title), console)
-    written = page.write_comparison(compared, folder / "comparison.html")
-    where = f"comparison: {folder / 'comparison.html'}" if written else page.MISSING
-    console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def read(run: Path) -> Member:
@@ -163,27 +136,31 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
 
 def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     """Objectives by UWC ES, with bootstrap intervals over samples; empty where none has it."""
-    found: list[tuple[str, np.ndarray]] = []
+    found: list[tuple[str, np.ndarray, Any]] = []
     for label, name, members in labelled(groups):
-        by_sample = [values for member in members if (values := uwc_samples(member, name))]
-        if by_sample and name not in (BASE, RETRAINED):
+        scores = [(member, uwc_samples(member, name)) for member in members]
+        measured = [(member, by_sample) for member, by_sample in scores if by_sample]
+        if measured and name not in (BASE, RETRAINED):
             # Samples are drawn, each with all its seeds; embedded data are others with each seed.
-            own_data = members[0].config.data.source == "fictional"
+            data = measured[0][0].config.data
+            own_data = data.source == "fictional"
             join = np.concatenate if own_data else partial(np.mean, axis=0)
-            found.append((label, join(by_sample)))
+            values = join([by_sample for _, by_sample in measured])
+            seeds = [member.config.seed for member, _ in measured] if own_data else None
+            found.append((label, values, (data, seeds)))
     found.sort(key=lambda entry: entry[1].mean())
     rows = []
-    for place, (label, values) in enumerate(found, 1):
-        first = found[0][1]
+    for place, (label, values, samples) in enumerate(found, 1):
+        _, first, firsts = found[0]
         # The same samples, so that what they have in common does not blur the difference.
-        paired = place > 1 and len(values) == len(first)
+        paired = place > 1 and samples == firsts and len(values) == len(first)
         behind = _interval(values - first, signed=True) if paired else "-"
         rows.append((str(place), label, _interval(values), behind))
     notes = (
         "UWC ES: forget ES of the mixture with the model before unlearning that keeps 95 % of the"
         f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
-        " set, the same ones for both of a difference. An objective is behind the first where the"
-        " bracket lies above 0.",
+        " set, the same ones for both of a difference; no difference is taken between other"
+        " samples. An objective is behind the first where the bracket lies above 0.",
     )
     return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
 

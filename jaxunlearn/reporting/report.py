@@ -1,4 +1,4 @@
-"""The report of a run: its figures, `summary.md`, and the tables in the terminal.
+"""The report of a run: its figures, `summary.md`, and the tables in the terminal; runs compared.
 
 Everything is recomputed from the files in the run's folder.
 """
@@ -15,7 +15,14 @@ from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import decoder
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
-from jaxunlearn.reporting import evaluation_table, page, relearn_table, summary, terminal
+from jaxunlearn.reporting import (
+    compare,
+    evaluation_table,
+    page,
+    relearn_table,
+    summary,
+    terminal,
+)
 from jaxunlearn.reporting.figures import draw, series
 from jaxunlearn.reporting.page import source
 from jaxunlearn.reporting.terminal import TextTable
@@ -60,6 +67,30 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     if attacks and (several or not evaluation):
         _print_attacks(attacks, config, console)
     print_evaluation(run, config, console)
+
+
+def compare_runs(
+    runs: Sequence[str | Path], out: str | Path, console: Console | None = None
+) -> None:
+    """Compares finished runs: prints tables, writes `comparison.md` and `comparison.html`.
+
+    Args:
+      runs: their folders; runs that differ in nothing but the seed are repeats of one another.
+      out: where both files go.
+      console: for the tables; default: nothing is printed.
+
+    Raises:
+      FileNotFoundError: a folder holds no finished run.
+    """
+    console, folder = console or quiet_console(), Path(out)
+    compared = compare.compare([compare.read(Path(run)) for run in runs])
+    texts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
+    files.write_text(folder / "comparison.md", "\n".join(texts))
+    for title, table in compared.tables:
+        terminal.print_wide(terminal.rich_table(table, title), console)
+    written = page.write_comparison(compared, folder / "comparison.html")
+    where = f"comparison: {folder / 'comparison.html'}" if written else page.MISSING
+    console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_evaluation(

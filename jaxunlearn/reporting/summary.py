@@ -1,8 +1,8 @@
 """The summary of a run: one row per model, recomputed from the run's results and tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -70,11 +70,12 @@ def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
       run: the run's folder.
       results: from `read_run`.
     """
-    peaks, seconds = _peaks(run), stage_seconds(run)
+    totals, seconds = _totals(run), stage_seconds(run)
     rows = []
     for name, result in results.items():
         numbers = [result[k] for k in ("forget_nll", "forget_es", "retain_nll", "retain_es")]
-        effects = [peaks.get((name, risk), "-") for risk in ("unlearn", "retain")]
+        peaks = [_peak(totals.get((name, risk), [])) for risk in ("unlearn", "retain")]
+        effects = [f"{two_digits(p.value)} ({p.step})" if p else "-" for p in peaks]
         time = f"{seconds[name]:.0f}" if name in seconds else "-"
         stopped = result.get("steps") != result.get("of_steps")
         label = f"{name} (stopped at {result['steps']})" if stopped else shown_name(name)
@@ -88,48 +89,57 @@ def effects_table(run: Path) -> TextTable | None:
     Args:
       run: the run's folder.
     """
-    table = tables.read(run, "g_effect")
-    names = ("objective", "risk", "layer", "step", "value", "cosine", "reduction", "precision")
-    curves: dict[tuple[str, str], list[tuple[int, float, float | None]]] = {}
-    made = set()
-    for objective, risk, layer, step, value, cosine, *how in zip(
-        *(table[name] for name in names), strict=True
-    ):
-        if layer == "total":
-            curves.setdefault((objective, risk), []).append((step, value, cosine))
-            made.add(", ".join(how))
-    if not curves:
+    totals = _totals(run)
+    if not totals:
         return None
     rows = []
-    for objective in dict.fromkeys(name for name, _ in curves):
-        cells = []
-        for risk in ("unlearn", "retain"):
-            curve = curves.get((objective, risk), [])
-            cells += [_at(max(curve, key=lambda point: abs(point[1]), default=None))]
-            cells += [_at(curve[-1] if curve else None)]
-        rows.append((objective, *cells))
+    for objective in dict.fromkeys(name for name, _ in totals):
+        curves = [totals.get((objective, risk), []) for risk in ("unlearn", "retain")]
+        ends = [(_peak(curve), curve[-1] if curve else None) for curve in curves]
+        rows.append((objective, *(_at(point) for points in ends for point in points)))
     columns = ("objective", "e_u at its peak", "at the last step", "e_r at its peak", "at the last")
+    made = {point.how for curve in totals.values() for point in curve}
     notes = ("In brackets: the step, and the cosine of the gradients.", "; ".join(sorted(made)))
     return TextTable(columns, rows, notes)
 
 
-def _at(point: tuple[int, float, float | None] | None) -> str:
+class _Point(NamedTuple):
+    """A total G-effect at one step, and how it was computed."""
+
+    step: int
+    value: float
+    cosine: float | None
+    how: str
+
+
+def _totals(run: Path) -> dict[tuple[str, str], list[_Point]]:
+    """{(objective, risk): the total G-effect at every measured step}."""
+    table = tables.read(run, "g_effect")
+    names = ("objective", "risk", "layer", "step", "value", "cosine", "reduction", "precision")
+    totals: dict[tuple[str, str], list[_Point]] = {}
+    for objective, risk, layer, step, value, cosine, *how in zip(
+        *(table[name] for name in names), strict=True
+    ):
+        if layer == "total":
+            point = _Point(step, value, cosine, ", ".join(how))
+            totals.setdefault((objective, risk), []).append(point)
+    return totals
+
+
+def _peak(curve: Sequence[_Point]) -> _Point | None:
+    """The point of largest magnitude, the last one of equals; what is no number does not count."""
+    best = None
+    for point in curve:
+        if abs(point.value) >= (0.0 if best is None else abs(best.value)):
+            best = point
+    return best
+
+
+def _at(point: _Point | None) -> str:
     if point is None:
         return "-"
-    step, value, cosine = point
-    return f"{two_digits(value)} ({step}{'' if cosine is None else f', {cosine:.2f}'})"
-
-
-def _peaks(run: Path) -> dict[tuple[str, str], str]:
-    """The G-effect of largest magnitude with its step, by objective and risk."""
-    table = tables.read(run, "g_effect")
-    best: dict[tuple[str, str], tuple[float, int]] = {}
-    columns = (table[k] for k in ("objective", "risk", "layer", "value", "step"))
-    for objective, risk, layer, value, step in zip(*columns, strict=True):
-        key = (objective, risk)
-        if layer == "total" and abs(value) >= abs(best.get(key, (0.0, 0))[0]):
-            best[key] = (value, step)
-    return {key: f"{two_digits(value)} ({step})" for key, (value, step) in best.items()}
+    cosine = "" if point.cosine is None else f", {point.cosine:.2f}"
+    return f"{two_digits(point.value)} ({point.step}{cosine})"
 
 
 def stage_seconds(run: Path) -> dict[str, float]:

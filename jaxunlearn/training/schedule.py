@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from jaxunlearn.config import Config
+from jaxunlearn.config import Config, FineTune, Unlearn
 from jaxunlearn.data import order
 
 
@@ -40,6 +40,11 @@ def evaluated_steps(config: Config, steps: int) -> range:
 def epochs_of_step(step: int, batch_size: int, samples: int) -> np.ndarray:
     """The epoch that each sample of a step's batch belongs to, [batch_size]."""
     return np.arange(step * batch_size, (step + 1) * batch_size) // samples
+
+
+def warmup_steps(spec: FineTune | Unlearn, samples: int) -> int:
+    """The steps of a training on so many samples in which the learning rate rises."""
+    return round(spec.warmup_epochs * order.num_steps(samples, spec.batch_size, 1))
 
 
 def lr_schedule(lr: float, steps: int, warmup: int) -> Callable[[Any], Any]:

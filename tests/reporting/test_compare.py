@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxunlearn import cli
 from jaxunlearn.config import Config, Objective, schema
-from jaxunlearn.reporting import compare
+from jaxunlearn.reporting import compare, report
 from jaxunlearn.reporting.compare import Member
 from tests.reporting.test_report import write_run
 
@@ -90,6 +90,15 @@ def test_seeds_of_one_data_set_are_joined_by_sample_and_of_embedded_data_are_not
     assert row[2] == "0.500 [0.000, 1.000]"
 
 
+def test_other_samples_are_not_paired():
+    """As many samples of another forget set, or embedded data of other seeds."""
+    other = member(name="other", data=schema.Data(source="tofu", forget="forget10"))
+    table = compare.ranking(compare.grouped([member(), other]))
+    assert [row[3] for row in table.rows] == ["-", "-"]
+    embedded = [member(seed, name=f"run {seed}", data=schema.Data()) for seed in (0, 1)]
+    assert [row[3] for row in compare.ranking(compare.grouped(embedded)).rows] == ["-", "-"]
+
+
 def test_runs_without_samples_have_no_ranking():
     old = member()
     old.evaluation["npo"]["uwc"]["results"][0].pop("by_sample")
@@ -132,6 +141,6 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
 
 def test_nothing_is_printed_by_default(tmp_path, capsys):
     runs = [write_run(tmp_path / name) for name in "ab"]
-    compare.compare_runs(runs, tmp_path)
+    report.compare_runs(runs, tmp_path)
     assert capsys.readouterr().out == ""
-    compare.compare_runs(runs, tmp_path, Console(file=io.StringIO()))
+    report.compare_runs(runs, tmp_path, Console(file=io.StringIO()))

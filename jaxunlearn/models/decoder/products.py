@@ -223,7 +223,7 @@ def _batch_pairs(args, axes, *, dimension_numbers, preferred_element_type):
     contracted = _axes(dimension_numbers)
     side = 0 if axes[0] is not None else 1
     x, size = args[side], args[side].shape[axes[side]]
-    kept = x.ndim - 1 - (2 - (1 - contracted[side]))  # without the batch axis
+    kept = x.ndim - 2 - contracted[side]  # once the batch axis is out of the way
     x = jnp.moveaxis(x, axes[side], kept + 1)
     shape = (*x.shape[:kept], x.shape[kept] * size, *x.shape[kept + 2 :])
     x = x.reshape(shape)

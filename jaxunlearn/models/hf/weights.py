@@ -212,13 +212,11 @@ def _check_tied(slices: dict[str, tuple[Path, Any]], config: DecoderConfig) -> N
     if not config.tied or HEAD not in slices:
         return
     (file, head), (_, embedding) = slices[HEAD], slices[EMBEDDING]
-    same = list(head.get_shape()) == list(embedding.get_shape())
-    for first in range(0, config.vocab_size if same else 0, _ROWS):
-        part = slice(first, min(first + _ROWS, config.vocab_size))
-        if not np.array_equal(_bits(head[part]), _bits(embedding[part])):
-            same = False
-            break
-    if not same:
+    rows = config.vocab_size
+    parts = (slice(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS))
+    if head.get_shape() != embedding.get_shape() or not all(
+        np.array_equal(_bits(head[part]), _bits(embedding[part])) for part in parts
+    ):
         raise ValueError(
             f"{file}: tensor {HEAD} differs from {EMBEDDING}, though config.json says"
             " tie_word_embeddings: true; write false there to use both"

@@ -2,13 +2,10 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxunlearn.core import files
+from jaxunlearn.reporting.compare import Comparison
 from jaxunlearn.reporting.page.source import Source
-
-if TYPE_CHECKING:
-    from jaxunlearn.reporting.compare import Comparison
 
 LIBRARIES = ("altair", "vl_convert")
 MISSING = "no report.html: it needs the extra `report` (pip install 'jaxunlearn[report]')"
@@ -33,7 +30,7 @@ def write(source: Source, file: Path) -> bool:
     return True
 
 
-def write_comparison(compared: "Comparison", file: Path) -> bool:
+def write_comparison(compared: Comparison, file: Path) -> bool:
     """The same for the page that compares runs, from `compare.compare`."""
     if not _installed():
         return False

@@ -46,22 +46,9 @@ def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) ->
         value="total",
         bind=alt.binding_select(options=["total", *groups], name="layers: "),
     )
-    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
-    line = (
-        alt.Chart()
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
-            y=_effect_axis("value", "G-effect e", largest),
-            color=_objective(objectives),
-            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
-            tooltip=["objective:N", "step:Q", "group:N", alt.Tooltip("value:Q", format=".4g")],
-        )
-    )
+    shown = _legend_choice()
     chart = (
-        (line + _zero())
-        .properties(width=430, height=300)
-        .facet(column=_risk_facet(), data=alt.NamedData("effects"))
+        _by_risk(_effect_lines(objectives, largest, shown, "group:N") + _zero(), "effects", 300)
         .add_params(group, shown)
         .transform_filter("datum.group === group")
     )
@@ -75,36 +62,20 @@ def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) ->
 
 def bands(objectives: Sequence[str], largest: float) -> Spec:
     """The G-effect over steps: means over seeds, and bands from the least to the largest."""
-    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
-    x, color = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)), _objective(objectives)
+    shown = _legend_choice()
     band = (
         alt.Chart()
         .mark_area()
         .encode(
-            x=x,
+            x=_steps_axis(),
             y=_effect_axis("low", "G-effect e", largest),
             y2="high:Q",
-            color=color,
+            color=_objective(objectives),
             opacity=alt.condition(shown, alt.value(0.25), alt.value(0.03)),
         )
     )
-    line = (
-        alt.Chart()
-        .mark_line(point=True)
-        .encode(
-            x=x,
-            y=_effect_axis("value", "G-effect e", largest),
-            color=color,
-            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
-            tooltip=["objective:N", "step:Q", "value:Q", "low:Q", "high:Q"],
-        )
-    )
-    chart = (
-        (band + line + _zero())
-        .properties(width=430, height=300)
-        .facet(column=_risk_facet(), data=alt.NamedData("bands"))
-        .add_params(shown)
-    )
+    lines = _effect_lines(objectives, largest, shown, "low:Q", "high:Q")
+    chart = _by_risk(band + lines + _zero(), "bands", 300).add_params(shown)
     return _spec(
         chart, "G-effect of every objective on both risks, with its range over seeds.", width=False
     )
@@ -112,11 +83,7 @@ def bands(objectives: Sequence[str], largest: float) -> Spec:
 
 def heat_map(objectives: Sequence[str], layers: Sequence[str], largest: float) -> Spec:
     """The share of every layer in the effects of one objective, step by step."""
-    objective = alt.param(
-        name="objective",
-        value=objectives[0],
-        bind=alt.binding_select(options=list(objectives), name="objective: "),
-    )
+    objective = _objective_choice(objectives)
     chart = (
         alt.Chart()
         .mark_rect()
@@ -132,7 +99,7 @@ def heat_map(objectives: Sequence[str], layers: Sequence[str], largest: float) -
             tooltip=[
                 "layer:N",
                 "step:O",
-                alt.Tooltip("value:Q", format=".4g"),
+                _digits("value"),
                 alt.Tooltip("share:Q", format=".1%"),
             ],
         )
@@ -151,11 +118,7 @@ def heat_map(objectives: Sequence[str], layers: Sequence[str], largest: float) -
 
 def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float, float]) -> Spec:
     """The PG-effects of samples at one step of one objective; a click selects a sample."""
-    objective = alt.param(
-        name="objective",
-        value=objectives[0],
-        bind=alt.binding_select(options=list(objectives), name="objective: "),
-    )
+    objective = _objective_choice(objectives)
     place = alt.param(
         name="place",
         value=0,
@@ -177,9 +140,9 @@ def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float,
                 "sample:Q",
                 "question:N",
                 "answer:N",
-                alt.Tooltip("weight:Q", format=".4g"),
-                alt.Tooltip("unlearn:Q", format=".4g"),
-                alt.Tooltip("retain:Q", format=".4g"),
+                _digits("weight"),
+                _digits("unlearn"),
+                _digits("retain"),
             ],
         )
         .add_params(objective, place, chosen)
@@ -207,7 +170,7 @@ def profile(layers: Sequence[str]) -> Spec:
                 scale=alt.Scale(domain=["Dᵤ", "Dᵣ"], range=list(palette.RISKS.values())),
             ),
             yOffset="risk:N",
-            tooltip=["layer:N", "risk:N", alt.Tooltip("value:Q", format=".4g")],
+            tooltip=["layer:N", "risk:N", _digits("value")],
         )
         .properties(height=max(140, min(700, 22 * len(layers))))
     )
@@ -216,7 +179,7 @@ def profile(layers: Sequence[str]) -> Spec:
 
 def changes(objectives: Sequence[str], largest: float) -> Spec:
     """Predicted against realised change of the risks, from one measurement to the next."""
-    shown = alt.selection_point(fields=["objective"], bind="legend", name="shown")
+    shown = _legend_choice()
     points = (
         alt.Chart()
         .mark_point(filled=True, size=55)
@@ -229,8 +192,8 @@ def changes(objectives: Sequence[str], largest: float) -> Spec:
                 "objective:N",
                 "step:Q",
                 "steps:Q",
-                alt.Tooltip("predicted:Q", format=".4g"),
-                alt.Tooltip("change:Q", format=".4g"),
+                _digits("predicted"),
+                _digits("change"),
             ],
         )
     )
@@ -240,12 +203,7 @@ def changes(objectives: Sequence[str], largest: float) -> Spec:
         .mark_line(color="#888888", strokeDash=[4, 4])
         .encode(x=alt.X("v:Q"), y=alt.Y("v:Q"))
     )
-    chart = (
-        alt.layer(identity, points)
-        .properties(width=430, height=330)
-        .facet(column=_risk_facet(), data=alt.NamedData("changes"))
-        .add_params(shown)
-    )
+    chart = _by_risk(alt.layer(identity, points), "changes", 330).add_params(shown)
     return _spec(
         chart,
         "Change of both risks between measurements: predicted to first order from the gradient,"
@@ -260,10 +218,10 @@ def risks(objectives: Sequence[str]) -> Spec:
         alt.Chart()
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+            x=_steps_axis(),
             y=alt.Y("nll:Q", title="risk [nats]"),
             color=_objective(objectives),
-            tooltip=["objective:N", "step:Q", alt.Tooltip("nll:Q", format=".4g")],
+            tooltip=["objective:N", "step:Q", _digits("nll")],
         )
         .properties(width=430, height=240)
         .facet(column=_risk_facet(), data=alt.NamedData("risks"))
@@ -278,7 +236,7 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
         alt.Chart()
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q", title="steps of fine-tuning", axis=alt.Axis(tickMinStep=1)),
+            x=_steps_axis("steps of fine-tuning"),
             y=alt.Y("es:Q", title="forget ES"),
             color=_objective(objectives, "model", models),
             tooltip=["model:N", "attack:N", "step:Q", alt.Tooltip("es:Q", format=".3f")],
@@ -302,6 +260,47 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
 
 
 # --------------------------------------------------------------------------- parts of charts
+
+
+def _legend_choice() -> Any:
+    """Objectives that are chosen by clicks on the legend."""
+    return alt.selection_point(fields=["objective"], bind="legend", name="shown")
+
+
+def _objective_choice(objectives: Sequence[str]) -> Any:
+    """One objective that is chosen in a list."""
+    choice = alt.binding_select(options=list(objectives), name="objective: ")
+    return alt.param(name="objective", value=objectives[0], bind=choice)
+
+
+def _effect_lines(objectives: Sequence[str], largest: float, shown: Any, *more: str) -> Any:
+    """A line of e over the steps for each objective; those not chosen are faint."""
+    return (
+        alt.Chart()
+        .mark_line(point=True)
+        .encode(
+            x=_steps_axis(),
+            y=_effect_axis("value", "G-effect e", largest),
+            color=_objective(objectives),
+            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
+            tooltip=["objective:N", "step:Q", _digits("value"), *more],
+        )
+    )
+
+
+def _by_risk(chart: Any, data: str, height: int) -> Any:
+    """The chart twice, for both risks."""
+    sized = chart.properties(width=430, height=height)
+    return sized.facet(column=_risk_facet(), data=alt.NamedData(data))
+
+
+def _steps_axis(title: str = "step") -> alt.X:
+    return alt.X("step:Q", title=title, axis=alt.Axis(tickMinStep=1))
+
+
+def _digits(field: str) -> alt.Tooltip:
+    """A number with four digits where the mouse is."""
+    return alt.Tooltip(f"{field}:Q", format=".4g")
 
 
 def _objective(
