@@ -33,15 +33,16 @@ def load(path: str | Path) -> Config:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
-    return loads(text, str(path))
+    return loads(text, str(path), lines=True)
 
 
-def loads(text: str, source: str) -> Config:
+def loads(text: str, source: str, *, lines: bool = False) -> Config:
     """Reads a configuration from a text in YAML, see `load`.
 
     Args:
       text: the configuration.
       source: where it comes from, for errors.
+      lines: whether errors name the line too; of a text that nobody sees they must not.
 
     Raises:
       ConfigError: as `load`.
@@ -52,7 +53,7 @@ def loads(text: str, source: str) -> Config:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     if node is None:
         raise ConfigError(f"{source}: the configuration is empty")
-    return _Reader(source).read(Config, node, "")
+    return _Reader(source, lines).read(Config, node, "")
 
 
 def dump(config: Config) -> str:
@@ -103,8 +104,9 @@ def _plain(value: Any) -> Any:
 class _Reader:
     """Builds dataclasses from YAML nodes, whose line numbers go into the errors."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, source: str, lines: bool):
+        self.source = source
+        self.lines = lines
 
     def read(self, kind: Any, node: yaml.Node, key: str) -> Any:
         if dataclasses.is_dataclass(kind):
@@ -204,7 +206,8 @@ class _Reader:
             self._fail(node, f"'{key}' must be {_in_words(kind)}, not {actual}")
 
     def _fail(self, node: yaml.Node, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{self.path}:{node.start_mark.line + 1}: {message}")
+        line = f":{node.start_mark.line + 1}" if self.lines else ""
+        raise ConfigError(f"{self.source}{line}: {message}")
 
 
 def _is_null(node: yaml.Node) -> bool:

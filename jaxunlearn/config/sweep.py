@@ -82,14 +82,25 @@ def _copies(
         label = "_".join(f"{path[-1]}_{value}" for path, value in combination)
         copy = dict(entry) | {"loss": config.objectives[name].loss or name}
         for path, value in combination:
-            copy = _changed(copy, path, yaml.safe_load(value))
+            copy = _changed(copy, path, _value(value))
         copies.append((re.sub(r"[^A-Za-z0-9_.]", "_", f"{name}_{label}"), copy))
     return copies
+
+
+def _value(text: str) -> Any:
+    """A value as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{WHERE}: the value {text!r} is not valid YAML") from error
 
 
 def _changed(entry: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     """A copy of a nested mapping with one value changed."""
     first, *rest = path
     if rest:
-        value = _changed(dict(entry.get(first) or {}), rest, value)
+        below = entry.get(first) or {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{WHERE}: {first!r} has no keys such as {rest[0]!r}")
+        value = _changed(below, rest, value)
     return {**entry, first: value}

@@ -42,7 +42,9 @@ def test_words_and_names_with_dots():
         ("objectives.nop.lr=1,2", "no objective 'nop'; there are: npo, a.b; .*'npo'"),
         ("objectives.npo.lr=1,", "a value is empty"),
         ("objectives.npo.lrr=1", "unknown key 'objectives.npo_lrr_1.lrr'.*'lr'"),
-        ("objectives.npo.lr=fast", "'objectives.npo_lr_fast.lr' must be a number"),
+        ("objectives.npo.lr=fast", "--sweep: 'objectives.npo_lr_fast.lr' must be a number"),
+        ("objectives.npo.lr=[1", r"the value '\[1' is not valid YAML"),
+        ("objectives.npo.hyper.beta.x=1", "'beta' has no keys such as 'x'"),
         ("objectives.npo.lr=1,1", "two objectives would be called 'npo_lr_1'"),
     ],
 )
