@@ -218,7 +218,7 @@ def generated_rows(
         metric, definition = name.partition(".")[0], memorization.DEFINITIONS[name]
         found = values[name][in_set] if in_set.any() else np.array([])
         if known := int(np.isfinite(found).sum()):
-            rows.append(metric_row(metric, over, np.nanmean(found), definition, items=known))
+            rows.append(metric_row(metric, over, float(np.nanmean(found)), definition, items=known))
         elif in_set.any():
             rows.append(missing_row(metric, over, NO_WORDS, definition))
         else:
