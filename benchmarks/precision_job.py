@@ -176,12 +176,12 @@ def _unlearned(reference: Tree, model: DecoderConfig, packs: Packs, training: Tr
 
 
 def _trained(params: Tree, loss: Loss, batch: Any, steps: int, lr: float) -> Tree:
-    tx = optimizer(lambda _: lr)
+    tx = optimizer()
     # The trainer donates its state; the caller keeps these parameters.
     trainer = Trainer(init_state(jax.tree.map(jnp.copy, params), tx), loss, tx)
     with jax.default_matmul_precision("highest"):
         for _ in range(steps):
-            trainer.update(batch)
+            trainer.update(batch, lr)
     return trainer.params
 
 

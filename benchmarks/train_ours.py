@@ -152,10 +152,11 @@ class Training:
         """
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self._work, self._reference = work, reference
+        self._lr = jnp.float32(work.lr)
         self._layout = Layout(mesh, work.model.context, work.width_step, batch_tokens=16384)
         self._plan = self._layout.plan_steps(work.sequences, work.planned)
         term = losses.Term(registry.get("npo", beta=BETA), work.model, "sequence_sum", 0, "forget")
-        tx = optimizer(lambda _: work.lr, weight_decay=work.weight_decay)
+        tx = optimizer(weight_decay=work.weight_decay)
         self._static = {"loss": losses.UnlearnLoss(term), "tx": tx}
         shardings = sharding.param_shardings(work.model, mesh)
         self.state = init_state(jax.device_put(params, shardings), tx)
@@ -170,7 +171,7 @@ class Training:
     @cached_property
     def program(self) -> Any:
         """The compiled `train_step`."""
-        return train_step.lower(self.state, self.batch(0), **self._static).compile()
+        return train_step.lower(self.state, self.batch(0), self._lr, **self._static).compile()
 
     @cached_property
     def cost(self) -> Cost:
@@ -178,12 +179,12 @@ class Training:
         like = lambda tree: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
         )
-        args = like(self.state), like(self.batch(0))
+        args = like(self.state), like(self.batch(0)), like(self._lr)
         return programs.cost_of_compiled(self.program, train_step, *args, **self._static)
 
     def update(self, batch: Batch) -> Any:
         """Applies one update; returns its metrics, on the device."""
-        self.state, metrics = self.program(self.state, batch)
+        self.state, metrics = self.program(self.state, batch, self._lr)
         return metrics
 
 

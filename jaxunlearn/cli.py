@@ -18,6 +18,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.record.folder import of_seed, seeds
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -85,9 +86,9 @@ class RunCommand:
 
 @dataclasses.dataclass(frozen=True)
 class DemoCommand:
-    """Unlearn embedded data with a small model; nothing is downloaded."""
+    """Unlearn embedded data with a small model, three times; nothing is downloaded."""
 
-    run: OmitArgPrefixes[RunOptions] = RunOptions()
+    run: OmitArgPrefixes[RunOptions] = RunOptions(seeds=3)
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
@@ -146,9 +147,11 @@ class ReportCommand:
     """Draw the figures and print the tables of a finished run again; or compare several."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
-    """Folders of runs. Those that differ in nothing but the seed are repeats."""
+    """Folders of runs, or of the seeds of a run. Those that differ in nothing but the seed are
+    repeats."""
     out: Annotated[Path | None, _flag("FOLDER")] = None
-    """Where a comparison is written; default: `comparison` next to the first run."""
+    """Where a comparison is written; default: `comparison` next to the first run, or the folder of
+    the seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +242,14 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         _run_one(config, out, options, console)
         return
     # One process: what is compiled for the first seed serves the others.
-    seeds = range(config.seed, config.seed + options.seeds)
-    folders = [out / f"seed-{seed}" for seed in seeds]
-    for seed, folder in zip(seeds, folders, strict=True):
+    numbers = range(config.seed, config.seed + options.seeds)
+    folders = [of_seed(out, seed) for seed in numbers]
+    for seed, folder in zip(numbers, folders, strict=True):
         console.print(f"seed {seed}", style="bold", highlight=False)
-        _run_one(dataclasses.replace(config, seed=seed), folder, options, console)
+        # The tables of all seeds together follow at the end; each run's are in its report.
+        _run_one(
+            dataclasses.replace(config, seed=seed), folder, options, console, print_tables=False
+        )
     from jaxunlearn.core import hosts
     from jaxunlearn.reporting.report import compare_runs
 
@@ -251,7 +257,9 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         compare_runs(folders, out, console)
 
 
-def _run_one(config: Config, out: Path, options: RunOptions, console: Console) -> None:
+def _run_one(
+    config: Config, out: Path, options: RunOptions, console: Console, *, print_tables: bool = True
+) -> None:
     from jaxunlearn.pipeline import recipe
 
     interrupts = Interrupts()
@@ -262,6 +270,7 @@ def _run_one(config: Config, out: Path, options: RunOptions, console: Console) -
             profile=options.profile,
             peak=options.peak,
             interrupts=interrupts,
+            print_tables=print_tables,
         )
 
 
@@ -326,13 +335,14 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
 
 
 def _report(command: ReportCommand, _: list[str]) -> None:
-    runs: list[Path] = list(command.runs)
+    runs = [run for named in command.runs for run in (seeds(named) or [named])]
     if not runs:
         raise ConfigError("report: name the folder of a run, or of several to compare them")
     if len(runs) > 1:
         from jaxunlearn.reporting.report import compare_runs
 
-        compare_runs(runs, command.out or runs[0].parent / "comparison", Console())
+        alone = command.runs[0] if len(command.runs) == 1 else runs[0].parent / "comparison"
+        compare_runs(runs, command.out or alone, Console())
         return
     if command.out is not None:
         raise ConfigError("--out: is for a comparison of several runs")

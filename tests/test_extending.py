@@ -28,7 +28,7 @@ from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import evaluation_table
 from jaxunlearn.reporting.figures import draw
-from jaxunlearn.training import arrays, losses
+from jaxunlearn.training import arrays, batch, losses
 from jaxunlearn.training.batch import Batch, Rows
 from jaxunlearn.training.tasks import Task, make_task
 from tests.models.small_models import UNTIED, pack, random_params, random_sequences
@@ -82,7 +82,7 @@ def test_every_recipe_has_code_and_a_row_in_the_table_of_contents():
 class TestObjective:
     def test_the_weight_is_that_of_the_gradient(self, added):
         added(1, only="my_objectives.py")
-        objective = task_of(1, "fading").loss.unlearn.objective
+        objective = task_of(1, "fading").objective
         assert objective.hyper == (("half", 0.05),)
         logp, mask = jnp.log(jnp.array([[0.9, 0.01, 0.5]])), jnp.array([[True, True, False]])
         slope = jax.grad(lambda x: objective.loss(logp=x, mask=mask).sum())(logp)
@@ -109,8 +109,9 @@ class TestObjective:
 
 def test_a_new_array_reaches_the_loss(added, forget):
     added(2)
-    term = task_of(2, "early").loss.unlearn
-    total, count = term(random_params(UNTIED), Batch(forget))
+    task = task_of(2, "early")
+    term, constants = task.loss.unlearn, batch.Constants(hyper=task.hyper)
+    total, count = term(random_params(UNTIED), Batch(forget, constants=constants))
     expected = sum((0.8 ** np.arange(len(logp)) * logp).sum() for logp in answers(forget))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert count == 4
@@ -124,7 +125,9 @@ class TestRetainTerm:
     def test_the_loss_is_what_the_formula_says(self, added, forget, retain):
         added(3)
         task = task_of(3, "kept")
-        loss, metrics = task.loss(random_params(UNTIED), Batch(forget, retain))
+        constants = batch.Constants(hyper=task.hyper, retain_weight=task.retain_weight)
+        rows = Batch(forget, retain, constants=constants)
+        loss, metrics = task.loss(random_params(UNTIED), rows)
         ascent_loss = np.concatenate(answers(forget)).mean()
         hinge = np.maximum(-np.concatenate(answers(retain)) - 0.25, 0).mean()
         np.testing.assert_allclose(metrics["retain_loss"], hinge, rtol=1e-5)
@@ -253,7 +256,7 @@ class TestFamily:
 
 CONFIG = replace(
     finetune={"epochs": 0},
-    unlearn={"epochs": 1, "batch_size": 3},
+    unlearn={"epochs": 1, "batch_size": 3, "warmup_epochs": 0},
     objectives={},
     measure={"steps": (0,), "pg_steps": (0,), "token_steps": (0,)},
     evaluate={"suites": ("memorization", "weakest")},

@@ -27,7 +27,7 @@ HEAVY = (
 SMALL = tiny.replace(
     objectives={"ga": jaxunlearn.config.Objective()},
     finetune={"epochs": 0},
-    unlearn={"epochs": 1},
+    unlearn={"epochs": 1, "warmup_epochs": 0},
     measure={"every": 0},
 )
 

@@ -26,7 +26,7 @@ from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
-from jaxunlearn.training.schedule import lr_schedule, warmup_steps
+from jaxunlearn.training.schedule import learning_rates, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state
 
 START, MEASURE, TRAIN = "theta_0 and its references", "measure", "train"
@@ -97,6 +97,8 @@ def _train(prepared: Prepared, stages: Stages, left: Callable[[], float]) -> lis
     task, offload = prepared.tasks[0], Offload(prepared.config.compute.offload)
     with stages.stage(START):
         feed, measurer, trainer = _start(prepared, stages.folder, offload)
+        warmup = warmup_steps(prepared.config.unlearn, len(prepared.sets.forget))
+        rates = learning_rates(task.lr, feed.steps, warmup)
         batches = feed.measured(measurer.splits.forget, None)
         stats = measurer.statistics(trainer.params, 0)
     reached: list[int] = []
@@ -106,13 +108,13 @@ def _train(prepared: Prepared, stages: Stages, left: Callable[[], float]) -> lis
             break
         with stages.stage(f"from step {first}") as stage:
             with stage.part(MEASURE), trainer.parked_moments(offload):
-                interval = measurer.open(first, trainer.params, stats, batches, None, task.lr)
+                interval = measurer.open(first, trainer.params, stats, batches, None, rates[first])
             with stage.part(TRAIN):
-                trainer.update(feed.step(first, None).batch)
+                trainer.update(feed.step(first, None).batch, rates[first])
                 with stage.part(MEASURE, after=trainer.state):
                     interval.after_update(trainer.params)
                 for step in range(first + 1, last):
-                    trainer.update(feed.step(step, None).batch)
+                    trainer.update(feed.step(step, None).batch, rates[step])
                 jax.block_until_ready(trainer.state)
             with stage.part(MEASURE):
                 stats = measurer.statistics(trainer.params)
@@ -142,6 +144,7 @@ def _start(
     )
     measurer = Measurer(
         name=task.name,
+        objective=task.objective,
         term=task.loss.unlearn,
         splits=splits,
         base=splits.statistics(base, prepared.model),
@@ -151,8 +154,7 @@ def _start(
         shared={},
     )
     feed = step_batches(prepared, task, references)
-    lr = lr_schedule(task.lr, feed.steps, warmup_steps(spec, len(prepared.sets.forget)))
-    tx = task_optimizer(prepared, task, lr)
+    tx = task_optimizer(prepared, task)
     return feed, measurer, Trainer(init_state(base, tx), task.loss, tx)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +72,18 @@ def check_readable(config: Config) -> None:
       ConfigError: it cannot; names the key.
     """
     text = dump(config)
-    if dump(loads(text, "configuration")) != text:
-        raise ConfigError("the configuration changes when it is written and read again")
+    again = dump(loads(text, "configuration"))
+    for key, written, read in _differences(yaml.safe_load(text), yaml.safe_load(again)):
+        raise ConfigError(f"{key}: {written!r} would be read back as {read!r}")
+
+
+def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, both values) of every value in which two documents differ; 1 and 1.0 do not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in one | other:
+            yield from _differences(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    elif one != other:
+        yield key, one, other
 
 
 def only(config: Config, names: typing.Sequence[str]) -> Config:

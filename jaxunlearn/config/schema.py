@@ -72,7 +72,7 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class Fictional:
-    """Sizes of the embedded data: fictional authors with questions and answers."""
+    """The embedded data: fictional authors with questions and answers."""
 
     authors: int = 20
     """Number of authors, at least 2."""
@@ -80,6 +80,8 @@ class Fictional:
     """Questions about each author, at most 20."""
     forget_share: float = 0.1
     """Share of the authors to forget; rounded to at least one author, and never all."""
+    seed: int = 0
+    """Which authors these are, whatever the seed of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Data:
     """What happens to rows that are longer than the model's context: the run is refused, or the
     rows are left out with a note."""
     fictional: Fictional = Fictional()
-    """Sizes of the data if source is `fictional`."""
+    """What the data are if source is `fictional`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Range(NamedTuple):
 FINITE = Range("be a finite number", lambda x: True)
 POSITIVE = Range("be positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
+SEED = Range("be in 0..2**63-1", lambda x: 0 <= x < 2**63)
 SHARE = Range("be between 0 and 1, both excluded", lambda x: 0 < x < 1)
 
 
@@ -44,7 +45,7 @@ DEVICES = Range("be in 1..16384", lambda x: 1 <= x <= 2**14)
 
 RANGES: Mapping[str, Range] = {
     # Seeds of 64 bits and more do not fit the random keys.
-    "seed": Range("be in 0..2**63-1", lambda x: 0 <= x < 2**63),
+    "seed": SEED,
     "new_model.hidden_size": at_least(1),
     "new_model.intermediate_size": at_least(1),
     "new_model.num_layers": at_least(1),
@@ -57,6 +58,7 @@ RANGES: Mapping[str, Range] = {
     "compute.data": DEVICES,
     "compute.fsdp": DEVICES,
     "compute.tensor": DEVICES,
+    "data.fictional.seed": SEED,
     "data.fictional.authors": at_least(2),
     "data.fictional.questions": Range("be in 1..20", lambda x: 1 <= x <= 20),
     "data.fictional.forget_share": SHARE,

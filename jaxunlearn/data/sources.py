@@ -37,12 +37,11 @@ class Sources:
     Args:
       source: "fictional", a folder of JSON-lines files named after the splits, one such file, or a
         hub name.
-      seed: of the fictional rows.
-      fictional: sizes of the fictional data, the keyword arguments of `generate`.
+      fictional: seed and sizes of the fictional data, the arguments of `generate`.
     """
 
-    def __init__(self, source: str, *, seed: int, fictional: Mapping[str, Any]):
-        self._source, self._seed, self._sizes = source, seed, dict(fictional)
+    def __init__(self, source: str, *, fictional: Mapping[str, Any]):
+        self._source, self._fictional = source, dict(fictional)
         self._rows: dict[str, DataRows] = {}
 
     def find(self, split: str) -> DataRows | None:
@@ -116,7 +115,7 @@ class Sources:
 
     def _generated(self) -> dict[str, DataRows]:
         if not self._rows:
-            self._rows = generate(self._seed, **self._sizes)
+            self._rows = generate(**self._fictional)
         return self._rows
 
 

@@ -169,7 +169,7 @@ class FineTuneOn:
                     progress(step, nll=record["forget_nll"], es=record["forget_es"])
                 if step < steps:
                     inputs = ahead.take(step)
-                    trainer.update(inputs.rows)
+                    trainer.update(inputs.rows, context.settings.lr)
                     train.add(inputs.tokens, inputs.flops)
             train.waiting += ahead.waited
         return Result(strengths_before(context.base_strength, self.unseen), records, layers)

@@ -40,6 +40,9 @@ from jaxunlearn.training.references import References, gather_references, label_
 from jaxunlearn.training.step import abstract_state, optimizer, train_step
 from jaxunlearn.training.tasks import Task
 
+RATE = jax.ShapeDtypeStruct((), np.float32)
+"""The learning rate of a step, which its program takes as an argument."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -126,7 +129,7 @@ def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
     for task in tasks:
         feed = step_batches(prepared, task, references)
         batch, _, share = feed.step(0)
-        tx = task_optimizer(prepared, task, _rate)
+        tx = task_optimizer(prepared, task)
         rows, width = batch.forget.packed.tokens.shape[-2:]
         shape = f"{rows} x {width}, {share:.0%} real"
         parts = spec.accumulate
@@ -137,7 +140,7 @@ def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
             resident_bytes=resident.between_measurements(prepared),
             mesh=prepared.mesh,
             function=train_step,
-            args=(abstract_state(params, tx), batch),
+            args=(abstract_state(params, tx), batch, RATE),
             static={"loss": task.loss, "tx": tx, "accumulate": parts, "guard": task.guard},
         )
 
@@ -289,7 +292,7 @@ def token_options(prepared: Prepared) -> dict[str, Any]:
 def _finetuning(prepared: Prepared, params: Tree) -> Iterator[Program]:
     """The train step of fine-tuning; the retrained model's is the same or a little smaller."""
     spec, plan = prepared.config.finetune, plan_finetuning(prepared, prepared.finetune)
-    tx = optimizer(_rate, weight_decay=spec.weight_decay)
+    tx = optimizer(weight_decay=spec.weight_decay)
     yield Program(
         name="fine-tuning step",
         calls=plan.steps * (1 + spec.retrained),
@@ -297,7 +300,7 @@ def _finetuning(prepared: Prepared, params: Tree) -> Iterator[Program]:
         resident_bytes=0,
         mesh=prepared.mesh,
         function=train_step,
-        args=(abstract_state(params, tx), prepared.layout.shard_rows(Rows(plan.batch(0)))),
+        args=(abstract_state(params, tx), prepared.layout.shard_rows(Rows(plan.batch(0))), RATE),
         static={"loss": FineTuning(prepared.model), "tx": tx},
     )
 
@@ -377,7 +380,3 @@ def _zero_caches(
         zeros = np.broadcast_to(np.zeros((), np.float32), (offsets[-1], *shape))
         caches[value.name] = LabelCache(zeros, offsets)
     return caches
-
-
-def _rate(_: Any) -> float:
-    return 1e-5

@@ -80,13 +80,13 @@ def measured_speed(step: Program, clock: Callable[[], float] = time.perf_counter
     def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.zeros(x.shape, x.dtype, device=x.sharding)
 
-    state, batch = jax.tree.map(zeros, step.args)
+    state, *inputs = jax.tree.map(zeros, step.args)
     update: Any = step.compiled
     with jax.set_mesh(step.mesh):
-        state, _ = jax.block_until_ready(update(state, batch))  # the first call is a slow one
+        state, _ = jax.block_until_ready(update(state, *inputs))  # the first call is a slow one
         calls, seconds, start = 0, 0.0, clock()
         while seconds < MEASURING:
-            state, _ = jax.block_until_ready(update(state, batch))
+            state, _ = jax.block_until_ready(update(state, *inputs))
             calls, seconds = calls + 1, clock() - start
     flops = calls * step.cost.flops / seconds
     one = flops / step.mesh.devices.size / TERA

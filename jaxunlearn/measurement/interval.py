@@ -18,6 +18,7 @@ from jaxunlearn.measurement import gradients, rows
 from jaxunlearn.measurement.gradients import MeasuredRisk
 from jaxunlearn.measurement.statistics import SetStatistics, Splits
 from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.objectives import Objective
 from jaxunlearn.record import tables
 from jaxunlearn.training.batch import Batch
 from jaxunlearn.training.losses import GROUPING, Risk, Term
@@ -38,7 +39,8 @@ class Measurer:
 
     Attributes:
       name: the objective's name in tables.
-      term: the objective.
+      objective: the objective, its hyper-parameters bound.
+      term: its loss on D_u.
       splits: D_u with the objective's references, and D_r.
       base: statistics of the model before unlearning.
       spec: what is measured.
@@ -49,6 +51,7 @@ class Measurer:
     """
 
     name: str
+    objective: Objective
     term: Term
     splits: Splits
     base: SetStatistics
@@ -103,7 +106,7 @@ class Measurer:
           The interval from this step to the next measured one.
         """
         # --- by sample: weights, likelihoods, confidence ------------------------------------------
-        weights = rows.sample_weights(self.term.objective, stats.forget, self.base.forget, guide)
+        weights = rows.sample_weights(self.objective, stats.forget, self.base.forget, guide)
         by_sample = rows.sample_rows("forget", stats.forget, weights)
         self._write("samples", step, by_sample + rows.sample_rows("retain", stats.retain))
         self._write("confidence", step, rows.confidence_rows(stats.forget))

@@ -81,6 +81,7 @@ class Objective:
       loss: (**arrays) -> [B], or one loss per position for logits and hidden states.
       weight: (**arrays) -> [B] or [B, S] with grad loss = sum_i weight_i grad log p_i; None where
         the loss is no weighted likelihood.
+      open: hyper-parameters that are not bound: further arguments of `loss` and `weight`.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Objective:
     arrays: tuple[str, ...] = dataclasses.field(compare=False)
     loss: Loss = dataclasses.field(compare=False, repr=False)
     weight: Loss | None = dataclasses.field(compare=False, repr=False)
+    open: tuple[str, ...] = ()
 
     @property
     def per_token(self) -> bool:
@@ -112,6 +114,38 @@ class Objective:
         A subset of "ref", "hidden", "substitute", "logits" and "guide".
         """
         return signature.needs_of(self.arrays)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The bound hyper-parameters that are floating-point numbers, by name."""
+        return {name: value for name, value in self.hyper if isinstance(value, float)}
+
+    def opened(self) -> "Objective":
+        """The same objective with its `numbers` left open.
+
+        A function compiled with it takes them as arguments, and serves all their values. An
+        objective without any is returned as it is, and so is one whose functions cannot be traced
+        with arrays in their place, such as a loss that branches on a number.
+
+        >>> opened = get("npo", beta=0.5).opened()
+        >>> opened == get("npo", beta=1.0).opened(), opened.hyper, opened.open
+        (True, (), ('beta',))
+        """
+        numbers = tuple(self.numbers)
+        fixed = {name: value for name, value in self.hyper if name not in numbers}
+        definition = self.definition
+        functions = [f for f in (definition.loss, definition.weight) if f is not None]
+        loss, *weights = (functools.partial(function, **fixed) for function in functions)
+        traced = (signature.is_traceable(f, self.arrays, numbers) for f in (loss, *weights))
+        if not numbers or not all(traced):
+            return self
+        return dataclasses.replace(
+            self,
+            hyper=tuple(fixed.items()),
+            loss=loss,
+            weight=weights[0] if weights else None,
+            open=numbers,
+        )
 
     def check_reduction(self, how: str) -> None:
         """Raises ValueError where a reduction (see `reduce_losses`) means nothing for this loss."""

@@ -141,6 +141,16 @@ def check_result(name: str, loss: Loss, arrays: tuple[str, ...]) -> None:
     _check_shape(name, loss, arrays, [shape])
 
 
+def is_traceable(function: Loss, arrays: tuple[str, ...], numbers: tuple[str, ...]) -> bool:
+    """Whether a function of arrays can be traced with scalar arrays as hyper-parameters."""
+    scalars = dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.float32))
+    try:
+        jax.eval_shape(function, **_examples(arrays), **scalars)
+    except Exception:  # a function of the user's may raise anything
+        return False
+    return True
+
+
 def check_weight(
     name: str, loss: Loss, weight: Loss, arrays: tuple[str, ...], hyper: Mapping[str, Any]
 ) -> None:
@@ -236,20 +246,28 @@ def _check_shape(
     name: str, function: Loss, arrays: tuple[str, ...], dims: list[tuple[str, ...]]
 ) -> None:
     """Traces a function of arrays, and compares its result with the shapes it may have."""
-    sizes = {"B": 2, "S": 3, "V": 5, "D": 5}
-    shape_of = lambda dims: tuple(sizes[d] for d in dims)
-    example = {
-        array: jax.ShapeDtypeStruct(shape_of(ARRAYS[array].dims), ARRAYS[array].dtype)
-        for array in arrays
-    }
+    example = _examples(arrays)
     try:
         result = jax.eval_shape(function, **example)
     except Exception as error:  # a function of the user's may raise anything
         raise ValueError(f"{name}: {error}") from error
     shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", jnp.bool_)
-    allowed = [shape_of(d) for d in dims]
+    allowed = [_example_shape(d) for d in dims]
     if shape not in allowed or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"{name}: returns {result} for {example}, expected floats of shape"
             f" {' or '.join(map(str, allowed))}"
         )
+
+
+def _examples(arrays: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Small shapes of some arrays, to trace a function with."""
+    return {
+        array: jax.ShapeDtypeStruct(_example_shape(ARRAYS[array].dims), ARRAYS[array].dtype)
+        for array in arrays
+    }
+
+
+def _example_shape(dims: tuple[str, ...]) -> tuple[int, ...]:
+    sizes = {"B": 2, "S": 3, "V": 5, "D": 5}
+    return tuple(sizes[d] for d in dims)

@@ -9,7 +9,7 @@ from jaxunlearn.data import order
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.training.schedule import lr_schedule, warmup_steps
+from jaxunlearn.training.schedule import learning_rates, warmup_steps
 from jaxunlearn.training.tasks import Task
 
 
@@ -57,9 +57,9 @@ def _check_schedules(prepared: Prepared) -> None:
         trainings["finetune"] = (config.finetune, prepared.finetune)
     for key, (spec, samples) in trainings.items():
         steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
-        rates = lr_schedule(spec.lr, steps, warmup_steps(spec, len(samples)))
+        rates = learning_rates(spec.lr, steps, warmup_steps(spec, len(samples)))
         # Only the first step of a warm-up has a rate of 0, so the last step tells.
-        if not float(rates(steps - 1)) > 0:
+        if not rates[-1] > 0:
             raise ValueError(
                 f"{key}.warmup_epochs: {spec.warmup_epochs} leaves a learning rate of 0 in all"
                 f" {steps} steps; set it to 0, or make more steps"

@@ -20,7 +20,7 @@ from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
 from jaxunlearn.training.prefetch import Prefetch
-from jaxunlearn.training.schedule import lr_schedule, warmup_steps
+from jaxunlearn.training.schedule import learning_rates, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 
 ES_RISE = 0.01
@@ -86,8 +86,8 @@ def _train(
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
-    rates = lr_schedule(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
-    tx = optimizer(rates, weight_decay=spec.weight_decay)
+    rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
+    tx = optimizer(weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,
         progress.bar(stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
@@ -116,7 +116,7 @@ def _train(
                     checkpoints.save(step, trainer.state)
                 raise Stopped(f"at step {step} of fine-tuning {name}")
             inputs = ahead.take(step)
-            trainer.update(inputs.rows)
+            trainer.update(inputs.rows, rates[step])
             train.add(inputs.tokens, inputs.flops)
             bar.advance(step + 1, inputs.tokens)
         train.waiting = ahead.waited

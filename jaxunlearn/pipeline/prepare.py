@@ -192,8 +192,7 @@ def make_layout(
 
 def open_sources(config: Config) -> Sources:
     """The rows that a configuration names."""
-    sizes = dataclasses.asdict(config.data.fictional)
-    return Sources(config.data.source, seed=config.seed, fictional=sizes)
+    return Sources(config.data.source, fictional=dataclasses.asdict(config.data.fictional))
 
 
 def compute_options(config: Config) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def execute(
     profile: int = 0,
     peak: float | None = None,
     interrupts: Interrupts | None = None,
+    print_tables: bool = True,
 ) -> None:
     """Fine-tunes, unlearns, measures, evaluates and reports.
 
@@ -129,6 +130,7 @@ def execute(
       profile: steps of the first objective to trace into the folder's `profile`.
       peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
       interrupts: whether the run is asked to stop; default: it never is.
+      print_tables: whether the console gets the tables of the results too.
 
     Raises:
       Stopped: it was asked to stop; running it again goes on from there.
@@ -139,10 +141,10 @@ def execute(
     with locked(run.folder):
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
-        _execute(run, stages, profile)
+        _execute(run, stages, profile, print_tables=print_tables)
 
 
-def _execute(run: Run, stages: Stages, profile: int) -> None:
+def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None:
     console = stages.console
     for note in run.prepared.notes:
         console.print(note, markup=False, highlight=False)
@@ -156,7 +158,7 @@ def _execute(run: Run, stages: Stages, profile: int) -> None:
             evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
         relearn_finished(run.prepared, run.folder, stages)
     if hosts.is_first():
-        report.write_report(run.folder.path, console)
+        report.write_report(run.folder.path, console, print_tables=print_tables)
     hosts.wait("the run is done")
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 
 from jaxunlearn.config import Config
@@ -261,7 +260,7 @@ def _context(prepared: Prepared, settings: Settings) -> AttackContext:
         layout=prepared.layout,
         seed=config.seed,
         settings=settings,
-        tx=optimizer(optax.constant_schedule(settings.lr)),
+        tx=optimizer(),
         offload=Offload(config.compute.offload),
         forget_samples=forget,
         retain_samples=prepared.retain_eval,

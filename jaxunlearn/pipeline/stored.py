@@ -15,7 +15,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder, seeds
 from jaxunlearn.training.checkpoint import newest, read_params
 
 STAGES = (BASE, RETRAINED)
@@ -30,7 +30,8 @@ def configuration(folder: RunFolder) -> Config:
     """
     if not folder.config.is_file():
         missing = f"{folder.config.name} is missing" if folder.path.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder.path}: no run here ({missing})")
+        runs = "".join(f"; name one of its runs: {run}" for run in seeds(folder.path)[:1])
+        raise FileNotFoundError(f"{folder.path}: no run here ({missing}){runs}")
     return reader.load(folder.config)
 
 

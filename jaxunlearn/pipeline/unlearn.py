@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from jaxunlearn.training.feed import StepBatches, StepInput
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.references import References
-from jaxunlearn.training.schedule import evaluated_steps, lr_schedule, warmup_steps
+from jaxunlearn.training.schedule import evaluated_steps, learning_rates, warmup_steps
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 from jaxunlearn.training.tasks import Task
 
@@ -272,7 +272,7 @@ def _steps(
             loop.evaluate(step)
         # --- the update; its metrics are read a step late, so no step waits for the host ----------
         inputs, flops = ahead.take(step)
-        metrics = trainer.update(inputs.batch)
+        metrics = trainer.update(inputs.batch, plan.rates[step])
         train.add(inputs.tokens, flops)
         if interval is not None and interval.step == step:
             with loop.stage.part("measure", after=trainer.state):
@@ -327,12 +327,10 @@ def step_batches(prepared: Prepared, task: Task, references: References) -> Step
     )
 
 
-def task_optimizer(
-    prepared: Prepared, task: Task, lr: Callable[[Any], Any]
-) -> optax.GradientTransformation:
-    """The optimiser of one objective of a run, at the learning rate `lr(step)`."""
+def task_optimizer(prepared: Prepared, task: Task) -> optax.GradientTransformation:
+    """The optimiser of one objective of a run."""
     spec = prepared.config.unlearn
-    return optimizer(lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
+    return optimizer(weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
 
 
 def guide_retain(prepared: Prepared) -> Split:
@@ -347,13 +345,12 @@ def _plan(context: UnlearnContext, task: Task) -> _Plan:
     config, spec = prepared.config, prepared.config.unlearn
     feed = step_batches(prepared, task, context.references)
     per_epoch = order.num_steps(len(prepared.sets.forget), spec.batch_size, 1)
-    lr = lr_schedule(task.lr, feed.steps, warmup_steps(spec, len(prepared.sets.forget)))
-    tx = task_optimizer(prepared, task, lr)
+    warmup = warmup_steps(spec, len(prepared.sets.forget))
     measured = prepared.measured_steps
     return _Plan(
         feed=feed,
-        tx=tx,
-        rates=np.asarray(lr(np.arange(feed.steps))).tolist(),
+        tx=task_optimizer(prepared, task),
+        rates=learning_rates(task.lr, feed.steps, warmup),
         measured=measured,
         # Where effects are measured the state is saved too; else once an epoch.
         saved=measured or range(0, feed.steps, per_epoch),
@@ -361,6 +358,7 @@ def _plan(context: UnlearnContext, task: Task) -> _Plan:
         guidance=_guidance(context, task, feed.steps),
         measurer=Measurer(
             name=task.name,
+            objective=task.objective,
             term=task.loss.unlearn,
             splits=splits,
             base=context.base_statistics,

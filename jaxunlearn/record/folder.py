@@ -187,3 +187,20 @@ class RunFolder:
     def attack(self, model: str, attack: str) -> Path:
         """The result of one model under one attack; names of models hold no dash."""
         return self.attacks / f"{model}-{attack}.json"
+
+
+def of_seed(path: Path, seed: int) -> Path:
+    """The folder of one run among those of several seeds in a folder."""
+    return path / f"seed-{seed}"
+
+
+def seeds(path: Path) -> list[Path]:
+    """The runs of several seeds that a folder holds, by seed; none where it is a run itself."""
+    if RunFolder(path).config.is_file() or not path.is_dir():
+        return []
+    found = {}
+    for folder in path.iterdir():
+        seed = folder.name.removeprefix("seed-")
+        if seed != folder.name and seed.isdecimal() and RunFolder(folder).config.is_file():
+            found[int(seed)] = folder
+    return [found[seed] for seed in sorted(found)]

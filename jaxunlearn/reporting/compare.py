@@ -4,7 +4,6 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,19 +140,15 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         scores = [(member, uwc_samples(member, name)) for member in members]
         measured = [(member, by_sample) for member, by_sample in scores if by_sample]
         if measured and name not in (BASE, RETRAINED):
-            # Samples are drawn, each with all its seeds; embedded data are others with each seed.
-            data = measured[0][0].config.data
-            own_data = data.source == "fictional"
-            join = np.concatenate if own_data else partial(np.mean, axis=0)
-            values = join([by_sample for _, by_sample in measured])
-            seeds = [member.config.seed for member, _ in measured] if own_data else None
-            found.append((label, values, (data, seeds)))
+            # Samples are drawn, each with the mean over its seeds.
+            values = np.mean([by_sample for _, by_sample in measured], axis=0)
+            found.append((label, values, measured[0][0].config.data))
     found.sort(key=lambda entry: entry[1].mean())
     rows = []
-    for place, (label, values, samples) in enumerate(found, 1):
+    for place, (label, values, data) in enumerate(found, 1):
         _, first, firsts = found[0]
         # The same samples, so that what they have in common does not blur the difference.
-        paired = place > 1 and samples == firsts and len(values) == len(first)
+        paired = place > 1 and data == firsts and len(values) == len(first)
         behind = _interval(values - first, signed=True) if paired else "-"
         rows.append((str(place), label, _interval(values), behind))
     notes = (

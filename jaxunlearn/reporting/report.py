@@ -28,12 +28,15 @@ from jaxunlearn.reporting.page import source
 from jaxunlearn.reporting.terminal import TextTable
 
 
-def write_report(run: str | Path, console: Console | None = None) -> None:
+def write_report(
+    run: str | Path, console: Console | None = None, *, print_tables: bool = True
+) -> None:
     """Draws the figures of a finished run, writes its `summary.md`, and prints its tables.
 
     Args:
       run: the run's folder.
       console: for the tables; default: nothing is printed.
+      print_tables: whether tables are printed, next to where the report is.
 
     Raises:
       FileNotFoundError: the folder holds no finished run.
@@ -55,12 +58,15 @@ def write_report(run: str | Path, console: Console | None = None) -> None:
     texts = [terminal.markdown(table) for table in (overview, *(table for _, table in evaluation))]
     files.write_text(folder.summary, "\n".join(texts))
     # --- the terminal -----------------------------------------------------------------------------
-    terminal.print_wide(terminal.rich_table(overview, config.name), console)
+    if print_tables:
+        terminal.print_wide(terminal.rich_table(overview, config.name), console)
     if warning := figure_tables["meta"]["warning"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"{len(figures)} figures in {folder.figures}", markup=False, highlight=False)
     where = f"report: {folder.html}" if written else page.MISSING
     console.print(where, markup=False, highlight=False, soft_wrap=True)
+    if not print_tables:
+        return
     attacks = attack_results.read(run)
     # A single attack has a column in the evaluation's table, where there is one.
     several = attacks and len(attack_results.fine_tuning_attacks(attacks)) > 1

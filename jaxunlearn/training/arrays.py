@@ -139,6 +139,14 @@ class LossInputs:
         return decoder.forward(self.params, packed, model, head=head, head_inputs=inputs, tap=tap)
 
     @property
+    def hyper(self) -> dict[str, jax.Array]:
+        """The hyper-parameters that the loss leaves open, from the batch's constants."""
+        values = self.batch.constants.hyper
+        return {
+            name: jnp.asarray(values[self.term.rows][name]) for name in self.term.objective.open
+        }
+
+    @property
     def logp(self) -> jax.Array:
         """log p of the labels, [B, S]."""
         labels = self.outputs.labels
@@ -199,7 +207,8 @@ class LossInputs:
                     reference, reference_hidden[0], self.term.model
                 )
             objective = self.term.objective
-            loss = objective.loss(**{name: arrays[name] for name in objective.arrays})
+            named = {name: arrays[name] for name in objective.arrays}
+            loss = objective.loss(**named, **self.hyper)
             return {"logp": decoder.label_log_probs(logits, labels), "loss": loss}
 
         return head

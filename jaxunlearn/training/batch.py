@@ -44,10 +44,17 @@ class Constants(NamedTuple):
     Attributes:
       target: [D], the vector towards which rmu drives hidden states.
       reference_head: the parameters that turn the reference's final hidden states into logits.
+      hyper: {"forget", "retain": {name: []}}, the hyper-parameters that the losses on these rows
+        leave open, see `objectives.Objective.opened`.
+      gamma: [], the weight of the objective; None: 1.
+      retain_weight: [], that of the retain term; None: 1.
     """
 
     target: Array | None = None
     reference_head: Tree | None = None
+    hyper: Mapping[str, Mapping[str, Array]] = {}
+    gamma: Array | None = None
+    retain_weight: Array | None = None
 
 
 class Batch(NamedTuple):

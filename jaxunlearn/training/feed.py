@@ -249,10 +249,13 @@ class StepBatches:
             self._plan = self._retain_plan = plan
 
     def _make_constants(self) -> Constants:
-        """The target of rmu and the reference's head, for the terms that read them."""
+        """The numbers of the objective, and what its terms read: a target, the reference's head."""
         terms = [term for term in (self._task.loss.unlearn, self._task.retain) if term is not None]
         arrays = {name for term in terms for name in term.objective.arrays}
-        constants = Constants()
+        task = self._task
+        numbers = {"hyper": task.hyper, "gamma": task.gamma, "retain_weight": task.retain_weight}
+        numbers = jax.tree.map(np.float32, numbers)
+        constants = Constants(**self._layout.replicate(numbers))
         if "target" in arrays:
             # One target for the whole run: drawn again at each step it would be noise.
             key = jax.random.fold_in(jax.random.key(self._seed), 1)

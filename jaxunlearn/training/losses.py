@@ -71,7 +71,7 @@ class Term:
     """One loss of the registry on one kind of rows: an unlearning objective, or a retain term.
 
     Attributes:
-      objective: the loss, its hyper-parameters bound.
+      objective: the loss; the hyper-parameters that it leaves open are constants of the batch.
       model: the model it is a loss of.
       reduction: how its losses per sequence become one number, see `objectives.reduce_losses`.
       layer: blocks after which hidden states are read, for losses of those.
@@ -132,7 +132,7 @@ class Term:
         if self.kind == "logits":
             # The loss ran inside the head, where logits exist a chunk at a time.
             return unpack(inputs.position_losses, packed).sum(-1)
-        losses = self.objective.loss(**read_arrays(inputs))
+        losses = self.objective.loss(**read_arrays(inputs), **inputs.hyper)
         if self.kind == "log_probs":
             return losses
         # A loss of hidden states is a mean over the positions that predict an answer token.
@@ -164,15 +164,12 @@ class UnlearnLoss:
 
     Attributes:
       unlearn: L_u, on forget rows.
-      gamma: its weight.
-      retain: L_r, on retain rows, if there is one.
-      retain_weight: its weight.
+      retain: L_r, on retain rows, if there is one. The weights of both are constants of the batch,
+        so that one compiled step serves all their values; those that a batch leaves out are 1.
     """
 
     unlearn: Term
-    gamma: float = 1.0
     retain: Term | None = None
-    retain_weight: float = 1.0
 
     @property
     def shares_a_pass(self) -> bool:
@@ -187,10 +184,14 @@ class UnlearnLoss:
         counts = self.counts(batch) if counts is None else counts
         of_forget, of_retain = self._final_hidden(params, batch)
         unlearn = self.unlearn(params, batch, of_forget)[0] / counts.unlearn
+        gamma, retain_weight = (
+            1.0 if weight is None else jnp.asarray(weight)
+            for weight in (batch.constants.gamma, batch.constants.retain_weight)
+        )
         if self.retain is None or counts.retain is None:
-            return self.gamma * unlearn, {"unlearn_loss": unlearn}
+            return gamma * unlearn, {"unlearn_loss": unlearn}
         retain = self.retain(params, batch, of_retain)[0] / counts.retain
-        loss = self.gamma * unlearn + self.retain_weight * retain
+        loss = gamma * unlearn + retain_weight * retain
         return loss, {"unlearn_loss": unlearn, "retain_loss": retain}
 
     def _final_hidden(

@@ -1,8 +1,5 @@
 """The steps of a run: their number, and those at which effects or suites are measured."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import optax
 
@@ -47,8 +44,13 @@ def warmup_steps(spec: FineTune | Unlearn, samples: int) -> int:
     return round(spec.warmup_epochs * order.num_steps(samples, spec.batch_size, 1))
 
 
-def lr_schedule(lr: float, steps: int, warmup: int) -> Callable[[Any], Any]:
-    """The learning rate: linear warm-up from 0 over `warmup` steps, then linear decay to 0."""
+def learning_rates(lr: float, steps: int, warmup: int) -> list[float]:
+    """The rate of each step: linear warm-up from 0 over `warmup` steps, then linear decay to 0.
+
+    >>> learning_rates(1.0, 4, 2)
+    [0.0, 0.5, 1.0, 0.5]
+    """
     up = optax.linear_schedule(0.0, lr, max(warmup, 1))
     down = optax.linear_schedule(lr, 0.0, max(steps - warmup, 1))
-    return optax.join_schedules([up, down], [warmup]) if warmup else down
+    schedule = optax.join_schedules([up, down], [warmup]) if warmup else down
+    return np.asarray(schedule(np.arange(steps))).tolist()

@@ -1,12 +1,13 @@
 """The train step, the state it advances, and the optimiser."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import partial
+import functools
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.core import trees
@@ -30,15 +31,20 @@ class TrainState(NamedTuple):
     opt_state: Tree
 
 
+@functools.cache
 def optimizer(
-    lr: Callable[[Any], Any],
     *,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
     spare: Literal["total", "layer"] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (0.9, 0.999, 1e-8), after clipping the global norm, before `sparing` if asked for."""
-    adamw = optax.adamw(lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+    """AdamW (0.9, 0.999, 1e-8), after clipping the global norm, before `sparing` if asked for.
+
+    Its updates are those of a learning rate of 1, which `train_step` scales. Equal settings give
+    one object, which is a static argument of compiled functions: objectives, seeds and learning
+    rates share what is compiled.
+    """
+    adamw = optax.adamw(1.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
     parts = [
         *([] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]),
         adamw,
@@ -81,10 +87,13 @@ def abstract_state(params: Tree, tx: optax.GradientTransformation) -> Any:
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "tx", "accumulate", "guard"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("loss", "tx", "accumulate", "guard"), donate_argnames="state"
+)
 def train_step(
     state: TrainState,
     batch: Tree,
+    lr: jax.Array | float,
     *,
     loss: Loss,
     tx: optax.GradientTransformation,
@@ -97,9 +106,10 @@ def train_step(
       state: donated.
       batch: the input of the loss; where gradients are accumulated, a `Batch` whose rows have a
         leading axis over the parts.
+      lr: [], the learning rate, by which the optimiser's updates are scaled.
       loss: (params, batch) -> (scalar, {name: scalar}). To be accumulated it also takes `counts`
         and has a method of that name, as `losses.UnlearnLoss`.
-      tx: the optimiser.
+      tx: the optimiser, at a learning rate of 1.
       accumulate: parts whose gradients are added up one after the other. The update is that of the
         whole batch, because every part is divided by the whole batch's counts.
       guard: the loss that the update must not raise to first order; its gradient goes to the
@@ -115,6 +125,7 @@ def train_step(
         (_, guard_parts), extra["retain_gradient"] = gradient_of(guard, state.params, batch)
         parts = parts | guard_parts
     updates, opt_state = tx.update(gradient, state.opt_state, state.params, **extra)
+    updates = jax.tree.map(lambda update: jnp.asarray(lr, update.dtype) * update, updates)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), **parts}
     return TrainState(state.step + 1, params, opt_state), metrics
@@ -149,9 +160,9 @@ class Trainer:
         """The parameters as they are now."""
         return self.state.params
 
-    def update(self, batch: Tree) -> Metrics:
+    def update(self, batch: Tree, lr: float) -> Metrics:
         """Applies one update and returns its metrics, scalars on the device."""
-        self.state, metrics = train_step(self.state, batch, **self._options)
+        self.state, metrics = train_step(self.state, batch, np.float32(lr), **self._options)
         return metrics
 
     @contextlib.contextmanager

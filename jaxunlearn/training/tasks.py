@@ -1,6 +1,7 @@
 """One objective of a configuration, resolved and checked."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxunlearn import objectives
@@ -10,6 +11,8 @@ from jaxunlearn.core import names
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.training.losses import RetainLoss, Term, UnlearnLoss
 
+_Kind = Literal["forget", "retain"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -17,7 +20,12 @@ class Task:
 
     Attributes:
       name: its key in the configuration.
-      loss: the function that a train step minimises.
+      objective: the unlearning objective, its hyper-parameters bound.
+      loss: the function that a train step minimises; it leaves numbers open.
+      hyper: {"forget", "retain": {name: value}}, the numbers that the losses on these rows leave
+        open.
+      gamma: the weight of the objective in the loss.
+      retain_weight: that of the retain term.
       lr: the learning rate after warm-up.
       scale: rmu: the length c of its target.
       unit_norm: rmu: whether the random direction of its target is normalised.
@@ -28,7 +36,11 @@ class Task:
     """
 
     name: str
+    objective: objectives.Objective
     loss: UnlearnLoss
+    hyper: Mapping[_Kind, Mapping[str, float]]
+    gamma: float
+    retain_weight: float
     lr: float
     scale: float
     unit_norm: bool
@@ -69,13 +81,26 @@ def make_task(name: str, spec: ObjectiveConfig, model: DecoderConfig, config: Co
         objective.check_reduction(spec.reduction)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    retain = _retain_term(where, spec, model, layer)
+    bound: dict[_Kind, objectives.Objective] = {
+        "forget": objective,
+        **_retain_objective(where, spec),
+    }
+    terms: dict[_Kind, Term] = {
+        rows: _term(loss, spec, model, layer, rows) for rows, loss in bound.items()
+    }
+    hyper: dict[_Kind, dict[str, float]] = {
+        rows: {number: bound[rows].numbers[number] for number in term.objective.open}
+        for rows, term in terms.items()
+    }
+    retain = terms.get("retain")
     guard = RetainLoss(retain) if retain is not None and spec.spare is not None else None
-    unlearn = Term(objective, model, spec.reduction, layer, "forget")
-    in_loss = retain if guard is None else None
     return Task(
         name=name,
-        loss=UnlearnLoss(unlearn, spec.gamma, in_loss, spec.retain_weight),
+        objective=objective,
+        loss=UnlearnLoss(terms["forget"], retain if guard is None else None),
+        hyper=hyper,
+        gamma=spec.gamma,
+        retain_weight=spec.retain_weight,
         lr=config.unlearn.lr if spec.lr is None else spec.lr,
         scale=spec.scale,
         unit_norm=spec.unit_norm,
@@ -90,15 +115,25 @@ def make_tasks(config: Config, model: DecoderConfig) -> tuple[Task, ...]:
     return tuple(make_task(name, spec, model, config) for name, spec in config.objectives.items())
 
 
-def _retain_term(
-    where: str, spec: ObjectiveConfig, model: DecoderConfig, layer: int
-) -> Term | None:
+def _retain_objective(where: str, spec: ObjectiveConfig) -> dict[_Kind, objectives.Objective]:
+    """{"retain": the retain term's loss}, if there is one."""
     if spec.retain is None:
-        return None
+        return {}
     try:
-        objective = objectives.get_retain(spec.retain, **spec.retain_hyper)
+        return {"retain": objectives.get_retain(spec.retain, **spec.retain_hyper)}
     except ValueError as error:
         raise ValueError(f"{where}.retain: {error}") from error
+
+
+def _term(
+    objective: objectives.Objective,
+    spec: ObjectiveConfig,
+    model: DecoderConfig,
+    layer: int,
+    rows: _Kind,
+) -> Term:
+    """The loss on one kind of rows, its numbers left open."""
     # A retain term with one loss for each sequence can only be summed over sequences.
-    reduction = spec.reduction if objective.per_token else "sequence_sum"
-    return Term(objective, model, reduction, layer, "retain")
+    per_sequence = rows == "retain" and not objective.per_token
+    reduction = "sequence_sum" if per_sequence else spec.reduction
+    return Term(objective.opened(), model, reduction, layer, rows)

@@ -138,3 +138,9 @@ def test_a_configuration_that_could_not_be_read_back_is_refused(changes, message
 def test_lists_in_the_place_of_tuples_do_no_harm():
     check_readable(Config(measure=Measure(pg_steps=[1, 2]), finetune=FineTune(splits=["full"])))
     check_readable(Config())
+    check_readable(Config(measure=Measure(pg_steps=[1, 2]), finetune=FineTune(warmup_epochs=0)))
+
+
+def test_a_value_that_changes_when_it_is_read_back_is_named():
+    with pytest.raises(ConfigError, match=r"^objectives\.npo: None would be read back as \{"):
+        check_readable(Config(objectives={"npo": None}))

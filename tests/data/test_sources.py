@@ -115,11 +115,11 @@ SIZES = {"authors": 4, "questions": 3, "forget_share": 0.25}
 
 
 def local(folder):
-    return Sources(str(folder), seed=0, fictional=SIZES)
+    return Sources(str(folder), fictional={"seed": 0, **SIZES})
 
 
 def embedded():
-    return Sources("fictional", seed=0, fictional=SIZES)
+    return Sources("fictional", fictional={"seed": 0, **SIZES})
 
 
 def test_a_split_is_found_or_required(folder):
@@ -152,7 +152,7 @@ def test_a_source_that_cannot_be_read_is_not_taken_for_an_absent_split(folder):
 def test_an_empty_split_is_refused(monkeypatch):
     monkeypatch.setattr(sources, "load_split", lambda *_: [])
     with pytest.raises(ValueError, match=r"^data\.forget: split .forget05. of a/b is empty"):
-        Sources("a/b", seed=0, fictional={}).require("forget05", "data.forget")
+        Sources("a/b", fictional={}).require("forget05", "data.forget")
 
 
 def test_a_split_may_be_a_part_of_one():
@@ -243,7 +243,7 @@ def hub(monkeypatch, answer):
         return {"train": datasets.Dataset.from_list(answer)}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return Sources("locuslab/TOFU", seed=0, fictional={})
+    return Sources("locuslab/TOFU", fictional={})
 
 
 def test_rows_from_the_hub(monkeypatch):

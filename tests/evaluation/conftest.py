@@ -20,7 +20,7 @@ SIZES = {"authors": 4, "questions": 3, "forget_share": 0.25}
 @pytest.fixture(scope="session")
 def small():
     """What every context shares: sources, tokenizer, model, layout."""
-    sources = Sources("fictional", seed=0, fictional=SIZES)
+    sources = Sources("fictional", fictional={"seed": 0, **SIZES})
     tokenizer = fictional.train_tokenizer(
         sources.corpus({"full": "finetune.splits"}), vocab_size=400
     )

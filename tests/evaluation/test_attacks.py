@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from jaxunlearn.data import order
@@ -32,7 +31,7 @@ def context(small):
         layout=small.layout,
         seed=0,
         settings=SETTINGS,
-        tx=optimizer(optax.constant_schedule(SETTINGS.lr)),
+        tx=optimizer(),
         offload=Offload(False),
         forget_samples=samples["forget"],
         retain_samples=samples["retain"],

@@ -31,7 +31,7 @@ def from_files(context_of, tmp_path):
             data=dataclasses.replace(config.data, source=str(tmp_path)),
             finetune=schema.FineTune(epochs=epochs, splits=("full",)),
         )
-        return context_of(config=config, sources=Sources(str(tmp_path), seed=0, fictional={}))
+        return context_of(config=config, sources=Sources(str(tmp_path), fictional={}))
 
     return make
 

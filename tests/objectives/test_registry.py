@@ -282,6 +282,42 @@ def test_errors_about_functions_of_ones_own(name, message):
         registry.get(name)
 
 
+def branching(logp, mask, *, alpha: float = 1.0):
+    """A loss that a number decides the course of: it cannot be traced."""
+    return objectives.ga(logp, mask) if alpha > 0.5 else 2 * objectives.ga(logp, mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "get"),
+    [(n, registry.get) for n in registry.names()]
+    + [(n, registry.get_retain) for n in registry.retain_names()],
+)
+def test_numbers_that_are_left_open_give_the_loss_they_were_bound_to(name, get):
+    bound = get(name)
+    opened, key = bound.opened(), jax.random.key(0)
+    assert set(opened.open) == {k for k, v in bound.hyper if isinstance(v, float)}
+    assert dict(opened.hyper) | bound.numbers == dict(bound.hyper)
+    sizes = {"B": 2, "S": 3, "V": 5, "D": 5}
+    arrays = {}
+    for i, array in enumerate(bound.arrays):
+        spec, each = signature.ARRAYS[array], jax.random.fold_in(key, i)
+        shape = tuple(sizes[d] for d in spec.dims)
+        if spec.dtype == jnp.float32:
+            arrays[array] = -jnp.abs(jax.random.normal(each, shape))
+        else:
+            arrays[array] = jnp.ones(shape, spec.dtype)
+    traced = jax.jit(opened.loss)(**arrays, **bound.numbers)
+    np.testing.assert_allclose(traced, bound.loss(**arrays), rtol=2e-6)
+    if bound.weight is not None:
+        weights = jax.jit(opened.weight)(**arrays, **bound.numbers)
+        np.testing.assert_allclose(weights, bound.weight(**arrays), rtol=2e-6)
+
+
+def test_a_number_that_decides_the_course_of_a_loss_stays_bound():
+    own = registry.get(f"{__name__}:branching", alpha=0.1)
+    assert own.opened() is own and own.numbers == {"alpha": 0.1}
+
+
 @pytest.mark.usefixtures("own")
 def test_an_unhashable_hyper_parameter_is_refused():
     with pytest.raises(

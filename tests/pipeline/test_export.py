@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 def trained(out, objective, config=CONFIG):
     """The final parameters, by the way a run itself resumes."""
     spec, steps = config.unlearn, 3 * config.unlearn.epochs // config.unlearn.batch_size
-    tx = step.optimizer(lambda _: spec.lr, weight_decay=spec.weight_decay, clip_norm=spec.clip_norm)
+    tx = step.optimizer(weight_decay=spec.weight_decay, clip_norm=spec.clip_norm)
     base = hf.load_params(out / "base", hf.load_config(out / "base"))
     with open_checkpoints(out / "objectives" / objective / "checkpoints") as checkpoints:
         assert checkpoints.latest == steps

@@ -19,6 +19,8 @@ from jaxunlearn.config.schema import (
     Unlearn,
 )
 from jaxunlearn.core import files
+from jaxunlearn.effects.programs import gradient_sums
+from jaxunlearn.training.step import train_step
 
 pytestmark = pytest.mark.slow
 
@@ -41,8 +43,14 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
     file, out = tmp_path / "tiny.yaml", tmp_path / "out"
     file.write_text(dump(CONFIG))
+    steps, sums = train_step._cache_size(), gradient_sums._cache_size()
     assert cli.main(["run", str(file), "--out", str(out), "--seeds", "2", *SWEEP]) == 0
-    assert "ranking at equal retention" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ranking at equal retention" in said and str(out / "seed-1" / "report.html") in said
+    assert "peak e_u" not in said  # the tables of one seed alone are left out
+    # Values share all that is compiled; seeds share all but the steps, whose batches differ.
+    assert train_step._cache_size() - steps <= 4
+    assert gradient_sums._cache_size() - sums <= 2
     results = {seed: files.read_json(out / f"seed-{seed}" / "results.json") for seed in (0, 1)}
     assert list(results[0]["models"]) == ["base", "npo_beta_0.1", "npo_beta_1"]
     assert results[0]["models"]["base"] != results[1]["models"]["base"]
@@ -53,6 +61,10 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     written = b"".join(file.read_bytes() for file in (events / "npo_beta_1").iterdir())
     assert all(tag in written for tag in (b"grad_norm", b"e_u", b"forget_es"))
     assert "seeds" in (out / "comparison.md").read_text()
+    # The folder of the seeds stands for them in a report, and is no run.
+    assert cli.main(["report", str(out)]) == 0
+    assert cli.main(["evaluate", str(out)]) == 2
+    assert f"name one of its runs: {out / 'seed-0'}" in capsys.readouterr().err
     # One of them by itself, without a sweep: the same numbers to the last digit.
     alone = tmp_path / "alone"
     objectives = {"npo": Objective(hyper={"beta": 1.0})}

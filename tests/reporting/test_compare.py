@@ -81,21 +81,21 @@ def test_the_ranking_is_paired_by_sample():
     assert low < 0.45 and high > 0.55
 
 
-def test_seeds_of_one_data_set_are_joined_by_sample_and_of_embedded_data_are_not():
+def test_seeds_are_joined_by_sample():
     seeds = [member(0, samples=(0.0, 1.0)), member(1, samples=(1.0, 0.0))]
     (row,) = compare.ranking(compare.grouped(seeds)).rows
     assert row[2] == "0.500 [0.500, 0.500]"
-    embedded = [m._replace(config=dataclasses.replace(m.config, data=schema.Data())) for m in seeds]
-    (row,) = compare.ranking(compare.grouped(embedded)).rows
-    assert row[2] == "0.500 [0.000, 1.000]"
 
 
 def test_other_samples_are_not_paired():
-    """As many samples of another forget set, or embedded data of other seeds."""
+    """As many samples of another forget set, or embedded data of another seed."""
     other = member(name="other", data=schema.Data(source="tofu", forget="forget10"))
     table = compare.ranking(compare.grouped([member(), other]))
     assert [row[3] for row in table.rows] == ["-", "-"]
-    embedded = [member(seed, name=f"run {seed}", data=schema.Data()) for seed in (0, 1)]
+    embedded = [
+        member(name=f"data {seed}", data=schema.Data(fictional=schema.Fictional(seed=seed)))
+        for seed in (0, 1)
+    ]
     assert [row[3] for row in compare.ranking(compare.grouped(embedded)).rows] == ["-", "-"]
 
 

@@ -21,6 +21,7 @@ from jaxunlearn.training import losses, step
 from jaxunlearn.training.feed import StepBatches
 from jaxunlearn.training.references import References, reference_pass
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
+from jaxunlearn.training.tasks import make_task
 from tests.pipeline.tiny import replace
 
 EVERYTHING = {name: Objective() for name in objectives.names()} | {
@@ -99,7 +100,7 @@ def test_train_batches_carry_their_references(setting, name):
     with jax.set_mesh(prepared.mesh):
         batch, _, _ = batches.step(3)
         total, count = task.loss.unlearn(params, batch)
-    beta = dict(task.loss.unlearn.objective.hyper)["beta"]
+    beta = task.objective.numbers["beta"]
     if name == "npo":
         np.testing.assert_allclose(total / count, 2 / beta * np.log(2), rtol=1e-5)
     if name == "dpo":
@@ -144,7 +145,9 @@ def test_accumulated_parts_are_one_batch(setting, name):
         with jax.set_mesh(prepared.mesh):
             batch, tokens, _ = batches_of(cut, task, references).step(1)
             state = step.init_state(jax.tree.map(jnp.copy, params), tx)
-            state, metrics = step.train_step(state, batch, loss=task.loss, tx=tx, accumulate=parts)
+            state, metrics = step.train_step(
+                state, batch, 1.0, loss=task.loss, tx=tx, accumulate=parts
+            )
         changed = trees.subtract(state.params, params)
         results.append((tokens, metrics, changed))
     (tokens, whole, one), (again, parted, two) = results
@@ -286,6 +289,42 @@ def test_losses_are_equal_by_value_so_that_compilations_are_shared():
     )
     assert make(0.1) == make(0.1) and hash(make(0.1)) == hash(make(0.1))
     assert make(0.1) != make(0.2)
+
+
+def test_numbers_of_an_objective_are_arguments_of_one_compiled_step(setting):
+    """Of each of two tasks that differ in numbers alone, what its bound loss gives."""
+    prepared, params, references, _ = setting
+    numbers = [
+        {"hyper": {"beta": 0.1}, "gamma": 1.0, "retain_weight": 0.5, "lr": 1e-3},
+        {"hyper": {"beta": 2.0}, "gamma": 0.3, "retain_weight": 2.0, "lr": 1e-4},
+    ]
+    specs = [Objective(loss="npo", retain="kl", **values) for values in numbers]
+    tasks = [make_task("it", spec, prepared.model, prepared.config) for spec in specs]
+    assert tasks[0].loss == tasks[1].loss
+    compiled, updates, tx = step.train_step._cache_size(), [], optax.sgd(1.0)
+    with jax.set_mesh(prepared.mesh):
+        for task, values in zip(tasks, numbers, strict=True):
+            batch = batches_of(prepared, task, references).step(1).batch
+            state = step.init_state(jax.tree.map(jnp.copy, params), tx)
+            state, metrics = step.train_step(state, batch, task.lr, loss=task.loss, tx=tx)
+            updates.append(trees.norm(trees.subtract(state.params, params)))
+            npo, kl = objectives.get("npo", beta=values["hyper"]["beta"]), task.loss.retain
+            bound = dataclasses.replace(task.loss.unlearn, objective=npo)
+            of_forget, count = bound(params, batch)
+            of_retain, others = kl(params, batch)
+            expected = values["gamma"] * of_forget / count
+            expected += values["retain_weight"] * of_retain / others
+            np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-5)
+            terms = (task.loss.unlearn, bound)
+            open_, fixed = (effects.dataset_gradient(t, params, [batch]).gradient for t in terms)
+            assert trees.norm(trees.subtract(open_, fixed)) < 1e-5 * trees.norm(fixed)
+    assert updates[0] > 2 * updates[1] > 0
+    assert step.train_step._cache_size() == compiled + 1
+
+
+def test_equal_optimisers_are_one_object():
+    assert step.optimizer(weight_decay=0.1) is step.optimizer(weight_decay=0.1)
+    assert step.optimizer(weight_decay=0.1) is not step.optimizer(weight_decay=0.2)
 
 
 def test_gradients_do_not_depend_on_batches_or_packing(setting):

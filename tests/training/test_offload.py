@@ -42,11 +42,11 @@ def test_copies_survive_the_donation_of_the_original(enabled):
 def test_moments_are_parked_meanwhile(enabled):
     tx = optax.adam(0.1)
     trainer = Trainer(init_state(tree(), tx), lambda p, batch: (jnp.sum(p["w"] * batch), {}), tx)
-    trainer.update(jnp.ones(4))
+    trainer.update(jnp.ones(4), 1.0)
     before = jax.tree.map(np.asarray, trainer.state.opt_state)
     with trainer.parked_moments(Offload(enabled)):
         assert trainer.state.opt_state is None
         assert trainer.params["w"].shape == (4,)
     jax.tree.map(np.testing.assert_array_equal, trainer.state.opt_state, before)
-    trainer.update(jnp.ones(4))
+    trainer.update(jnp.ones(4), 1.0)
     assert int(trainer.state.step) == 2
