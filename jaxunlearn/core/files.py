@@ -1,14 +1,15 @@
 """Files that are written whole or not at all, and JSON-lines logs that survive a crash.
 
-On several processes only the first one writes; the others return at once.
+What is written is on the disk before it gets its name, so that a power cut loses no file either. On
+several processes only the first one writes; the others return at once.
 """
 
 import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core import hosts
+
+TEMPORARY = ".tmp"
+"""The ending of the names of files and folders that are not complete yet; they begin with a dot."""
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,10 +33,14 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     if not hosts.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
+    # Made here and nowhere else: another's file or link of that name is an error, not followed.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         write(temporary)
+        _to_disk(temporary)
         os.replace(temporary, path)
+        _names_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -93,18 +101,23 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(to_json(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def records(path: Path) -> list[dict[str, Any]]:
     """Reads the records of a JSON-lines file, [] where there is no file.
 
     A last line without its line break was cut short by a crash and is left out.
+
+    Raises:
+      ValueError: a line is no JSON object; names the file and the line.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    complete = lines[:-1]  # the text after the last line break is empty, or a torn line
-    return [json.loads(line) for line in complete]
+    # What follows the last line break is nothing, or a torn line.
+    *complete, _ = path.read_bytes().split(b"\n")
+    return [_record(path, number, line) for number, line in enumerate(complete, 1)]
 
 
 def cut_back(path: Path, objective: str, from_step: int) -> None:
@@ -133,6 +146,16 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # of the encoding, or of JSON
+        raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}:{number}: expected a JSON object, found {str(record)[:40]!r}")
+    return record
 
 
 def _finite(value: Any) -> Any:
@@ -167,10 +190,45 @@ def new_folder(path: Path) -> Iterator[Path]:
       holds when an exception ends the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
         os.replace(temporary, path)
+        _names_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed left half written below a folder."""
+    for path in list(folder.rglob(f".*{TEMPORARY}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name next to a path that nobody else has."""
+    # Names end at 255 bytes.
+    name = path.name.encode()[:200].decode(errors="ignore")
+    return path.with_name(f".{name}.{secrets.token_hex(8)}{TEMPORARY}")
+
+
+def _to_disk(file: Path) -> None:
+    """Waits until a file's content would survive a power cut."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _names_to_disk(folder: Path) -> None:
+    """The same of the names in a folder, on file systems that can do so."""
+    with contextlib.suppress(OSError):
+        _to_disk(folder)

@@ -27,6 +27,7 @@ from jaxunlearn.evaluation.suites import (
 )
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
@@ -92,6 +93,7 @@ def evaluate(
     requested = request(config, suites, generate, recite, retain_log)
     prepared = prepare(config, devices)
     with locked(folder), jax.set_mesh(prepared.mesh):
+        manifest.check(folder)
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)
         measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
     report.print_evaluation(folder.path, config, console, names)
@@ -245,6 +247,7 @@ def measure_models(
     record = _read(folder)
     # The first process writes the record below; all others must have read it before.
     hosts.wait("the record is read")
+    manifest.open_stage(folder, manifest.EVALUATION)
     with progress.bar(stages.console, "evaluate", len(names)) as bar:
         for i, name in enumerate(names):
             results = record["models"].setdefault(name, {})
@@ -256,6 +259,8 @@ def measure_models(
             bar.advance(i + 1)
     best_steps = best_step.summarise(folder, record["models"])
     files.write_json(folder.evaluation, record | {"steps": best_steps})
+    written = [folder.evaluation, folder.tofu_logs]
+    manifest.seal(folder, manifest.EVALUATION, written, redo=folder.evaluation)
 
 
 def _measure(

@@ -13,6 +13,7 @@ from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import hf
 from jaxunlearn.models.decoder import abstract_params
 from jaxunlearn.pipeline import stored
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RunFolder
 
 DTYPES = ("float32", "bfloat16")
@@ -48,6 +49,7 @@ def export(
     hf.check_free(target)
     config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
+    manifest.check(source_run)
     source = _source(source_run, config)
     model = hf.load_config(source)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

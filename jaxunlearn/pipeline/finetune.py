@@ -14,7 +14,8 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.record.folder import RETRAINED, RunFolder
+from jaxunlearn.record import manifest
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
@@ -122,6 +123,10 @@ def _train(
         train.waiting = ahead.waited
         with stage.part("save"):
             hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
+            # All else builds on the base model, so there is no way to make it anew.
+            redo = None if name == BASE else folder.model(name)
+            records = plan.steps + 1
+            manifest.seal(folder, name, [folder.model(name)], redo=redo, before=records)
     return trainer.params
 
 

@@ -34,7 +34,7 @@ from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
 from jaxunlearn.pipeline.work import count_passes
-from jaxunlearn.record import starts, tables, texts
+from jaxunlearn.record import manifest, starts, tables, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
@@ -139,6 +139,8 @@ def execute(
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
+        if hosts.is_first():
+            files.remove_unfinished(run.folder.path)
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile, print_tables=print_tables)
@@ -182,6 +184,7 @@ def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
         for i, (row, sample) in enumerate(zip(rows, samples, strict=True))
     ]
     texts.write(folder.path, content)
+    manifest.seal(folder, manifest.TEXTS, [folder.texts], redo=folder.texts)
 
 
 def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
@@ -210,6 +213,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         evaluate_starting_points(run.evaluation, folder, stages)
 
     # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
+    manifest.open_stage(folder, manifest.REFERENCES)
     with stages.stage(REFERENCES) as stage, stage.part("forward") as part:
         references = reference_pass(
             base,
@@ -221,6 +225,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
             folder=folder,
             on_pass=lambda split: count_passes(part, split, prepared.model, 1),
         )
+    manifest.seal(folder, manifest.REFERENCES, [folder.references], redo=folder.references)
     offload = Offload(config.compute.offload)
     parked = offload.away(base)
     del base  # the parked theta_0 serves every objective
@@ -261,11 +266,14 @@ def check_start(base: dict[str, Any]) -> None:
 def _merge(folder: RunFolder, results: dict[str, Any]) -> None:
     """Merges the parts and results of all objectives of the folder, earlier ones included."""
     objectives = load(folder.config).objectives
+    manifest.open_stage(folder, manifest.RESULTS)
     tables.merge(folder.path, list(objectives))
     for name in objectives:
         if folder.result(name).exists():
             results[name] = files.read_json(folder.result(name))
     files.write_json(folder.results, DEFINITIONS | {"models": results})
+    merged = [folder.table(name) for name in tables.SCHEMAS]
+    manifest.seal(folder, manifest.RESULTS, [folder.results, *merged])
 
 
 def _describe(splits: Splits, console: Console) -> None:

@@ -24,7 +24,7 @@ from jaxunlearn.metrics import relearning
 from jaxunlearn.metrics.relearning import Count, Settings
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
-from jaxunlearn.record import attack_results
+from jaxunlearn.record import attack_results, manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stage, Stages
@@ -85,6 +85,7 @@ def relearn(
     prepared = prepare(config, devices)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
+        manifest.check(folder)
         stages = make_stages(prepared, folder, console)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
@@ -232,6 +233,7 @@ def attack_models(
     """
     settings = requested.settings
     # --- the model before unlearning, with which the others are compared --------------------------
+    manifest.open_stage(folder, manifest.RELEARNING)
     runner = _Runner(prepared, folder, stages, _context(prepared, settings))
     runner = _with_base(runner)
 
@@ -249,6 +251,8 @@ def attack_models(
     # --- the tables -------------------------------------------------------------------------------
     if hosts.is_first():
         attack_results.merge(folder.path, prepared.config, settings)
+        tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
+        manifest.seal(folder, manifest.RELEARNING, [folder.attacks, *tables], redo=folder.attacks)
     hosts.wait("relearning is done")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jaxunlearn.config import Config, dump, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.pipeline import inputs
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 
 # Keys that may change between starts: they do not change the models of the run.
@@ -25,14 +26,15 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
       digests: of what the run reads, see `inputs.digests`; only the first process needs them.
 
     Raises:
-      ValueError: the folder holds something else, or was begun with other data or another model;
-        names the first key that differs.
+      ValueError: the folder holds something else, was begun with other data or another model, or
+        a file of it is damaged; names the first key or file.
     """
     problem = None
     if hosts.is_first():
         try:
             joined = _joined(folder, config)
             known = _same_inputs(folder, digests)
+            manifest.check(folder, without=[manifest.RESULTS])
             files.write_text(folder.config, dump(joined))
             files.write_json(folder.inputs, {**known, **digests})
         except ValueError as error:

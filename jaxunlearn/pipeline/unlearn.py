@@ -20,7 +20,7 @@ from jaxunlearn.measurement.statistics import SetStatistics, Splits
 from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.trace import Trace
-from jaxunlearn.record import tables
+from jaxunlearn.record import manifest, tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Part, Stage, Stages
 from jaxunlearn.record.steps import StepLog
@@ -160,6 +160,7 @@ class _Loop(NamedTuple):
         """Saves the state."""
         with self.stage.part("save", after=self.trainer.state):
             self.checkpoints.save(step, self.trainer.state)
+            _seal(self.context.folder, self.plan.measurer.name, step)
 
     def stop_if_asked(self, step: int, log: StepLog, interval: Interval | None) -> None:
         """Stops where the run was asked to; what is not saved is computed again."""
@@ -211,6 +212,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         first = int(state.step)
         del state  # the trainer donates it
         # Whatever an interrupted start recorded from this step on is recorded again.
+        _seal(folder, name, first)
         files.cut_back(folder.metrics, name, first)
         tables.drop_parts(folder.path, name, first)
         trace = Trace(
@@ -222,6 +224,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result = stats.summary() | steps
     files.write_json(folder.result(name), result)
+    _seal(folder, name, plan.steps + 1)
     context.trackers.log(name, steps["steps"], result)
     hosts.wait(f"{name} is done")
     return result
@@ -307,6 +310,14 @@ def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatisti
     if log.finite and last == plan.steps:
         loop.save(last)
     return stats
+
+
+def _seal(folder: RunFolder, name: str, before: int) -> None:
+    """Notes the digests of what an objective has written of the steps before one."""
+    guides = sorted(folder.guide(name).glob("*.npy"))
+    guides = [guide for guide in guides if int(guide.stem) < before]
+    written = [*tables.parts_of(folder.path, name, before), *guides, folder.result(name)]
+    manifest.seal(folder, name, written, redo=folder.objective(name), before=before)
 
 
 def step_batches(prepared: Prepared, task: Task, references: References) -> StepBatches:

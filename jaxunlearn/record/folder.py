@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def manifest(self) -> Path:
+        """A JSON line for each finished stage, with the digests of its files."""
+        return self.path / "manifest.jsonl"
+
+    @property
     def starts(self) -> Path:
         """A JSON line for each start of the run: date, versions, devices."""
         return self.path / "starts.jsonl"

@@ -278,6 +278,12 @@ def drop_parts(run: Path, objective: str, from_step: int) -> None:
                 part.unlink()
 
 
+def parts_of(run: Path, objective: str, before: int) -> list[Path]:
+    """An objective's parts of all tables, of the steps before one."""
+    found = [part for table in SCHEMAS for part in _parts(run, table, objective)]
+    return [part for step, part in found if step < before]
+
+
 def merge(run: Path, objectives: Sequence[str]) -> None:
     """Merges the parts into one file per table, in the order of the objectives, then of steps."""
     if not hosts.is_first():

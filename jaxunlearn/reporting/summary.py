@@ -8,8 +8,8 @@ from rich.console import Console
 
 from jaxunlearn.config import reader, schema
 from jaxunlearn.core import files
-from jaxunlearn.record import tables
-from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record import manifest, tables
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals, two_digits
 
 LOW_FORGET_ES = 0.3
@@ -55,11 +55,13 @@ def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
 
     Raises:
       FileNotFoundError: there is none; names the file that is missing.
+      ValueError: a file that is shown is damaged; names it.
     """
     folder = RunFolder(run)
     for file in (folder.config, folder.results):
         if not file.exists():
             raise FileNotFoundError(f"{run}: no finished run here ({file.name} is missing)")
+    manifest.check(folder, without=[BASE, RETRAINED])  # models are large, and not shown
     return files.read_json(folder.results)["models"], reader.load(folder.config)
 
 

@@ -1,23 +1,33 @@
-"""Writes and reads checkpoints of a train state; the only module that uses orbax."""
+"""Writes and reads checkpoints of a train state; the only module that uses orbax.
+
+Half of the bit flips in a checkpoint's files would go unnoticed by what reads them. So each
+checkpoint carries a checksum of every array, taken on the devices, and what is read is compared.
+"""
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 
 Leaf = tuple[tuple[int, ...], str]
 """The shape and the dtype of one array of a checkpoint."""
 
 
+CHECKSUMS = "checksums"
+"""The key of a checkpoint's own metadata that holds {leaf: checksum}."""
+
+
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit the run; names the folder and the leaf."""
+    """A checkpoint that does not fit the run, or is damaged; names the folder and the leaf."""
 
 
 class Checkpoints:
@@ -47,7 +57,10 @@ class Checkpoints:
             # Without this, orbax keeps the threads and open files of every save until the end.
             if self._writing is not None:
                 self._writing.result()
-            self._writing = self._checkpointer.save_async(step, state, force=True)
+            sums = {CHECKSUMS: checksums(state)}
+            self._writing = self._checkpointer.save_async(
+                step, state, force=True, custom_metadata=sums
+            )
             self._started = step
 
     def newest_or(self, state: Tree) -> Tree:
@@ -60,15 +73,20 @@ class Checkpoints:
         If a checkpoint is being written, this call blocks until it is complete.
 
         Raises:
-          CheckpointError: the checkpoint holds other leaves, shapes or dtypes; names the first.
+          CheckpointError: the checkpoint holds other leaves, shapes or dtypes, or is damaged;
+            names the first.
         """
         self._checkpointer.wait()
         folder = self._directory / str(self.latest)
-        _check(folder, _saved(folder), _leaves(like))
+        saved, sums = _saved(folder)
+        _check(folder, saved, _leaves(like))
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        return self._checkpointer.load(self.latest, abstract)
+        with _reading(folder):
+            state = self._checkpointer.load(self.latest, abstract)
+        _check_sums(folder, sums, state)
+        return state
 
 
 @contextmanager
@@ -110,11 +128,13 @@ def read_params(folder: Path, like: Tree) -> Tree:
       like: `jax.ShapeDtypeStruct` with shardings; what is read is converted to its dtypes.
 
     Raises:
-      CheckpointError: the checkpoint holds other parameters or shapes; names the first.
+      CheckpointError: the checkpoint holds other parameters or shapes, or is damaged; names the
+        first.
     """
     from orbax.checkpoint import v1 as ocp
 
-    saved = {name: x for name, x in _saved(folder).items() if name.startswith("params.")}
+    found, sums = _saved(folder)
+    saved = {name: x for name, x in found.items() if name.startswith("params.")}
     # Shapes must be equal; dtypes may differ, they are converted.
     expected = _leaves({"params": like})
     _check(folder, saved, {n: (x[0], saved.get(n, x)[1]) for n, x in expected.items()})
@@ -124,15 +144,89 @@ def read_params(folder: Path, like: Tree) -> Tree:
     context.memory.read_concurrent_bytes = 2 * max(
         math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in saved.values()
     )
-    with context:
-        return ocp.load(str(folder), {"params": like})["params"]
+    with context, _reading(folder):
+        params = ocp.load(str(folder), {"params": like})
+    # A leaf that was converted has another checksum.
+    as_saved = {n: x for n, x in sums.items() if n in saved and saved[n] == expected[n]}
+    _check_sums(folder, as_saved, params)
+    return params["params"]
 
 
-def _saved(folder: Path) -> dict[str, Leaf]:
-    """The leaves of a checkpoint, read from its metadata alone."""
+def checksums(tree: Tree) -> dict[str, int]:
+    """A checksum of the bits of every array of a tree, by its dotted path.
+
+    Any change of one element changes it, and so does an exchange of two. It does not depend on how
+    the array is sharded: sums of integers have no order.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = _checksums([x for _, x in leaves])
+    return {_dotted(path): int(trees.on_host(x)) for (path, _), x in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(x) for x in arrays]
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """sum_i (2 i + 1) bits_i mod 2^32, over the flat array."""
+    x = jnp.asarray(x)
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    width = min(x.dtype.itemsize, 4)  # an element of 8 bytes is two of 4
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
+    index, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        index, stride = index + along * np.uint32(stride % 2**32), stride * bits.shape[axis]
+    # An odd factor keeps every bit of a change.
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _check_sums(folder: Path, saved: Mapping[str, int], tree: Tree) -> None:
+    """Raises CheckpointError for the first leaf that is not what was saved."""
+    if not saved:
+        return  # of an earlier version
+    found = checksums(tree)
+    for name, value in saved.items():
+        if found.get(name) != value:
+            raise _damaged(folder, f"{name} is not what was saved")
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turns whatever the libraries below say of files that they cannot read into one line."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # they print pages about each array of a damaged file
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # each layer of the format has its own errors
+        raise _damaged(folder, " ".join(str(error).split())[:160]) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _damaged(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: the checkpoint is damaged ({why}); remove this folder, and the run goes on from"
+        " an earlier one or begins this training anew"
+    )
+
+
+def _saved(folder: Path) -> tuple[dict[str, Leaf], dict[str, int]]:
+    """The leaves of a checkpoint and their checksums, read from its metadata alone."""
     from orbax.checkpoint import v1 as ocp
 
-    return _leaves(ocp.metadata(str(folder)).metadata)
+    with _reading(folder):
+        found: Any = ocp.metadata(str(folder))
+        if found.metadata is None:
+            raise _damaged(folder, "its metadata cannot be read")
+        sums = dict((found.custom_metadata or {}).get(CHECKSUMS, {}))
+        return _leaves(found.metadata), sums
 
 
 def _check(folder: Path, saved: dict[str, Leaf], expected: dict[str, Leaf]) -> None:

@@ -153,7 +153,7 @@ def forbidden(*args, **kwargs):
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Of everything but wall clock, and what is derived from it or from the file system."""
-    skip = {"timings.jsonl", "starts.jsonl", "summary.md", "report.html"}
+    skip = {"timings.jsonl", "starts.jsonl", "manifest.jsonl", "summary.md", "report.html"}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

@@ -1,0 +1,159 @@
+"""Damage to a run's files is named with its remedy, or does no harm; it never changes a result."""
+
+import collections
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn.core.interrupts import Stopped
+from jaxunlearn.pipeline import recipe
+from jaxunlearn.record import manifest
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import report
+from tests.pipeline.test_recipe import digests
+from tests.pipeline.test_stop import StopAt
+from tests.pipeline.tiny import replace
+
+CONFIG = replace(
+    measure={"pg_steps": (2,), "token_steps": (), "pg_by": ("sample",)},
+    evaluate={"suites": ("uwc",)},
+    relearn={"samples": (1,), "steps": 2},
+)
+HARMLESS = {"starts.jsonl", ".owner.json", ".lock", "summary.md", "report.html"}
+"""Files that nothing is computed from."""
+
+
+def start(folder, interrupts=None):
+    begun = recipe.begin(CONFIG, folder, jax.devices()[:1])
+    recipe.execute(begun, interrupts=interrupts)
+
+
+def flip(content, draw):
+    changed = bytearray(content)
+    changed[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+    return bytes(changed)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": lambda content, draw: content[: draw.integers(len(content))],
+    "zeroed": lambda content, draw: bytes(len(content)),
+    "emptied": lambda content, draw: b"",
+    "deleted": None,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run, and one that stopped half-way through its second objective."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_report", lambda *args, **options: None)
+        start(folder / "whole")
+        with pytest.raises(Stopped):
+            start(folder / "half", StopAt(15))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [pytest.param(60, marks=pytest.mark.slow), pytest.param(600, marks=pytest.mark.nightly)],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_same_command_after_damage(runs, tmp_path, monkeypatch, trials):
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
+    whole, draw, outcomes = digests(runs / "whole"), np.random.default_rng(trials), []
+    for trial in range(trials):
+        kind = ("whole", "half")[trial % 2]
+        victims = [
+            file
+            for file in sorted((runs / kind).rglob("*"))
+            if file.is_file() and file.stat().st_size and file.name not in HARMLESS
+        ]
+        victim = victims[draw.integers(len(victims))].relative_to(runs / kind)
+        damage = list(DAMAGES)[draw.integers(len(DAMAGES))]
+        folder = tmp_path / str(trial)
+        shutil.copytree(runs / kind, folder)
+        hurt(folder / victim, damage, draw)
+        where = f"{damage} {victim} of the {kind} run"
+        try:
+            start(folder)
+        except (ValueError, OSError) as error:
+            assert str(folder) in str(error), f"{where}: {error}"
+            outcomes.append("refused")
+        else:
+            # The file itself may stay damaged where nothing reads it.
+            found = digests(folder)
+            apart = {name for name in whole if found.get(name) != whole[name]} - {str(victim)}
+            assert not apart, f"{where}: {apart} differ"
+            outcomes.append("harmless")
+        shutil.rmtree(folder)
+    counts = collections.Counter(outcomes)
+    print(counts)
+    assert counts["refused"] > trials // 4
+
+
+def hurt(file: Path, damage, draw):
+    if DAMAGES[damage] is None:
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGES[damage](file.read_bytes(), draw))
+
+
+@pytest.mark.slow
+def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
+    whole = digests(runs / "whole")
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    for removed in ("objectives/npo", "reference", "relearn"):
+        shutil.rmtree(folder / removed)
+        start(folder)
+        assert digests(folder) == whole
+    (folder / "evaluation.json").unlink()
+    start(folder)
+    assert digests(folder) == whole
+
+
+class TestManifest:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = RunFolder(tmp_path)
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(name)
+        folder.metrics.write_text('{"objective": "a", "step": 0, "loss": 1.5}\n')
+        manifest.seal(folder, "a", [tmp_path / "a"], before=1)
+        manifest.seal(folder, "b", [tmp_path / "b" / "file"], redo=tmp_path / "b")
+        manifest.check(folder)
+        return folder
+
+    def test_a_changed_file_is_named_with_the_remedy(self, folder):
+        (folder.path / "a" / "file").write_text("x")
+        with pytest.raises(ValueError, match=r"a/file: is damaged .* begin in a new folder"):
+            manifest.check(folder)
+        manifest.check(folder, without=["a"])
+
+    def test_a_missing_file_is_named_unless_all_of_its_stage_was_removed(self, folder):
+        (folder.path / "b" / "file").unlink()
+        with pytest.raises(ValueError, match=r"b/file: is missing.*remove .*b, and the run comp"):
+            manifest.check(folder)
+        (folder.path / "b").rmdir()
+        manifest.check(folder)
+
+    def test_records_of_later_steps_and_of_others_may_change(self, folder):
+        with folder.metrics.open("a") as file:
+            file.write('{"objective": "a", "step": 1}\n{"objective": "c", "step": 0}\n')
+        manifest.check(folder)
+        folder.metrics.write_text('{"objective": "a", "step": 0, "loss": 1.25}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: the records of a before step 1"):
+            manifest.check(folder)
+
+    def test_an_opened_stage_accuses_nobody(self, folder):
+        manifest.open_stage(folder, "a")
+        (folder.path / "a" / "file").write_text("half-writ")
+        manifest.check(folder)
+        manifest.seal(folder, "a", [folder.path / "a"])
+        manifest.check(folder)
