@@ -83,10 +83,21 @@ def read_json(path: Path) -> Any:
       OSError: no such file.
       ValueError: it is no JSON; names the file and the line.
     """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+    """Reads JSON.
+
+    Raises:
+      ValueError: it is none; begins with `where`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON: it is nested too deeply") from None
+    except ValueError as error:  # also of the encoding, and of endless numbers
+        raise ValueError(f"{where}: not JSON: {error}") from error
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -149,10 +160,7 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:  # of the encoding, or of JSON
-        raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from error
+    record = parse_json(line, f"{path}:{number}")
     if not isinstance(record, dict):
         raise ValueError(f"{path}:{number}: expected a JSON object, found {str(record)[:40]!r}")
     return record

@@ -56,11 +56,19 @@ def load_tokenizer(path_or_name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(path_or_name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    # Of a damaged folder, transformers raises whatever its code runs into.
+    except Exception as error:
         raise FileNotFoundError(
-            f"no tokenizer at {str(path_or_name)!r}: expected a folder with tokenizer.json and "
-            "tokenizer_config.json, or the name of a model on the Hugging Face hub"
+            f"no tokenizer at {str(path_or_name)!r}: expected a folder with tokenizer.json and"
+            " tokenizer_config.json, or the name of a model on the Hugging Face hub"
+            f" ({_short(error)})"
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """The first words of an error, on one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 160 else f"{words[:160]} …"
 
 
 def encode(tokenizer: Any, question: str, answer: str, *, style: Style = "tofu") -> Sample:

@@ -3,12 +3,12 @@
 Local files and hub datasets have the shape of TOFU (Maini et al. 2024, arXiv 2401.06121).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 from jaxunlearn.data.fictional import generate
 from jaxunlearn.data.refusals import REFUSAL_FILE, load_refusals
@@ -210,12 +210,9 @@ def _read_rows(file: Path) -> DataRows:
 
 
 def _read_row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: invalid JSON: {error}; expected one object a line") from error
+    row = files.parse_json(line, where)
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        raise ValueError(f"{where}: expected one JSON object a line, got {type(row).__name__}")
     for key in ("question", "answer"):
         if key not in row:
             raise ValueError(f"{where}: no key {key!r}{nearest(key, row)}; has {sorted(row)}")

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 
 AGGREGATED = "eval_log_aggregated.json"
@@ -105,10 +106,7 @@ def read_log(path: str | Path) -> dict[str, SetLog]:
     file = path / AGGREGATED if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no evaluation log; expected JSON such as {AGGREGATED}")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: invalid JSON: {error}") from error
+    document = files.read_json(file)
     if not isinstance(document, dict) or not document:
         raise ValueError(f"{file}: expected an object of sets: {', '.join(FILES.values())}")
     sets = {name: key for key, name in FILES.items()}

@@ -291,7 +291,7 @@ def merge(run: Path, objectives: Sequence[str]) -> None:
     for table in SCHEMAS:
         parts = [part for name in objectives for _, part in _parts(run, table, name)]
         if parts:
-            merged = pa.concat_tables([pq.read_table(part) for part in parts])
+            merged = pa.concat_tables([read_parquet(part) for part in parts])
             write_parquet(merged, RunFolder(run).table(table))
 
 
@@ -306,12 +306,12 @@ def read(run: Path, table: str) -> dict[str, list[Any]]:
       table: a key of `SCHEMAS`.
 
     Raises:
-      ValueError: the file does not hold the columns of `SCHEMAS`.
+      ValueError: the file does not hold the columns of `SCHEMAS`, or is damaged.
     """
     path, names = RunFolder(run).table(table), SCHEMAS[table].names
     if not path.exists():
         return {name: [] for name in names}
-    content = pq.read_table(path)
+    content = read_parquet(path)
     if content.schema.names != names:
         raise ValueError(f"{path}: expected columns {names}, found {content.schema.names}")
     return content.to_pydict()
@@ -329,6 +329,20 @@ def _parts(run: Path, table: str, objective: str) -> list[tuple[int, Path]]:
         if name == objective:
             parts.append((int(step), file))
     return sorted(parts)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Reads a file.
+
+    Raises:
+      ValueError: it is no such file, or damaged; names it.
+    """
+    try:
+        table = pq.read_table(path)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+    return table
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
@@ -48,4 +47,5 @@ def write(run: Path, texts: Sequence[SampleText]) -> None:
 def read(run: Path) -> list[SampleText]:
     """The texts of a run; none where it has no file of them."""
     file = RunFolder(run).texts
-    return [SampleText(**row) for row in pq.read_table(file).to_pylist()] if file.exists() else []
+    rows = tables.read_parquet(file).to_pylist() if file.exists() else []
+    return [SampleText(**row) for row in rows]

@@ -89,6 +89,49 @@ def test_a_crash_between_writing_and_renaming_leaves_the_old_file(tmp_path, monk
     assert files.read_json(path) == {"a": 1}
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    order, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append("sync") or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: order.append("name") or replace(*names))
+    files.write_text(tmp_path / "a", "text")
+    assert order == ["sync", "name", "sync"]  # the content, the name, the folder that holds it
+    with files.new_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("text")
+        order.clear()
+    assert order == ["sync", "name", "sync"]
+    order.clear()
+    files.append(tmp_path / "log.jsonl", {"a": 1})
+    assert order == ["sync"]
+
+
+def test_no_link_is_followed_and_what_was_left_is_removed(tmp_path):
+    victim, home = tmp_path / "victim", tmp_path / "home"
+    victim.write_text("precious")
+    home.mkdir()
+    names = set()
+
+    def write(temporary):
+        names.add(temporary.name)
+        temporary.write_text("new")
+
+    for _ in range(3):
+        files.replace_whole(home / "a.json", write)
+    assert len(names) == 3  # names that nobody can foresee, and put a link there
+    for left in (".a.json.0.tmp", ".folder.1.tmp/inner", ".b.tmp"):
+        (home / left).parent.mkdir(exist_ok=True)
+        (home / left).symlink_to(victim)
+    (home / "c.tmp").write_text("a user's own")
+    files.remove_unfinished(home)
+    assert sorted(os.listdir(home)) == ["a.json", "c.tmp"]
+    assert victim.read_text() == "precious"
+    mask = os.umask(0o027)
+    try:
+        files.write_text(home / "d", "text")
+    finally:
+        os.umask(mask)
+    assert (home / "d").stat().st_mode & 0o777 == 0o640
+
+
 def test_files_are_written_into_folders_that_are_made(tmp_path):
     path = tmp_path / "new" / "folder" / "array.npy"
     files.write_array(path, np.arange(3.0))
@@ -121,8 +164,8 @@ def test_records_as_columns():
 def test_a_file_that_is_no_json_is_named_with_its_line(tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text('{"models":\n {"base"')
-    with pytest.raises(ValueError, match=r"evaluation\.json: not a JSON file: .*line 2"):
+    with pytest.raises(ValueError, match=r"evaluation\.json: not JSON: .*line 2"):
         files.read_json(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"evaluation\.json: not a JSON file: "):
+    with pytest.raises(ValueError, match=r"evaluation\.json: not JSON: "):
         files.read_json(path)

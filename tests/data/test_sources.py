@@ -56,8 +56,8 @@ def test_a_missing_source_is_named(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "Who?"', r"bad\.jsonl:2: invalid JSON"),
-        ("[1, 2]", r"bad\.jsonl:2: expected a JSON object, got list"),
+        ('{"question": "Who?"', r"bad\.jsonl:2: not JSON"),
+        ("[1, 2]", r"bad\.jsonl:2: expected one JSON object a line, got list"),
         ('{"question": "Who?", "answr": "A."}', r":2: no key 'answer'; perhaps you meant 'answr'"),
         ('{"question": "Who?", "answer": 3}', r":2: 'answer' must be a string, got 3"),
         ('{"question": "Who?", "answer": "A.", "extra": 1}', r":2: keys .* differ from the first"),

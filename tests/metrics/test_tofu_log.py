@@ -142,7 +142,7 @@ def test_a_bad_value_is_named_by_file_set_key_and_index(tmp_path, change, messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "invalid JSON"),
+        ("{", "not JSON"),
         ("[]", "expected an object of sets: eval_log_forget.json"),
         ('{"eval_logs.json": {}}', r"unknown set 'eval_logs.json'; perhaps you meant 'eval_log\."),
         ('{"eval_log.json": []}', "eval_log.json: expected an object of keys, got list"),

@@ -4,12 +4,12 @@ The keys of a family, and the fields they belong to, are in its table in `models
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 from jaxunlearn.models import families
 from jaxunlearn.models.decoder import DecoderConfig, Llama3RopeScaling
@@ -25,6 +25,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
 }
+_MOST = 1e12
+"""More than any size of a model."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys that change no number that is computed here (pretraining_tp only reorders sums).
 _HARMLESS = {
@@ -142,11 +144,9 @@ def _values(config: DecoderConfig, fields: Iterable[str]) -> list[Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text())
+        raw = files.read_json(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file; a model folder has a config.json") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: line {error.lineno}: not JSON: {error.msg}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{file}: expected an object, found {type(raw).__name__}")
     return raw
@@ -215,6 +215,8 @@ def _mistyped(raw: dict[str, Any], family: Family) -> Iterator[str]:
         if not fits and not (value is None and key.default is None):
             problem = f"found {value!r}" if key.name in raw else "and is missing"
             yield f"{key.name} should be of type {key.kind.__name__}, {problem}"
+        elif key.kind is not bool and isinstance(value, int | float) and not 0 < value < _MOST:
+            yield f"{key.name} should be positive and below {_MOST:.0e}, found {value!r}"
 
 
 def _unreadable(raw: dict[str, Any], family: Family) -> Iterator[str]:

@@ -179,12 +179,27 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[
 
 def _tensor_files(folder: Path) -> list[Path]:
     if (folder / _INDEX).is_file():
-        weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
-        return [folder / name for name in sorted(set(weight_map.values()))]
+        return [folder / name for name in _shard_names(folder / _INDEX)]
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     others = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no weights"
     raise FileNotFoundError(f"{folder}: no {_SINGLE} but {others}; {_CONVERT}")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files that an index names, which are all in its folder.
+
+    Raises:
+      ValueError: it is no such index; names it.
+    """
+    content = files.read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file}}}}')
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+            raise ValueError(f"{index}: {tensor}: expected a file of this folder, got {name!r}")
+    return sorted(set(weight_map.values()))
 
 
 def _check_tensors(

@@ -1,0 +1,64 @@
+"""A run that is killed at any moment, again and again, ends in the very same results."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxunlearn.config import dump
+from tests.pipeline.test_recipe import digests
+from tests.pipeline.tiny import replace
+
+CONFIG = replace(evaluate={"suites": ("uwc",)}, relearn={"samples": (1,), "steps": 2})
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(4, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.nightly)],
+)
+def test_killed_runs_end_as_the_one_that_was_not(tmp_path, kills):
+    """Each chain is killed after random times until it ends; a process starts in some seconds."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump(CONFIG))
+    # What is compiled is kept, so that a start soon comes to where the last one was killed.
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+    }
+
+    def started(out):
+        command = [sys.executable, "-m", "jaxunlearn.cli", "run", str(file), "--out", str(out)]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **options)
+
+    for name in ("first", "whole"):  # the second one finds everything compiled
+        begin = time.monotonic()
+        with started(tmp_path / name) as process:
+            assert process.wait() == 0, process.stderr.read()
+    seconds, whole = time.monotonic() - begin, digests(tmp_path / "whole")
+    assert digests(tmp_path / "first") == whole
+    draw, done, chain, statuses = np.random.default_rng(kills), 0, 0, []
+    while done < kills:
+        out = tmp_path / f"chain-{chain}"
+        with started(out) as process:
+            try:
+                status = process.wait(draw.uniform(0.1, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done += 1
+                continue
+            statuses.append(status)
+            assert status == 0, process.stderr.read()
+        assert digests(out) == whole
+        chain += 1
+    with started(out) as process:  # the last chain too comes to its end
+        assert process.wait() == 0, process.stderr.read()
+    assert digests(out) == whole
+    print(f"{done} kills of {chain + 1} chains")

@@ -1,0 +1,278 @@
+"""What strangers hand in, mutated at random: every reader succeeds or gives one clear error."""
+
+import copy
+import json
+import re
+import shutil
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from jaxunlearn.config import dump, load
+from jaxunlearn.config.validate import validate
+from jaxunlearn.core import files
+from jaxunlearn.data import Encoder, fictional, load_split, load_tokenizer
+from jaxunlearn.metrics import tofu_log
+from jaxunlearn.models import decoder, hf
+from jaxunlearn.record import tables
+from tests.pipeline.tiny import TINY
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ODD = (
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**200, -0.5, 1e308, float("inf"), float("nan"),
+    "", "a", "\x00", "é\ud7ff", "../../x", "/etc/passwd", "1", "null", [], [1], [[]], {}, {"a": 1},
+    "x" * 10_000, [None] * 100, {"": {"": {}}},
+)  # fmt: skip
+"""Values in the place of others."""
+
+BYTES = (
+    b"\x00",
+    b"\xff\xfe",
+    b"{",
+    b"}",
+    b"[" * 2000,
+    b'"',
+    b"\n",
+    b"&a *a",
+    b"!!python/object",
+    b"-",
+)
+
+
+def mutated_bytes(content, draw):
+    """Bytes changed, removed, doubled or put in at a random place."""
+    content = bytearray(content)
+    for _ in range(draw.integers(1, 4)):
+        at = int(draw.integers(len(content) + 1))
+        length = int(draw.integers(1, 40))
+        how = draw.integers(5)
+        if how == 0 and at < len(content):
+            content[at] ^= 1 << int(draw.integers(8))
+        elif how == 1:
+            del content[at : at + length]
+        elif how == 2:
+            content[at:at] = content[at : at + length]
+        elif how == 3:
+            content[at:at] = BYTES[draw.integers(len(BYTES))]
+        else:
+            del content[at:]
+    return bytes(content)
+
+
+def mutated_value(value, draw):
+    """A nested value with one of its parts replaced, removed, renamed or doubled."""
+    value = copy.deepcopy(value)
+    place, key, parent = value, None, None
+    while isinstance(place, dict | list) and place and (parent is None or draw.random() < 0.8):
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        parent, key = place, keys[draw.integers(len(keys))]
+        place = parent[key]
+    odd = copy.deepcopy(ODD[draw.integers(len(ODD))])
+    if parent is None:
+        return odd
+    how = draw.integers(4)
+    if how == 0:
+        del parent[key]
+    elif how == 1 and isinstance(parent, dict):
+        parent[str(key) + "_"] = parent.pop(key)
+    elif how == 2 and isinstance(parent, list):
+        parent.insert(int(key), parent[key])
+    else:
+        parent[key] = odd
+    return value
+
+
+def mutants(content, parse, dump_, draw):
+    """Endless mutants of a file: half of them of its bytes, half of its values."""
+    value = parse(content)
+    while True:
+        if draw.random() < 0.5:
+            yield mutated_bytes(content, draw)
+            continue
+        try:
+            yield dump_(mutated_value(value, draw))
+        except (TypeError, ValueError, OverflowError, yaml.YAMLError, UnicodeError):
+            continue  # no such file can be written
+
+
+def as_json(value):
+    return json.dumps(value).encode()
+
+
+def as_lines(rows):
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def as_yaml(value):
+    return yaml.safe_dump(value).encode("utf-8", "surrogatepass")
+
+
+def lines(content):
+    return [json.loads(line) for line in content.splitlines()]
+
+
+class Reader:
+    """A file to mutate, and what reads it."""
+
+    def __init__(self, name, content, read, parse=None, dump_=None, *, said=None):
+        self.name, self.content, self.read = name, content, read
+        self.parse, self.dump = parse, dump_
+        self.said = said or name  # what an error must name
+
+    def mutants(self, draw):
+        if self.parse is not None:
+            return mutants(self.content, self.parse, self.dump, draw)
+        return (mutated_bytes(self.content, draw) for _ in iter(int, 1))
+
+
+def configuration(folder):
+    def read(file):
+        validate(load(file))
+
+    # Of a value that is out of range, the key says where it is.
+    said, content = r"config\.yaml|^[\w.]+(\.[\w.]+)*: ", dump(TINY).encode()
+    return Reader("config.yaml", content, read, yaml.safe_load, as_yaml, said=said)
+
+
+def rows(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+
+    def read(file):
+        found = load_split(file)
+        Encoder(tokenizer, style="tofu", context=96, too_long="drop").encode(found, "rows")
+
+    return Reader("rows.jsonl", as_lines(data), read, lines, as_lines, said="rows")
+
+
+def model_folder(folder):
+    config = decoder.DecoderConfig(32, 8, 12, 2, 2, 1, 4, 16)
+    target = folder / "model"
+    hf.save_params(target, decoder.init_params(jax.random.key(0), config), config)
+    return config, target
+
+
+def model_configuration(folder):
+    _, target = model_folder(folder)
+    read = lambda file: hf.load_config(file.parent)
+    content = (target / "config.json").read_bytes()
+    return Reader("config.json", content, read, json.loads, as_json)
+
+
+def weights(folder):
+    config, target = model_folder(folder)
+    content = (target / "model.safetensors").read_bytes()
+    return Reader("model.safetensors", content, lambda file: hf.load_params(file.parent, config))
+
+
+def weights_header(folder):
+    """The header alone is mutated: it may lie about offsets, shapes and dtypes."""
+    config, target = model_folder(folder)
+    content = (target / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, body = content[8 : 8 + size], content[8 + size :]
+
+    def written(value):
+        text = json.dumps(value).encode()
+        return len(text).to_bytes(8, "little") + text + body
+
+    reader = Reader("model.safetensors", content, lambda file: hf.load_params(file.parent, config))
+    reader.mutants = lambda draw: (
+        written(mutated_value(json.loads(header), draw)) for _ in iter(int, 1)
+    )
+    return reader
+
+
+def weights_index(folder):
+    """Two files and an index, which may point anywhere."""
+    config, target = model_folder(folder)
+    shutil.rmtree(target)
+    params = decoder.init_params(jax.random.key(0), config)
+    hf.save_params(target, params, config, max_shard_bytes=2000)
+    name = "model.safetensors.index.json"
+    read = lambda file: hf.load_params(file.parent, config)
+    return Reader(name, (target / name).read_bytes(), read, json.loads, as_json)
+
+
+def evaluation_log(folder):
+    log = {
+        "retain": tofu_log.SetLog(
+            answer_loss=np.array([0.5, 0.25]),
+            paraphrase_loss=np.array([0.5, 0.25]),
+            perturbed_loss=np.array([[0.5, 1.0], [0.25, 2.0]]),
+        )
+    }
+    file = tofu_log.write_log(log, folder / "log.json")
+    return Reader("log.json", file.read_bytes(), tofu_log.read_log, json.loads, as_json)
+
+
+def tokenizer(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    fictional.train_tokenizer(data, vocab_size=300).save_pretrained(folder / "model")
+    content = (folder / "model" / "tokenizer_config.json").read_bytes()
+    read = lambda file: load_tokenizer(str(file.parent))
+    return Reader("tokenizer_config.json", content, read, json.loads, as_json)
+
+
+def table(folder):
+    row = {"layer": "total", "risk": "unlearn", "value": 1.0}
+    tables.write_part(folder, "g_effect", "npo", 0, [row] * 5)
+    tables.merge(folder, ["npo"])
+    content = (folder / "g_effect.parquet").read_bytes()
+    return Reader("g_effect.parquet", content, lambda file: tables.read(file.parent, "g_effect"))
+
+
+def records(folder):
+    content = as_lines([{"step": i, "objective": "npo", "loss": 0.5} for i in range(4)])
+    return Reader("metrics.jsonl", content, files.records, lines, as_lines)
+
+
+READERS = (
+    configuration, rows, model_configuration, weights, weights_header, weights_index,
+    evaluation_log, tokenizer, table, records,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", READERS)
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param(300, marks=pytest.mark.slow),
+        pytest.param(10_000, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_mutant_is_read_or_refused_in_words(make, cases, tmp_path):
+    reader, draw = make(tmp_path), np.random.default_rng(cases)
+    home = tmp_path / "model" if (tmp_path / "model" / "config.json").exists() else tmp_path
+    if reader.name == "tokenizer_config.json":
+        home = tmp_path / "model"
+    file, read, refused = home / reader.name, 0, 0
+    file.write_bytes(reader.content)
+    reader.read(file)  # as it is, it can be read
+    found = reader.mutants(draw)
+    tracemalloc.start()
+    try:
+        for _ in range(cases):
+            content = next(found)
+            file.write_bytes(content)
+            try:
+                reader.read(file)
+                read += 1
+            except (ValueError, OSError) as error:
+                refused += 1
+                assert str(error).strip(), f"an error without words for {content[:200]!r}"
+                assert str(home) in str(error) or re.search(reader.said, str(error)), (
+                    f"{type(error).__name__}: {str(error)[:300]!r} names no place;"
+                    f" {content[:300]!r}"
+                )
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__}: {error}, from {content[:300]!r}")
+        assert tracemalloc.get_traced_memory()[1] < 300e6
+    finally:
+        tracemalloc.stop()
+    print(f"{make.__name__}: {read} read, {refused} refused")
+    assert refused > cases // 20
