@@ -52,6 +52,8 @@ def loads(text: str, source: str, *, lines: bool = False) -> Config:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid YAML: it is nested too deeply") from None
     if node is None:
         raise ConfigError(f"{source}: the configuration is empty")
     return _Reader(source, lines).read(Config, node, "")

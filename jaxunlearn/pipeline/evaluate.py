@@ -91,9 +91,9 @@ def evaluate(
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only, console)
     requested = request(config, suites, generate, recite, retain_log)
-    prepared = prepare(config, devices)
+    prepared = prepare(config, devices, unlearns=False)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        manifest.check(folder)
+        manifest.check(folder, without=manifest.WRITTEN_AGAIN)
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)
         measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
     report.print_evaluation(folder.path, config, console, names)

@@ -80,12 +80,16 @@ class Prepared:
         return measured_steps(self.config, self.steps)
 
 
-def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
+def prepare(
+    config: Config, devices: Sequence[Any] | None = None, *, unlearns: bool = True
+) -> Prepared:
     """Reads data, tokenizer and model configuration, and resolves the objectives.
 
     Args:
       config: what to run.
       devices: the devices of the mesh; default: all.
+      unlearns: whether anything is unlearned. Models that are finished need no objectives: none is
+        resolved then, so that no module of theirs is imported.
 
     Raises:
       ValueError, OSError: the first problem; names the file and the key.
@@ -104,7 +108,7 @@ def prepare(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         too_long=config.data.too_long,
         vocab_size=model.vocab_size,
     )
-    tasks = make_tasks(config, model)
+    tasks = make_tasks(config, model) if unlearns else ()
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
     forget_rows = sources.require(config.data.forget, "data.forget")

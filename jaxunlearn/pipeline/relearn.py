@@ -82,10 +82,10 @@ def relearn(
     console, folder = console or quiet_console(), RunFolder(Path(run))
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only)
-    prepared = prepare(config, devices)
+    prepared = prepare(config, devices, unlearns=False)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        manifest.check(folder)
+        manifest.check(folder, without=manifest.WRITTEN_AGAIN)
         stages = make_stages(prepared, folder, console)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
@@ -198,7 +198,10 @@ class _Runner:
             result = attack.run(self.context, name, parked, bar.advance, stage)
         settings = {"settings": self.settings(attack)}
         part = settings | result._asdict() | extra
-        files.write_json(self.folder.attack(name, attack.name), part)
+        file, stage_name = self.folder.attack(name, attack.name), f"the attack on {label}"
+        manifest.open_stage(self.folder, stage_name)
+        files.write_json(file, part)
+        manifest.seal(self.folder, stage_name, [file], redo=file)
 
     def is_done(self, name: str, attack: Attack) -> bool:
         """Whether the result is there, made with equal settings; the first process decides."""
@@ -233,7 +236,6 @@ def attack_models(
     """
     settings = requested.settings
     # --- the model before unlearning, with which the others are compared --------------------------
-    manifest.open_stage(folder, manifest.RELEARNING)
     runner = _Runner(prepared, folder, stages, _context(prepared, settings))
     runner = _with_base(runner)
 
@@ -250,9 +252,10 @@ def attack_models(
 
     # --- the tables -------------------------------------------------------------------------------
     if hosts.is_first():
+        manifest.open_stage(folder, manifest.RELEARNING)
         attack_results.merge(folder.path, prepared.config, settings)
         tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
-        manifest.seal(folder, manifest.RELEARNING, [folder.attacks, *tables], redo=folder.attacks)
+        manifest.seal(folder, manifest.RELEARNING, tables)
     hosts.wait("relearning is done")
 
 

@@ -34,7 +34,7 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
         try:
             joined = _joined(folder, config)
             known = _same_inputs(folder, digests)
-            manifest.check(folder, without=[manifest.RESULTS])
+            manifest.check(folder, without=manifest.WRITTEN_AGAIN)
             files.write_text(folder.config, dump(joined))
             files.write_json(folder.inputs, {**known, **digests})
         except ValueError as error:

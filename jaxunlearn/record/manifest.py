@@ -14,9 +14,12 @@ from jaxunlearn.core import files, hosts
 from jaxunlearn.record.folder import RunFolder
 
 TEXTS, REFERENCES = "the first start", "the reference pass"
-EVALUATION, RELEARNING = "the evaluation", "the attacks"
+EVALUATION, RELEARNING = "the evaluation", "the table of attacks"
 RESULTS = "the end of a run"
-"""Stages that are no models; names of models hold no spaces. Every start writes `RESULTS` again."""
+"""Stages that are no models; names of models hold no spaces."""
+
+WRITTEN_AGAIN = (RESULTS, RELEARNING)
+"""Stages that every start of a run writes again, from the files of the others."""
 
 
 def open_stage(folder: RunFolder, stage: str) -> None:
@@ -93,7 +96,7 @@ def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
 
 
 def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
-    if entry["stage"] == RESULTS:
+    if entry["stage"] in WRITTEN_AGAIN:
         return "run the same command again, which writes it anew"
     if entry["redo"] is None:
         return "bring it back, or begin in a new folder"

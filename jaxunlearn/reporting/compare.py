@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +113,7 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "forget ES": lambda member, name: member.models[name]["forget_es"],
         "retain NLL": lambda member, name: member.models[name]["retain_nll"],
         "retain ES": lambda member, name: member.models[name]["retain_es"],
+        "|e_r / e_u|": harm_ratio,
         "UWC ES": uwc_strength,
         "ES relearned": relearned,
     }
@@ -125,8 +127,9 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     keep = (0, 1, *filled)
     columns = ("model", "seeds", *metrics)
     notes = (
-        "Mean ± standard deviation over seeds. UWC ES: forget ES where 95 % of the retain ES is"
-        " kept. ES relearned: forget ES after an attack by few samples.",
+        "Mean ± standard deviation over seeds. |e_r / e_u|: the total G-effects at the last"
+        " measured step, harm over removal. UWC ES: forget ES where 95 % of the retain ES is kept."
+        " ES relearned: forget ES after an attack by few samples.",
     )
     return TextTable(
         tuple(columns[i] for i in keep), [tuple(row[i] for i in keep) for row in rows], notes
@@ -189,6 +192,19 @@ def differences(groups: Mapping[str, Sequence[Member]]) -> TextTable:
 
 
 # --------------------------------------------------------------------------- numbers of a run
+
+
+def harm_ratio(member: Member, model: str) -> float | None:
+    """|e_r / e_u| at the last measured step of an objective; None where e_u is 0 or unknown."""
+    totals: dict[str, float | None] = {}  # later steps come later
+    columns = (member.effects.get(k, ()) for k in ("objective", "layer", "risk", "value"))
+    for objective, layer, risk, value in zip(*columns, strict=True):
+        if objective == model and layer == "total":
+            totals[risk] = value
+    removal, harm = totals.get("unlearn"), totals.get("retain")
+    if not removal or harm is None or not math.isfinite(harm / removal):
+        return None
+    return abs(harm / removal)
 
 
 def uwc_strength(member: Member, model: str) -> float | None:

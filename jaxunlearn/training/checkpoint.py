@@ -42,7 +42,8 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
-        newest = self._checkpointer.latest
+        with _reading(self._directory):
+            newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
     def save(self, step: int, state: Tree) -> None:
@@ -103,9 +104,9 @@ def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     options: Any = {"preservation_policy": ocp.training.preservation_policies.LatestN(keep)}
-    with ocp.training.Checkpointer(
-        str(directory), cleanup_tmp_directories=True, **options
-    ) as checkpointer:
+    with _reading(directory):
+        opened = ocp.training.Checkpointer(str(directory), cleanup_tmp_directories=True, **options)
+    with opened as checkpointer:
         yield Checkpoints(checkpointer, directory)
 
 
@@ -115,8 +116,9 @@ def newest(directory: Path) -> Path | None:
 
     if not directory.is_dir():
         return None
-    steps = ocp.path.step.standard_name_format().find_all(directory.absolute())
-    last = max(steps, key=lambda step: step.step, default=None)
+    with _reading(directory):
+        steps = ocp.path.step.standard_name_format().find_all(directory.absolute())
+        last = max(steps, key=lambda step: step.step, default=None)
     return None if last is None else Path(last.path)
 
 

@@ -89,7 +89,7 @@ def test_the_error_of_a_batch_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(unlearn.StepBatches, "step", failing)
     updates, update = [], step.Trainer.update
     monkeypatch.setattr(
-        step.Trainer, "update", lambda self, batch: updates.append(1) or update(self, batch)
+        step.Trainer, "update", lambda self, batch, lr: updates.append(1) or update(self, batch, lr)
     )
     with pytest.raises(OSError, match="the batch of step 3"):
         run(config, tmp_path / "run")

@@ -112,7 +112,8 @@ def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatc
         shutil.rmtree(folder / removed)
         start(folder)
         assert digests(folder) == whole
-    (folder / "evaluation.json").unlink()
+    for file in ("evaluation.json", "relearn.json", "relearn/npo-1.json"):
+        (folder / file).unlink()
     start(folder)
     assert digests(folder) == whole
 

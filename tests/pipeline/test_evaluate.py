@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.evaluate import evaluate
 from jaxunlearn.pipeline.prepare import prepare
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import terminal
 from tests.pipeline.tiny import TINY, replace, run
@@ -206,6 +208,7 @@ def test_other_settings_and_lost_parts_are_measured(finished, record, tmp_path, 
     shutil.copytree(finished, out)
     cut = json.loads(RunFolder(out).evaluation.read_text())
     del cut["models"]["npo"]["tofu"]
+    manifest.open_stage(RunFolder(out), manifest.EVALUATION)
     RunFolder(out).evaluation.write_text(json.dumps(cut))
     loaded, load = [], stored.stage_params
     monkeypatch.setattr(
@@ -269,6 +272,20 @@ def made_up(monkeypatch):
     monkeypatch.setattr(stored, "finished", lambda folder, config: tuple(config.objectives))
     monkeypatch.setattr(stored, "stage_params", params)
     return make
+
+
+def test_no_code_of_a_run_is_imported(made_up, tmp_path, monkeypatch):
+    """Somebody else's run may name a module for its loss: its models can be measured without."""
+    out = made_up(tmp_path / "run")
+    (tmp_path / "stranger.py").write_text("raise SystemExit('this ran')")
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(text.replace("loss: null", "loss: stranger:loss", 1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    evaluate(out, generate=0, suites=["memorization"], **ONE)
+    assert "stranger" in (out / "config.yaml").read_text() and "stranger" not in sys.modules
+    with pytest.raises(SystemExit, match="this ran"):
+        prepare(reader.load(out / "config.yaml"), **ONE)
 
 
 def test_losses_alone(made_up, tmp_path):
@@ -340,6 +357,7 @@ def test_what_cannot_be_measured_says_why(finished, tmp_path):
         evaluate(tmp_path / "nothing", **ONE)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
+    manifest.open_stage(RunFolder(out), "npo")
     (out / "objectives" / "npo" / "result.json").unlink()
     with pytest.raises(ValueError, match="not finished: npo"):
         evaluate(out, only=["npo"], **ONE)

@@ -65,6 +65,18 @@ def test_a_table_has_means_and_deviations():
     assert npo[:2] == ("npo", "2") and npo[3] == "0.300 ± 0.141"
 
 
+def test_harm_is_compared_with_removal_at_the_last_step():
+    one, other = member(0), member(1)
+    one.effects["value"][-1], other.effects["value"][-1] = -5.0, -1.0
+    table = compare.models_table(compare.grouped([one, other]))
+    place = table.columns.index("|e_r / e_u|")
+    assert [row[place] for row in table.rows] == ["-", "0.300 ± 0.283"]
+    for value in (None, float("nan")):
+        one.effects["value"][1] = value
+        assert compare.harm_ratio(one, "npo") is None
+    assert compare.harm_ratio(one, "base") is None
+
+
 def test_a_single_run_has_no_deviation():
     (_, npo) = compare.models_table(compare.grouped([member()])).rows
     assert npo[3] == "0.200"
