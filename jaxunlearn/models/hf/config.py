@@ -263,7 +263,7 @@ def _rope(raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     if raw.get("rope_theta") is not None and raw["rope_theta"] != theta:
         raise ValueError(f"rope_theta={raw['rope_theta']!r} contradicts {key}'s {theta!r}")
-    if kind not in _ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise ValueError(
             f"{key}: rope_type={kind!r} is not supported, only {' or '.join(map(repr, _ROPE_KEYS))}"
         )
@@ -273,6 +273,8 @@ def _rope(raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
     for name, value in {"rope_theta": theta, **rope}.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} should be a number, found {value!r}")
+        if not 0 < value < _MOST:
+            raise ValueError(f"{name} should be positive and below {_MOST:.0e}, found {value!r}")
     if kind == "default":
         return theta, None
     context = rope.pop("original_max_position_embeddings")
