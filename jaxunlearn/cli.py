@@ -18,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
-from jaxunlearn.record.folder import of_seed, seeds
+from jaxunlearn.record.folder import RunFolder, of_seed, seeds
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
 DEMO = Path(__file__).with_name("demo.yaml")
@@ -241,6 +241,8 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     if options.seeds == 1:
         _run_one(config, out, options, console)
         return
+    if RunFolder(out).config.exists():
+        raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
     # One process: what is compiled for the first seed serves the others.
     numbers = range(config.seed, config.seed + options.seeds)
     folders = [of_seed(out, seed) for seed in numbers]
@@ -295,7 +297,6 @@ def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
 def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.evaluate import evaluate
-    from jaxunlearn.record.folder import RunFolder
 
     defaults = stored.configuration(RunFolder(command.run)).evaluate
     command = _with_defaults(command, defaults, arguments)
@@ -317,7 +318,6 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
 def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.relearn import relearn
-    from jaxunlearn.record.folder import RunFolder
 
     defaults = stored.configuration(RunFolder(command.run)).relearn
     command = _with_defaults(command, defaults, arguments)

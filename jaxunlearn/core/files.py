@@ -38,7 +38,7 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         write(temporary)
-        _to_disk(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
         _names_to_disk(path.parent)
     finally:
@@ -105,15 +105,22 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds one record to a JSON-lines file, after removing a last line that a crash cut short."""
+def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Adds one record to a JSON-lines file, after removing a last line that a crash cut short.
+
+    Args:
+      path: the file.
+      record: to add.
+      durable: whether to wait until it would survive a power cut, which takes milliseconds.
+    """
     if not hosts.is_first():
         return
     _cut_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(to_json(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +149,7 @@ def cut_back(path: Path, objective: str, from_step: int) -> None:
     remaining = [
         record
         for record in records(path)
-        if record["objective"] != objective or record["step"] < from_step
+        if record.get("objective") != objective or record.get("step", 0) < from_step
     ]
     if path.exists():
         write_text(path, "".join(to_json(record) + "\n" for record in remaining))
@@ -204,7 +211,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _to_disk(file)
+                to_disk(file)
         os.replace(temporary, path)
         _names_to_disk(path.parent)
     finally:
@@ -227,7 +234,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{name}.{secrets.token_hex(8)}{TEMPORARY}")
 
 
-def _to_disk(file: Path) -> None:
+def to_disk(file: Path) -> None:
     """Waits until a file's content would survive a power cut."""
     handle = os.open(file, os.O_RDONLY)
     try:
@@ -239,4 +246,4 @@ def _to_disk(file: Path) -> None:
 def _names_to_disk(folder: Path) -> None:
     """The same of the names in a folder, on file systems that can do so."""
     with contextlib.suppress(OSError):
-        _to_disk(folder)
+        to_disk(folder)

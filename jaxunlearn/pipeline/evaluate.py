@@ -27,6 +27,7 @@ from jaxunlearn.evaluation.suites import (
 )
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
+from jaxunlearn.pipeline.resume import check_finished
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
@@ -93,7 +94,7 @@ def evaluate(
     requested = request(config, suites, generate, recite, retain_log)
     prepared = prepare(config, devices, unlearns=False)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        manifest.check(folder, without=manifest.WRITTEN_AGAIN)
+        check_finished(folder, prepared)
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)
         measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
     report.print_evaluation(folder.path, config, console, names)
@@ -259,7 +260,7 @@ def measure_models(
             bar.advance(i + 1)
     best_steps = best_step.summarise(folder, record["models"])
     files.write_json(folder.evaluation, record | {"steps": best_steps})
-    written = [folder.evaluation, folder.tofu_logs]
+    written = [folder.evaluation, *map(folder.tofu_log, record["models"])]
     manifest.seal(folder, manifest.EVALUATION, written, redo=folder.evaluation)
 
 

@@ -69,6 +69,8 @@ def finetune(
     if not prepared.config.finetune.epochs:
         return prepared.initial()
     if hosts.agreed(folder.model(name).is_dir()):
+        if not manifest.holds(folder, name, folder.model(name) / "config.json"):
+            _seal(folder, name)
         shardings = sharding.param_shardings(prepared.model, prepared.mesh)
         return hf.load_params(folder.model(name), prepared.model, shardings=shardings)
     return _train(prepared, folder, name, samples, splits, stages)
@@ -85,6 +87,7 @@ def _train(
     """Fine-tunes the initial model, and writes the result, see `finetune`."""
     spec, model = prepared.config.finetune, prepared.model
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
+    manifest.open_stage(folder, name)
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
     rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
@@ -123,11 +126,15 @@ def _train(
         train.waiting = ahead.waited
         with stage.part("save"):
             hf.save_params(folder.model(name), trainer.params, model, tokenizer=prepared.tokenizer)
-            # All else builds on the base model, so there is no way to make it anew.
-            redo = None if name == BASE else folder.model(name)
-            records = plan.steps + 1
-            manifest.seal(folder, name, [folder.model(name)], redo=redo, before=records)
+            _seal(folder, name)
     return trainer.params
+
+
+def _seal(folder: RunFolder, name: str) -> None:
+    """Notes the digests of a finished model and of its evaluations."""
+    # All else builds on the base model, so there is no way to make it anew.
+    redo = None if name == BASE else folder.model(name)
+    manifest.seal(folder, name, [folder.model(name)], redo=redo, before=manifest.ALL_STEPS)
 
 
 def _evaluate(
@@ -145,7 +152,7 @@ def _evaluate(
       FloatingPointError: the loss is not finite.
     """
     numbers = splits.statistics(params, prepared.model).summary()
-    files.append(folder.metrics, {"step": step, "objective": name, **numbers})
+    files.append(folder.metrics, {"step": step, "objective": name, **numbers}, durable=True)
     bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
     if not math.isfinite(numbers["forget_nll"]):
         raise FloatingPointError(

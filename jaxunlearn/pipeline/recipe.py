@@ -134,13 +134,14 @@ def execute(
 
     Raises:
       Stopped: it was asked to stop; running it again goes on from there.
-      ValueError: another process works on the folder.
+      ValueError: another process works on the folder, or a file of it is damaged; names it.
       CheckpointError: the folder's checkpoints are of another model.
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
         if hosts.is_first():
             files.remove_unfinished(run.folder.path)
+        manifest.check_together(run.folder, without=manifest.WRITTEN_AGAIN)
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile, print_tables=print_tables)

@@ -24,6 +24,7 @@ from jaxunlearn.metrics import relearning
 from jaxunlearn.metrics.relearning import Count, Settings
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
+from jaxunlearn.pipeline.resume import check_finished
 from jaxunlearn.record import attack_results, manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
@@ -85,7 +86,7 @@ def relearn(
     prepared = prepare(config, devices, unlearns=False)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        manifest.check(folder, without=manifest.WRITTEN_AGAIN)
+        check_finished(folder, prepared, without=[manifest.RELEARNING])
         stages = make_stages(prepared, folder, console)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
@@ -255,7 +256,7 @@ def attack_models(
         manifest.open_stage(folder, manifest.RELEARNING)
         attack_results.merge(folder.path, prepared.config, settings)
         tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
-        manifest.seal(folder, manifest.RELEARNING, tables)
+        manifest.seal(folder, manifest.RELEARNING, tables, redo=folder.relearn)
     hosts.wait("relearning is done")
 
 

@@ -1,12 +1,13 @@
 """Opens the folder of a run: a new one, or that of an earlier start of the same run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxunlearn.config import Config, dump, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.pipeline import inputs
+from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 
@@ -26,18 +27,17 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
       digests: of what the run reads, see `inputs.digests`; only the first process needs them.
 
     Raises:
-      ValueError: the folder holds something else, was begun with other data or another model, or
-        a file of it is damaged; names the first key or file.
+      ValueError: the folder holds something else, or was begun with other data or another model;
+        names the first key that differs.
     """
     problem = None
     if hosts.is_first():
         try:
             joined = _joined(folder, config)
-            known = _same_inputs(folder, digests)
-            manifest.check(folder, without=manifest.WRITTEN_AGAIN)
+            known = same_inputs(folder, digests)
             files.write_text(folder.config, dump(joined))
             files.write_json(folder.inputs, {**known, **digests})
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problem = error
     # Where the first process refuses, the others must not wait for it at the next barrier.
     if hosts.agreed(problem is not None):
@@ -45,7 +45,7 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
     hosts.wait("the folder is open")
 
 
-def _same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
+def same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
     """The digests that the folder has; none in one that is new or of an earlier version.
 
     Raises:
@@ -58,6 +58,29 @@ def _same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str
             " choose another --out, or bring the files back"
         )
     return known
+
+
+def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[str] = ()) -> None:
+    """Checks that the files of a run are whole, and that its data and model are still the same.
+
+    Args:
+      folder: of the run, locked.
+      prepared: the run as it is read now.
+      without: stages that are about to be written again.
+
+    Raises:
+      ValueError: names what is damaged or differs, and what to do.
+    """
+    problem = None
+    if hosts.is_first():
+        files.remove_unfinished(folder.path)
+        try:
+            same_inputs(folder, inputs.digests(prepared))
+        except (ValueError, OSError) as error:
+            problem = error
+    if hosts.agreed(problem is not None):
+        raise problem or ValueError(f"{folder.path}: the first process found other inputs")
+    manifest.check_together(folder, without=without)
 
 
 def _joined(folder: RunFolder, config: Config) -> Config:

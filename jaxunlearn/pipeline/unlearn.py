@@ -26,7 +26,7 @@ from jaxunlearn.record.stages import Part, Stage, Stages
 from jaxunlearn.record.steps import StepLog
 from jaxunlearn.record.trackers import Trackers
 from jaxunlearn.training.batch import Batch, Split
-from jaxunlearn.training.checkpoint import Checkpoints, open_checkpoints
+from jaxunlearn.training.checkpoint import Checkpoints, newest, open_checkpoints
 from jaxunlearn.training.feed import StepBatches, StepInput
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.prefetch import Prefetch
@@ -35,6 +35,7 @@ from jaxunlearn.training.schedule import evaluated_steps, learning_rates, warmup
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 from jaxunlearn.training.tasks import Task
 
+SEALS = 64  # times that an objective notes digests on the way
 WARM_STEPS = 2  # steps before a profile, so that no compilation is traced
 
 
@@ -96,6 +97,14 @@ class _Plan:
     @property
     def steps(self) -> int:
         return self.feed.steps
+
+    def seals(self, step: int) -> bool:
+        """Whether the digests of what was written are noted at a saved step: some dozens of times.
+
+        Each time they are those of all steps so far, so that more would take long in a long run.
+        """
+        saved = list(self.saved)
+        return step not in saved or saved.index(step) % (1 + len(saved) // SEALS) == 0
 
     def same_weights(self, step: int) -> range:
         """The steps from one on that have the weights of this one."""
@@ -159,8 +168,11 @@ class _Loop(NamedTuple):
     def save(self, step: int) -> None:
         """Saves the state."""
         with self.stage.part("save", after=self.trainer.state):
+            if hosts.is_first() and self.context.folder.metrics.exists():
+                files.to_disk(self.context.folder.metrics)
             self.checkpoints.save(step, self.trainer.state)
-            _seal(self.context.folder, self.plan.measurer.name, step)
+            if self.plan.seals(step):
+                _seal(self.context.folder, self.plan.measurer.name, step)
 
     def stop_if_asked(self, step: int, log: StepLog, interval: Interval | None) -> None:
         """Stops where the run was asked to; what is not saved is computed again."""
@@ -195,8 +207,12 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
       NLL, ES and EM of both sets after the last step, with the steps made and planned.
     """
     folder, name = context.folder, task.name
-    if hosts.agreed(folder.result(name).exists()):
+    if hosts.agreed(_is_done(folder, name)):
+        if not manifest.holds(folder, name, folder.result(name)):
+            _seal(folder, name, manifest.ALL_STEPS)  # a process was killed before it did so
         return files.read_json(folder.result(name))
+    if not folder.objective(name).exists():
+        manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
     plan, spec = _plan(context, task), context.prepared.config.unlearn
     with (
         open_checkpoints(folder.checkpoints(name), keep=spec.keep_checkpoints) as checkpoints,
@@ -224,7 +240,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result = stats.summary() | steps
     files.write_json(folder.result(name), result)
-    _seal(folder, name, plan.steps + 1)
+    _seal(folder, name, manifest.ALL_STEPS)
     context.trackers.log(name, steps["steps"], result)
     hosts.wait(f"{name} is done")
     return result
@@ -310,6 +326,16 @@ def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatisti
     if log.finite and last == plan.steps:
         loop.save(last)
     return stats
+
+
+def _is_done(folder: RunFolder, name: str) -> bool:
+    """Whether an objective has its result, and its final parameters unless it diverged."""
+    if not folder.result(name).exists():
+        return False
+    result = files.read_json(folder.result(name))
+    diverged = result["steps"] < result["of_steps"] or result["forget_nll"] is None
+    last = newest(folder.checkpoints(name))
+    return diverged or (last is not None and int(last.name) == result["steps"])
 
 
 def _seal(folder: RunFolder, name: str, before: int) -> None:

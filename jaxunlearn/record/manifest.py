@@ -18,14 +18,18 @@ EVALUATION, RELEARNING = "the evaluation", "the table of attacks"
 RESULTS = "the end of a run"
 """Stages that are no models; names of models hold no spaces."""
 
+ALL_STEPS = 2**62
+"""More steps than any training has."""
+
 WRITTEN_AGAIN = (RESULTS, RELEARNING)
-"""Stages that every start of a run writes again, from the files of the others."""
+"""Stages that are written again from the files of others, by every start or by every attack."""
 
 
 def open_stage(folder: RunFolder, stage: str) -> None:
     """Forgets the digests of a stage, before its files change."""
     if hosts.is_first() and _entries(folder).get(stage, {}).get("files"):
-        files.append(folder.manifest, {"stage": stage, "redo": None, "files": {}})
+        empty = {"stage": stage, "redo": None, "files": {}}
+        files.append(folder.manifest, empty, durable=True)
 
 
 def seal(
@@ -51,7 +55,7 @@ def seal(
         str(file.relative_to(folder.path)): _digest(file)
         for path in paths
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file()
+        if file.is_file() and file.suffix != files.TEMPORARY
     }
     entry: dict[str, Any] = {
         "stage": stage,
@@ -60,7 +64,24 @@ def seal(
     }
     if before is not None:
         entry |= {"before": before, "records": _records_digest(folder, stage, before)}
-    files.append(folder.manifest, entry)
+    files.append(folder.manifest, entry, durable=True)
+
+
+def holds(folder: RunFolder, stage: str, path: Path) -> bool:
+    """Whether a file is noted; it is not where a process was killed before it was."""
+    return str(path.relative_to(folder.path)) in _entries(folder).get(stage, {"files": {}})["files"]
+
+
+def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
+    """Like `check`, by the first process of several, which all raise if it does."""
+    problem: Exception | None = None
+    if hosts.is_first():
+        try:
+            check(folder, without=without)
+        except Exception as error:  # the others must not wait for it, whatever it is
+            problem = error
+    if hosts.agreed(problem is not None):
+        raise problem or ValueError(f"{folder.path}: the first process found damage")
 
 
 def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
@@ -75,29 +96,33 @@ def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
     """
     skipped = set(without)
     for stage, entry in _entries(folder).items():
-        redo = entry["redo"]
-        if stage in skipped or (redo is not None and not (folder.path / redo).exists()):
-            continue
-        for name, digest in entry["files"].items():
-            path = folder.path / name
-            if not path.is_file():
-                raise ValueError(f"{path}: is missing, {stage} wrote it; {_remedy(folder, entry)}")
-            if _digest(path) != digest:
-                raise ValueError(
-                    f"{path}: is damaged or was changed, {stage} wrote something else;"
-                    f" {_remedy(folder, entry)}"
-                )
-        before = entry.get("before")
-        if before is not None and _records_digest(folder, stage, before) != entry["records"]:
-            raise ValueError(
-                f"{folder.metrics}: the records of {stage} before step {before} are damaged or were"
-                f" changed; {_remedy(folder, entry)}"
-            )
+        while stage not in skipped and (problem := _problem(folder, entry)) is not None:
+            # A process that works on the run meanwhile may have written the stage again.
+            newest = _entries(folder)[stage]
+            if newest == entry:
+                raise ValueError(f"{problem}; {_remedy(folder, entry)}")
+            entry = newest
+
+
+def _problem(folder: RunFolder, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with the files of a stage, if anything is."""
+    stage, redo, before = entry["stage"], entry["redo"], entry.get("before")
+    if redo is not None and not (folder.path / redo).exists():
+        return None
+    for name, digest in entry["files"].items():
+        path = folder.path / name
+        if not path.is_file():
+            return f"{path}: is missing, {stage} wrote it"
+        if _digest(path) != digest:
+            return f"{path}: is damaged or was changed, {stage} wrote something else"
+    if before is not None and _records_digest(folder, stage, before) != entry["records"]:
+        return f"{folder.metrics}: the records of {stage} before step {before} are damaged"
+    return None
 
 
 def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
-    if entry["stage"] in WRITTEN_AGAIN:
-        return "run the same command again, which writes it anew"
+    if entry["stage"] == RESULTS:
+        return "`jaxunlearn run` on this folder writes it anew"
     if entry["redo"] is None:
         return "bring it back, or begin in a new folder"
     again = f"remove {folder.path / entry['redo']}, and the run computes {entry['stage']} again"
@@ -106,13 +131,19 @@ def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
 
 def _entries(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """The last line of every stage; none in a run of an earlier version."""
-    return {entry["stage"]: entry for entry in files.records(folder.manifest)}
+    entries = files.records(folder.manifest)
+    for number, entry in enumerate(entries, 1):
+        kinds = (entry.get("stage"), str), (entry.get("files"), dict)
+        if "redo" not in entry or not all(isinstance(value, kind) for value, kind in kinds):
+            raise ValueError(f"{folder.manifest}:{number}: is damaged; bring the file back")
+    return {entry["stage"]: entry for entry in entries}
 
 
 def _records_digest(folder: RunFolder, objective: str, before: int) -> str:
     digest = hashlib.sha256()
     for record in files.records(folder.metrics):
-        if record.get("objective") == objective and record["step"] < before:
+        step = record.get("step")
+        if record.get("objective") == objective and isinstance(step, int) and step < before:
             digest.update(files.to_json(record).encode() + b"\n")
     return digest.hexdigest()
 

@@ -206,16 +206,22 @@ def _reading(folder: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # each layer of the format has its own errors
-        raise _damaged(folder, " ".join(str(error).split())[:160]) from error
+        words = " ".join(str(error).split())
+        of_machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if of_machine or "RESOURCE_EXHAUSTED" in words:
+            raise
+        raise _damaged(folder, words[:160]) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 def _damaged(folder: Path, why: str) -> CheckpointError:
+    # Of all checkpoints of a training, those that are whole are worth keeping.
+    which = "it" if folder.name.isdecimal() else "the one that is damaged"
     return CheckpointError(
-        f"{folder}: the checkpoint is damaged ({why}); remove this folder, and the run goes on from"
-        " an earlier one or begins this training anew"
+        f"{folder}: the checkpoint is damaged ({why}); remove {which}, and the run goes on from an"
+        " earlier one or begins this training anew"
     )
 
 

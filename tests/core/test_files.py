@@ -101,6 +101,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert order == ["sync", "name", "sync"]
     order.clear()
     files.append(tmp_path / "log.jsonl", {"a": 1})
+    assert not order
+    files.append(tmp_path / "log.jsonl", {"a": 1}, durable=True)
     assert order == ["sync"]
 
 
