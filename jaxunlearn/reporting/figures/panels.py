@@ -59,6 +59,8 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
 }
 MIN_WIDTH = 6.8
+LABEL_GAP = 0.085
+"""Between the labels of two lines, as a share of a panel's height."""
 
 
 def plain(text: Any, width: int = 0, max_lines: int | None = None) -> str:
@@ -107,6 +109,41 @@ def objective_style(objective: str, objectives: Sequence[str]) -> dict[str, Any]
 def group_style(group: str, groups: Sequence[str]) -> dict[str, Any]:
     """The style of a layer group: fixed for those in `GROUPS`, by position for others."""
     return GROUPS.get(group) or objective_style(group, groups)
+
+
+def label_ends(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) -> None:
+    """Writes names next to the right ends of lines, moved apart where they would overlap.
+
+    Args:
+      ax: with its final limits and a linear axis.
+      ends: {name: the value at which its line ends}.
+      colors: {name: of its line}.
+    """
+    low, high = ax.get_ylim()
+    names = sorted(ends, key=ends.__getitem__)
+    gap = min(LABEL_GAP, 1 / max(len(names), 1))
+    places = spread_out([(ends[name] - low) / (high - low) for name in names], gap)
+    for name, place in zip(names, places, strict=True):
+        options: dict[str, Any] = {"color": colors[name], "fontsize": 7, "va": "center"}
+        ax.text(1.01, place, plain(name, 24, 1), transform=ax.transAxes, **options)
+
+
+def spread_out(places: Sequence[float], gap: float) -> list[float]:
+    """Sorted places in 0..1, moved as little as it takes to be a gap apart.
+
+    >>> [round(x, 2) for x in spread_out([0.5, 0.5, 1.0], 0.1)]
+    [0.5, 0.6, 1.0]
+    >>> [round(x, 2) for x in spread_out([0.97, 1.0], 0.1)]
+    [0.9, 1.0]
+    """
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    limit = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
 
 
 def columns_for(count: int, most: int = 4) -> int:

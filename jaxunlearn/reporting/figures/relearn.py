@@ -58,6 +58,13 @@ def relearn(tables: Mapping[str, Any]) -> Figure | None:
         for kind in ("forget_es", "unseen_es"):
             _draw_strength(stack[kind], rows, kind, styles, meta.get("before"))
         _draw_effect(stack["effect"], rows, styles, effects, width)
+    # The models by name, next to the last column's lines.
+    rows, stack = series.select(table, attack=attacks[-1]), axes[titles[attacks[-1]]]
+    colors = {name: style["color"] for name, style in styles.items()}
+    for kind in ("forget_es", "unseen_es"):
+        lines = {m: series.series(series.select(rows, model=m), kind) for m in styles}
+        ends = {model: line.values[-1] for model, line in lines.items() if len(line.values)}
+        panels.label_ends(stack[kind], ends, colors)
     for title in list(axes)[:: panels.columns_for(len(axes), most=6)]:
         for kind, label in KINDS.items():
             axes[title][kind].set_ylabel(label)
