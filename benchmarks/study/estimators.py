@@ -108,7 +108,7 @@ def _name(prepared: Prepared, method: str) -> str:
     """The run's objective that stands for a method."""
     wanted = objectives.get(SIX[method][0], **SIX[method][1])
     tasks = (t for t in prepared.tasks if t.retain is None)
-    return next(t.name for t in tasks if t.loss.unlearn.objective == wanted)
+    return next(t.name for t in tasks if t.objective == wanted)
 
 
 def _sets(prepared: Prepared, base: Tree) -> Sets:
