@@ -12,6 +12,9 @@ from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.schedule import learning_rates, warmup_steps
 from jaxunlearn.training.tasks import Task
 
+MOST_STEPS = 10**7
+"""More than any training takes; each is planned before the first one."""
+
 
 def check(prepared: Prepared) -> None:
     """Refuses a run that would stop halfway, or that has settings without effect.
@@ -48,7 +51,10 @@ def _check_samples(prepared: Prepared) -> None:
 
 
 def _check_schedules(prepared: Prepared) -> None:
-    """Checks that some step moves the model: warm-up begins at a learning rate of 0."""
+    """Checks that steps can be planned, and that some step moves the model.
+
+    Warm-up begins at a learning rate of 0.
+    """
     config = prepared.config
     trainings: dict[str, tuple[Unlearn | FineTune, list[Sample]]] = {
         "unlearn": (config.unlearn, prepared.sets.forget)
@@ -57,6 +63,11 @@ def _check_schedules(prepared: Prepared) -> None:
         trainings["finetune"] = (config.finetune, prepared.finetune)
     for key, (spec, samples) in trainings.items():
         steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
+        if steps > MOST_STEPS:
+            raise ValueError(
+                f"{key}.epochs: {spec.epochs} make {steps:,} steps of {spec.batch_size} samples,"
+                f" at most {MOST_STEPS:,} are possible"
+            )
         rates = learning_rates(spec.lr, steps, warmup_steps(spec, len(samples)))
         # Only the first step of a warm-up has a rate of 0, so the last step tells.
         if not rates[-1] > 0:

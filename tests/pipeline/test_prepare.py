@@ -128,5 +128,11 @@ def test_a_schedule_that_never_moves_is_refused(changed, key):
     check(prepared(**still))
 
 
+def test_more_steps_than_can_be_planned_are_refused():
+    many = prepared(unlearn={"epochs": 10**9})
+    with pytest.raises(ValueError, match=r"unlearn\.epochs: 1000000000 make .* steps of 2 samples"):
+        check(many)
+
+
 def test_a_warm_up_longer_than_the_run_is_no_error():
     check(prepared(unlearn={"epochs": 2, "warmup_epochs": 10.0}))
