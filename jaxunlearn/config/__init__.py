@@ -1,6 +1,6 @@
 """The configuration of a run: its schema, its reader, and the check of its values."""
 
-from jaxunlearn.config.reader import check_readable, dump, load, only
+from jaxunlearn.config.reader import check_readable, differences, dump, load, only
 from jaxunlearn.config.schema import (
     Compute,
     Config,
@@ -34,6 +34,7 @@ __all__ = [
     "Relearn",
     "Unlearn",
     "check_readable",
+    "differences",
     "dump",
     "load",
     "only",

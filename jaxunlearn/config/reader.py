@@ -75,17 +75,17 @@ def check_readable(config: Config) -> None:
     """
     text = dump(config)
     again = dump(loads(text, "configuration"))
-    for key, written, read in _differences(yaml.safe_load(text), yaml.safe_load(again)):
+    for key, written, read in differences(yaml.safe_load(text), yaml.safe_load(again)):
         raise ConfigError(f"{key}: {written!r} would be read back as {read!r}")
 
 
-def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, both values) of every value in which two documents differ; 1 and 1.0 do not."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in one | other:
-            yield from _differences(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
-    elif one != other:
-        yield key, one, other
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) wherever two nested documents differ; 1 and 1.0 do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
+    elif old != new:
+        yield key, old, new
 
 
 def only(config: Config, names: typing.Sequence[str]) -> Config:

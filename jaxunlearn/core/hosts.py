@@ -7,6 +7,7 @@ folder must be on a file system that all of them see.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,25 @@ def agreed(decision: bool) -> bool:
         return decision
     shared: Any = multihost_utils.broadcast_one_to_all(np.asarray(decision))
     return bool(shared)
+
+
+def first_does(work: Callable[[], object], otherwise: str) -> None:
+    """Does something on process 0 alone; if it raises, every process does.
+
+    Without this the others would wait for process 0 at the next barrier, for ever.
+
+    Args:
+      work: what process 0 does.
+      otherwise: what the others say when it raises.
+
+    Raises:
+      Exception: what `work` raised; on the other processes a ValueError.
+    """
+    problem: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except Exception as error:
+            problem = error
+    if agreed(problem is not None):
+        raise problem or ValueError(otherwise)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-import optax
 
 from jaxunlearn import effects
 from jaxunlearn.core import trees
@@ -31,7 +30,7 @@ from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.losses import GROUPING, FineTuning, Risk
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.prefetch import Prefetch
-from jaxunlearn.training.step import Trainer, init_state
+from jaxunlearn.training.step import Trainer, init_state, optimizer
 
 TableRows = list[dict[str, Any]]
 
@@ -45,7 +44,6 @@ class AttackContext:
       layout: how samples become batches.
       seed: of the run, for the choice and the order of samples.
       settings: how attacks fine-tune.
-      tx: the optimiser.
       offload: where parameters and moments are parked.
       forget_samples: the forget set D_u.
       retain_samples: the retain set D_r.
@@ -57,7 +55,6 @@ class AttackContext:
     layout: Layout
     seed: int
     settings: Settings
-    tx: optax.GradientTransformation
     offload: Offload
     forget_samples: list[Sample]
     retain_samples: list[Sample]
@@ -151,9 +148,8 @@ class FineTuneOn:
         steps, offload = self.plan.steps, context.offload
         evaluated = relearning.evaluated_steps(steps)
         records, layers = [], []
-        trainer = Trainer(
-            init_state(offload.fresh(parked), context.tx), FineTuning(context.model), context.tx
-        )
+        tx = optimizer()
+        trainer = Trainer(init_state(offload.fresh(parked), tx), FineTuning(context.model), tx)
         place = partial(self.plan.placed, layout=context.layout, model=context.model)
         with Prefetch[FineTuneInput]() as ahead, stage.part("train") as train:
             ahead.plan(range(steps), place)

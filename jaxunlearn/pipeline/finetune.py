@@ -86,8 +86,8 @@ def _train(
 ) -> Tree:
     """Fine-tunes the initial model, and writes the result, see `finetune`."""
     spec, model = prepared.config.finetune, prepared.model
+    manifest.open_stage(folder, name)  # a model that was removed is made anew
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
-    manifest.open_stage(folder, name)
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
     rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))

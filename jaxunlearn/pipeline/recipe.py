@@ -139,8 +139,6 @@ def execute(
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
-        if hosts.is_first():
-            files.remove_unfinished(run.folder.path)
         manifest.check_together(run.folder, without=manifest.WRITTEN_AGAIN)
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)

@@ -31,7 +31,6 @@ from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stage, Stages
 from jaxunlearn.reporting import report
 from jaxunlearn.training.offload import Offload
-from jaxunlearn.training.step import optimizer
 
 
 class RelearnRequest(NamedTuple):
@@ -268,7 +267,6 @@ def _context(prepared: Prepared, settings: Settings) -> AttackContext:
         layout=prepared.layout,
         seed=config.seed,
         settings=settings,
-        tx=optimizer(),
         offload=Offload(config.compute.offload),
         forget_samples=forget,
         retain_samples=prepared.retain_eval,

@@ -1,10 +1,10 @@
 """Opens the folder of a run: a new one, or that of an earlier start of the same run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxunlearn.config import Config, dump, load
+from jaxunlearn.config import Config, differences, dump, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.prepare import Prepared
@@ -30,22 +30,18 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
       ValueError: the folder holds something else, or was begun with other data or another model;
         names the first key that differs.
     """
-    problem = None
-    if hosts.is_first():
-        try:
-            joined = _joined(folder, config)
-            known = same_inputs(folder, digests)
-            files.write_text(folder.config, dump(joined))
-            files.write_json(folder.inputs, {**known, **digests})
-        except (ValueError, OSError) as error:
-            problem = error
-    # Where the first process refuses, the others must not wait for it at the next barrier.
-    if hosts.agreed(problem is not None):
-        raise problem or ValueError(f"{folder.path}: the first process cannot open the folder")
+
+    def join() -> None:
+        joined = _joined(folder, config)
+        known = _same_inputs(folder, digests)
+        files.write_text(folder.config, dump(joined))
+        files.write_json(folder.inputs, {**known, **digests})
+
+    hosts.first_does(join, f"{folder.path}: the first process cannot open the folder")
     hosts.wait("the folder is open")
 
 
-def same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
+def _same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
     """The digests that the folder has; none in one that is new or of an earlier version.
 
     Raises:
@@ -71,15 +67,10 @@ def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[s
     Raises:
       ValueError: names what is damaged or differs, and what to do.
     """
-    problem = None
-    if hosts.is_first():
-        files.remove_unfinished(folder.path)
-        try:
-            same_inputs(folder, inputs.digests(prepared))
-        except (ValueError, OSError) as error:
-            problem = error
-    if hosts.agreed(problem is not None):
-        raise problem or ValueError(f"{folder.path}: the first process found other inputs")
+    hosts.first_does(
+        lambda: _same_inputs(folder, inputs.digests(prepared)),
+        f"{folder.path}: the first process found other inputs",
+    )
     manifest.check_together(folder, without=without)
 
 
@@ -94,14 +85,14 @@ def _joined(folder: RunFolder, config: Config) -> Config:
             )
         return config
     earlier = load(folder.config)
-    for key, old, new in _differences(_fixed(earlier), _fixed(config)):
+    for key, old, new in differences(_fixed(earlier), _fixed(config)):
         raise ValueError(
             f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has {new!r};"
             " choose another --out, or give the same configuration to resume"
         )
     for name in config.objectives.keys() & earlier.objectives.keys():
         old_spec, new_spec = (dataclasses.asdict(c.objectives[name]) for c in (earlier, config))
-        for key, old, new in _differences(old_spec, new_spec, f"objectives.{name}"):
+        for key, old, new in differences(old_spec, new_spec, f"objectives.{name}"):
             raise ValueError(
                 f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has"
                 f" {new!r}; choose another --out, or another name for the objective"
@@ -113,12 +104,3 @@ def _fixed(config: Config) -> dict[str, Any]:
     """The keys that must not change between starts; objectives are compared one by one."""
     keys = dataclasses.asdict(config)
     return {key: keys[key] for key in keys if key not in (*FREE_KEYS, "objectives")}
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, old value, new value) wherever two configurations differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
-    elif old != new:
-        yield key, old, new

@@ -73,15 +73,13 @@ def holds(folder: RunFolder, stage: str, path: Path) -> bool:
 
 
 def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
-    """Like `check`, by the first process of several, which all raise if it does."""
-    problem: Exception | None = None
-    if hosts.is_first():
-        try:
-            check(folder, without=without)
-        except Exception as error:  # the others must not wait for it, whatever it is
-            problem = error
-    if hosts.agreed(problem is not None):
-        raise problem or ValueError(f"{folder.path}: the first process found damage")
+    """Removes what killed processes left, and does `check`, on the first process for all."""
+
+    def tidy_and_check() -> None:
+        files.remove_unfinished(folder.path)
+        check(folder, without=without)
+
+    hosts.first_does(tidy_and_check, f"{folder.path}: the first process found damage")
 
 
 def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:

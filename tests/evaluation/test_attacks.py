@@ -13,7 +13,6 @@ from jaxunlearn.measurement.statistics import Statistics
 from jaxunlearn.metrics.relearning import Settings, int8_rounded
 from jaxunlearn.record.stages import Stage
 from jaxunlearn.training.offload import Offload
-from jaxunlearn.training.step import optimizer
 
 SETTINGS = Settings(steps=2, lr=1e-2, batch_size=2)
 
@@ -31,7 +30,6 @@ def context(small):
         layout=small.layout,
         seed=0,
         settings=SETTINGS,
-        tx=optimizer(),
         offload=Offload(False),
         forget_samples=samples["forget"],
         retain_samples=samples["retain"],
