@@ -1,11 +1,13 @@
 """Does the paper's analysis hold? Runs the study, and writes the page that judges its claims.
 
     python -m benchmarks.study run STUDY --source SOURCE [--model MODEL] [--seed N] [--only NAME]
+    python -m benchmarks.study keep STUDY [--seed N]
     python -m benchmarks.study estimators STUDY [--seed N] [--places SHARE ..] [--repeats N]
     python -m benchmarks.study page
 
 `run` runs configs/study/STUDY.yaml, or configs/STUDY.yaml, in runs/study/STUDY-seedN; it goes on
-where it was stopped. What the page needs of a run is kept in benchmarks/study/results.
+where it was stopped. What the page needs of a run is kept in benchmarks/study/results; `keep` does
+that for a run that was stopped, with the objectives that are finished.
 `estimators` measures on a run's models what the official code's estimate of gradients does.
 `page` writes the tables and figures of docs/fidelity.md from the results alone, in seconds.
 """
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page.write(RESULTS)
         return
     folder = RUNS / f"{options.study}-seed{options.seed}"
-    if options.command == "run":
-        config = _config(options)
-        jaxunlearn.run(config, folder, console=Console())
+    if options.command in ("run", "keep"):
+        if options.command == "run":
+            jaxunlearn.run(_config(options), folder, console=Console())
         content = collect.collect(folder, _words(options))
         files.write_json(RESULTS / f"{folder.name}.json", content)
     else:
@@ -49,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a study and keep its facts")
     compare = commands.add_parser("estimators", help="compare estimators on a run's models")
-    for command in (run, compare):
+    keep = commands.add_parser("keep", help="keep the facts of what a stopped run has finished")
+    for command in (run, compare, keep):
         command.add_argument("study", help="a configuration's name without .yaml")
         command.add_argument("--seed", type=int, default=0)
     run.add_argument("--source", required=True, help="TOFU's splits, or the name of a hub dataset")

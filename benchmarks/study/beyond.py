@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from benchmarks.precision_compare import rank_correlation
-from benchmarks.study.facts import SIX, Facts, Missing, Studies
+from benchmarks.study.facts import Facts, Missing, Studies, methods
 from benchmarks.study.texts import spread, table
 
 WEIGHTED = ("wga", "tnpo", "wtnpo", "npo")
@@ -55,15 +55,16 @@ def _tokens(runs: Sequence[Facts]) -> str:
 
 def _profiles(runs: Sequence[Facts]) -> str:
     """The mean shares of |PG_r| by group of layers, and the rank correlation with the mean."""
-    rows = []
-    for label in SIX:
-        name = runs[0].one(label)
-        for step in runs[0].entry(name)["profiles"]:
-            found = [r.entry(name)["profiles"][step] for r in runs]
-            groups = found[0]["shares"]
+    rows: list[list[str]] = []
+    groups: Sequence[str] = ()
+    for label, names in methods(runs).items():
+        run, name = names[0]
+        for step in run.entry(name)["profiles"]:
+            found = [r.entry(n)["profiles"][step] for r, n in names]
+            groups = list(found[0]["shares"])
             shares = [spread([f["shares"][g] for f in found], "{:.0%}") for g in groups]
             alike = spread([f["rank_with_mean"] for f in found], "{:.2f}")
-            both = [r.entry(name)["samples"][step]["rank_unlearn_retain"] for r in runs]
+            both = [r.entry(n)["samples"][step]["rank_unlearn_retain"] for r, n in names]
             rows.append([label, step, *shares, alike, spread(both, "{:+.2f}")])
     alike = "rank correlation of a sample's layers with the mean's, median"
     both = "rank correlation of removal and harm over samples"
@@ -74,10 +75,9 @@ def _profiles(runs: Sequence[Facts]) -> str:
 def _adam(runs: Sequence[Facts]) -> str:
     """Harm over removal by the gradient and by AdamW's updates, and how often the signs agree."""
     rows = []
-    for label in SIX:
+    for label, names in methods(runs).items():
         ratios, adam, agree = [], [], []
-        for run in runs:
-            name = run.one(label)
+        for run, name in names:
             rates = np.array(run.entry(name)["rates"]) > 0
             curves = {r: -run.curve(name, r, "update_effect") for r in ("unlearn", "retain")}
             sizes = [np.nanmax(np.abs(curves[r])) for r in ("retain", "unlearn")]
@@ -98,7 +98,7 @@ PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
     "cosine on D_r, third measurement": lambda r, n: -r.curve(n, "retain", "cosine")[2],
     "cosine on D_u, last measurement": lambda run, name: -run.curve(name, column="cosine")[-1],
     "rise of the forget NLL at the end": lambda run, name: run.rise(name, "forget"),
-    "distance from theta_0": lambda run, name: run.content["models"][name]["distance"],
+    "distance from theta_0": lambda run, name: run.distance(name),
 }
 """What might foretell how much an attack brings back."""
 
@@ -129,12 +129,11 @@ def _relearning(runs: Sequence[Facts]) -> str:
 def _intervals(runs: Sequence[Facts]) -> str:
     """How much of a predicted change comes true, and how often its sign does."""
     rows = []
-    for label in SIX:
+    for label, names in methods(runs).items():
         cells = []
         for risk in ("unlearn", "retain"):
             ratios, signs = [], []
-            for run in runs:
-                name = run.one(label)
+            for run, name in names:
                 predicted = run.curve(name, risk, "interval_predicted")
                 real = run.curve(name, risk, "interval_change")
                 moved = np.abs(predicted) > 0

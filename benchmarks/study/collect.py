@@ -15,7 +15,7 @@ from jaxunlearn.core import files, trees
 from jaxunlearn.models.decoder import layer_groups
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import prepare
-from jaxunlearn.record import attack_results, tables
+from jaxunlearn.record import attack_results, starts, tables
 from jaxunlearn.record.folder import BASE, RunFolder
 from jaxunlearn.reporting import evaluation_table, summary
 from jaxunlearn.reporting.figures.series import select, without
@@ -41,20 +41,25 @@ Columns = dict[str, np.ndarray]
 
 
 def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The facts of a finished run.
+    """The facts of a run: of all its objectives that are finished.
+
+    A run that was stopped has neither results nor merged tables; they are made here of what its
+    objectives left, and evaluation, attacks and distances are missing.
 
     Args:
       run: its folder.
       arguments: of the command that ran it, for the record.
 
     Returns:
-      {"about", "study", "seed", "minutes", "samples", "labels", "models", "objectives"}: "labels"
-      are the label tokens of a sample in the mean, "models" has results, evaluation and relearning
+      {"about", "where", "study", "seed", "minutes", "samples", "labels", "models", "objectives"}:
+      "about" is of this command, "where" of the run's newest start, "labels" are the label tokens
+      of a sample in the mean, "models" has results, evaluation and relearning
       of every model, "objectives" the effects of every objective. Numbers have six digits.
     """
     folder = RunFolder(run)
     config = reader.load(folder.config)
-    results = files.read_json(folder.results)["models"]
+    finished = folder.results.exists()
+    results = files.read_json(folder.results)["models"] if finished else _unfinished(folder, config)
     effects, samples = _columns(run, "g_effect"), _columns(run, "samples")
     by_sample, by_token = _columns(run, "pg_effect"), _columns(run, "token_effect")
     confidence = _columns(run, "confidence")
@@ -76,15 +81,31 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     return _rounded(
         {
             "about": record.about("study", arguments, torch_threads=False),
+            "where": starts.read(folder)[-1],
             "study": config.name,
             "seed": config.seed,
             "minutes": sum(summary.stage_seconds(run).values()) / 60,
             "samples": sizes,
             "labels": {k: float(select(first, split=k)["tokens"].mean()) for k in sizes},
-            "models": _models(folder, results, _distances(folder, config)),
+            "models": _models(folder, results, _distances(folder, config) if finished else {}),
             "objectives": by_objective,
         }
     )
+
+
+def _unfinished(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Merges the tables of a stopped run, and returns the results of what is finished in it.
+
+    Raises:
+      ValueError: the model before unlearning is not, or no objective is.
+    """
+    tables.merge(folder.path, list(config.objectives))
+    ends = [r for r in files.records(folder.metrics) if r["objective"] == BASE]
+    done = [name for name in config.objectives if folder.result(name).exists()]
+    if not ends or not done:
+        raise ValueError(f"{folder.path}: no objective is finished")
+    base = {k: v for k, v in ends[-1].items() if k not in ("step", "objective")}
+    return {BASE: base} | {name: files.read_json(folder.result(name)) for name in done}
 
 
 # --------------------------------------------------------------------------- of a model

@@ -1,7 +1,9 @@
 """The facts of one run, as the questions that claims ask."""
 
+import contextlib
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,22 +45,22 @@ class Facts:
     def find(self, loss: str, term: str | None = None, **settings: Any) -> str:
         """The name of the objective with this loss, retain term and these settings.
 
-        Where several are left, as of RMU's layers, the one with the library's default layer or the
-        middle one is taken.
+        Objectives with a learning rate of their own are left out. Where several are left, as of
+        RMU's layers, the middle one is taken.
 
         Raises:
           Missing: there is none.
         """
         found = []
-        for name, entry in self.content["objectives"].items():
+        for name in self.all_with(loss, term):
+            entry = self.entry(name)
             known = {**entry["hyper"], "layer": entry["layer"], "scale": entry["scale"]}
-            right = entry["loss"] == loss and entry["retain_term"] == term
-            if right and all(known.get(key) == value for key, value in settings.items()):
-                found.append(name)
+            if all(known.get(key) == value for key, value in settings.items()):
+                found.append((entry["layer"] or 0, entry["scale"] or 0, name))
         if not found:
             told = "".join(f", {key} {value:g}" for key, value in settings.items())
             raise Missing(f"no run of {loss}{told}" + (f" with {term}" if term else ""))
-        return found[len(found) // 2]
+        return sorted(found)[len(found) // 2][-1]
 
     def six(self) -> dict[str, str]:
         """{method: the objective that stands for it}.
@@ -68,15 +70,32 @@ class Facts:
         """
         return {label: self.one(label) for label in SIX}
 
+    def ran(self) -> dict[str, str]:
+        """{method: the objective that stands for it}, of those of the six that were run."""
+        found = {}
+        for label in SIX:
+            with contextlib.suppress(Missing):
+                found[label] = self.one(label)
+        return found
+
     def one(self, label: str) -> str:
         """The objective that stands for one of the six methods."""
         loss, hyper = SIX[label]
         return self.find(loss, **hyper)
 
-    def all_with(self, loss: str) -> list[str]:
-        """The objectives with this loss and no retain term."""
+    def all_with(self, loss: str, term: str | None = None) -> list[str]:
+        """The objectives with this loss, this retain term and the run's own learning rate."""
         entries = self.content["objectives"].items()
-        return [n for n, e in entries if e["loss"] == loss and e["retain_term"] is None]
+        return [
+            name
+            for name, entry in entries
+            if entry["loss"] == loss and entry["retain_term"] == term and entry["lr"] == self.lr
+        ]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of most of the objectives, which is the run's own."""
+        return statistics.mode(entry["lr"] for entry in self.content["objectives"].values())
 
     def entry(self, name: str) -> Mapping[str, Any]:
         return self.content["objectives"][name]
@@ -126,6 +145,17 @@ class Facts:
         key = f"{split}_nll"
         return self.result(model, key) - self.result("base", key)
 
+    def distance(self, model: str) -> float:
+        """|theta_T - theta_0|.
+
+        Raises:
+          Missing: the run was stopped, or its last parameters are not stored.
+        """
+        found = self.content["models"][model].get("distance")
+        if found is None:
+            raise Missing("no distance")
+        return found
+
     def relearned(self, model: str) -> float:
         """The share of the forgotten ES that the strongest attack by few samples brought back.
 
@@ -142,6 +172,15 @@ class Facts:
 
 Studies = Mapping[str, Sequence[Facts]]
 """{study: its runs by seed}."""
+
+
+def methods(runs: Sequence[Facts]) -> dict[str, list[tuple[Facts, str]]]:
+    """{method: the runs that have it, each with the objective that stands for it}."""
+    return {
+        label: pairs
+        for label in SIX
+        if (pairs := [(run, run.ran()[label]) for run in runs if label in run.ran()])
+    }
 
 
 def load(contents: Sequence[Mapping[str, Any]]) -> Studies:

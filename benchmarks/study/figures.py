@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study.facts import SIX, Facts, Studies
+from benchmarks.study.facts import Facts, Studies, methods
 from jaxunlearn.reporting import palette
 
 COLORS = palette.RISKS
@@ -31,11 +31,15 @@ def _save(figure: Figure, path: Path) -> None:
 def curves(study: str, runs: Sequence[Facts]) -> Figure:
     """Both total effects of the six methods over the steps, a line a seed."""
     figure = Figure(figsize=(12, 6.4), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True).flat
-    for ax, label in zip(axes, SIX, strict=True):
+    found = methods(runs)
+    columns = 3 if len(found) > 4 else 2
+    grid = figure.subplots(-(-len(found) // columns), columns, sharex=True, squeeze=False).flat
+    axes = list(grid)
+    for ax in axes[len(found) :]:
+        ax.remove()
+    for ax, (label, names) in zip(axes, found.items(), strict=False):
         largest = 0.0
-        for run in runs:
-            name = run.one(label)
+        for run, name in names:
             for risk, color in COLORS.items():
                 values = run.curve(name, risk)
                 ax.plot(run.measured(name), values, color=color, marker="o", ms=3, lw=1.2)
@@ -44,12 +48,13 @@ def curves(study: str, runs: Sequence[Facts]) -> Figure:
         ax.set_title(label)
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("step")
+        ax.tick_params(labelbottom=True)  # also above a place that is empty
     lines = [ax.plot([], [], color=color)[0] for color in COLORS.values()]
     figure.legend(lines, list(NAMES.values()), loc="outside lower center", ncols=2)
     seeds = ", ".join(str(run.content["seed"]) for run in runs)
     figure.suptitle(
-        f"{study}: G-effect (dot product of gradients, sums over a sequence's tokens), exact,"
-        f" seeds {seeds}; linear within 1 % of the largest value"
+        f"{study}: G-effect (dot product of gradients, sums over a sequence's tokens) over all"
+        f" samples\nseeds {seeds}; linear within 1 % of the largest value"
     )
     return figure
 

@@ -2,12 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study import beyond, estimates, figures, units
 from benchmarks.study.claims import CLAIMS, Claim
-from benchmarks.study.facts import SIX, Facts, Studies, load
+from benchmarks.study.facts import Facts, Studies, load, methods
 from benchmarks.study.rules import UNKNOWN
 from benchmarks.study.texts import spread, table
 from jaxunlearn.core import files
@@ -61,7 +62,7 @@ def runs(studies: Studies) -> str:
     """Where, when and how long each run was, and its model before unlearning."""
     rows = []
     for run in itertools.chain(*studies.values()):
-        about, base = run.content["about"], "base"
+        base = "base"
         sizes = run.content["samples"]
         rows.append(
             [
@@ -72,12 +73,21 @@ def runs(studies: Studies) -> str:
                 str(run.steps),
                 f"{run.result(base, 'forget_es'):.2f}, {run.result(base, 'retain_es'):.2f}",
                 f"{run.content['minutes']:.0f}",
-                f"{about['date'][:10]}, {about['cores']} cores of {about['processor']},"
-                f" jax {about['versions']['jax']}",
+                _where(run.content),
             ]
         )
     titles = ["study", "seed", "objectives", "samples", "steps", "ES before", "minutes", "where"]
     return table(titles, rows)
+
+
+def _where(content: Mapping[str, Any]) -> str:
+    """The date, the machine and the version of JAX of a run."""
+    about = content["about"]
+    start = content.get("where", about)  # earlier results were collected where they were run
+    machine = start["device"]
+    if machine == "cpu":
+        machine = f"{about['cores']} cores of {about['processor']}"
+    return f"{start['date'][:10]}, {machine}, jax {start['versions']['jax']}"
 
 
 def headline(studies: Studies) -> str:
@@ -85,19 +95,20 @@ def headline(studies: Studies) -> str:
     return "\n\n".join(
         f"`{study}`, seeds {', '.join(str(r.content['seed']) for r in runs)}:\n\n"
         + table(
-            ["method", "peak e_u", "at step", "peak e_r", "at step", "at rest from",
+            ["method", "seeds", "peak e_u", "at step", "peak e_r", "at step", "at rest from",
              "forget NLL up by", "retain NLL up by", "forget ES", "retain ES"],
-            [[label, *_headline(runs, label)] for label in SIX],
+            [[label, *_headline(names)] for label, names in methods(runs).items()],
         )
         for study, runs in studies.items()
     )  # fmt: skip
 
 
-def _headline(runs: Sequence[Facts], label: str) -> list[str]:
-    names = [(run, run.one(label)) for run in runs]
+def _headline(names: Sequence[tuple[Facts, str]]) -> list[str]:
+    """What is said of one method, by the runs that have it."""
     peaks = {risk: [run.peak(n, risk) for run, n in names] for risk in ("unlearn", "retain")}
     rests = [run.settled(n) for run, n in names]
     return [
+        str(len(names)),
         spread([p for p, _ in peaks["unlearn"]], "{:.2g}"),
         spread([s for _, s in peaks["unlearn"]], "{:.0f}"),
         spread([p for p, _ in peaks["retain"]], "{:.2g}"),

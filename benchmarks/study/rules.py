@@ -109,8 +109,7 @@ def comes_to_rest(label: str) -> Callable[[Facts], Judged]:
 
 
 def npo_first(run: Facts) -> Judged:
-    six = run.six()
-    rests = {label: run.settled(six[label]) for label in ("WGA", "NPO", "TNPO")}
+    rests = {label: run.settled(run.one(label)) for label in ("WGA", "NPO", "TNPO")}
     if not any(rests.values()):
         raise Missing("none of WGA, NPO and TNPO comes to rest within the run")
     times = {label: rest or np.inf for label, rest in rests.items()}
@@ -193,6 +192,8 @@ def rmu_depends(run: Facts) -> Judged:
 
 def last_layer_flips(run: Facts) -> Judged:
     names = run.all_with("rmu")
+    if not names:
+        raise Missing("no run of rmu")
     last = max(run.entry(n)["layer"] or 0 for n in names)
     if len(names) < 2:
         raise Missing("RMU ran at one depth alone")
@@ -243,14 +244,12 @@ def _place(
 
 
 def better_than_ascent(run: Facts) -> Judged:
-    six = run.six()
-    wga, ga = (run.rise(six[label], "retain") for label in ("WGA", "GA"))
+    wga, ga = (run.rise(run.one(label), "retain") for label in ("WGA", "GA"))
     return verdict_of(wga < ga), f"retain NLL up by {wga:.2g}, GA's by {ga:.2g}"
 
 
 def stops_early(run: Facts) -> Judged:
-    six = run.six()
-    wga, ga = run.settled(six["WGA"]), run.settled(six["GA"])
+    wga, ga = run.settled(run.one("WGA")), run.settled(run.one("GA"))
     verdict = verdict_of(wga is not None and (ga is None or wga < ga))
     return verdict, _rests({"WGA": wga, "GA": ga})
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.study.facts import SIX, Facts, Studies
+from benchmarks.study.facts import Facts, Studies
 from benchmarks.study.texts import table
 from jaxunlearn import objectives
 
@@ -55,21 +55,22 @@ def _table(run: Facts) -> str:
     for unit, curve in UNITS.items():
         removal, ratio = _peaks(run, curve), _ratios(run, curve)
         order = " > ".join(sorted(removal, key=lambda k: -removal[k]))
-        rows.append([unit, order, *(f"{ratio[label]:.2g}" for label in SIX)])
-    return table(["unit", "order by peak removal", *(f"{k}: harm / removal" for k in SIX)], rows)
+        rows.append([unit, order, *(f"{r:.2g}" for r in ratio.values())])
+    titles = (f"{k}: harm / removal" for k in run.ran())
+    return table(["unit", "order by peak removal", *titles], rows)
 
 
 def survivors(run: Facts) -> str:
     """The comparisons that come out the same in every unit, in words."""
     peaks = [_peaks(run, curve) for curve in UNITS.values()]
     ratios = [_ratios(run, curve) for curve in UNITS.values()]
-    pairs = list(itertools.combinations(SIX, 2))
+    pairs = list(itertools.combinations(run.ran(), 2))
     same = [
         f"{a} > {b}" if peaks[0][a] > peaks[0][b] else f"{b} > {a}"
         for a, b in pairs
         if len({p[a] > p[b] for p in peaks}) == 1
     ]
-    sides = [k for k in SIX if len({r[k] > 1 for r in ratios}) == 1]
+    sides = [k for k in run.ran() if len({r[k] > 1 for r in ratios}) == 1]
     return (
         f"{len(same)} of {len(pairs)} comparisons of peak removal are the same in all units"
         f" ({'; '.join(same) or 'none'}); harm and removal stand in the same order in all units"
@@ -79,14 +80,14 @@ def survivors(run: Facts) -> str:
 
 def _peaks(run: Facts, curve: Curve) -> dict[str, float]:
     """The largest removal of every method: minus the effect on D_u, 0 where it never removes."""
-    return {label: _most(curve(run, name, "unlearn")) for label, name in run.six().items()}
+    return {label: _most(curve(run, name, "unlearn")) for label, name in run.ran().items()}
 
 
 def _ratios(run: Facts, curve: Curve) -> dict[str, float]:
     """The magnitude of the peak on D_r over that on D_u."""
     return {
         label: abs(peak(curve(run, name, "retain"))) / abs(peak(curve(run, name, "unlearn")))
-        for label, name in run.six().items()
+        for label, name in run.ran().items()
     }
 
 

@@ -1,5 +1,7 @@
 """The study's rules on curves made for them, and its facts from a run."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ def entry(loss, removal, harm, term=None, layer=None, scale=5.0, **hyper):
         "retain_term": term,
         "layer": layer,
         "scale": scale,
+        "lr": 1e-5,
         "steps": STEPS,
         "rates": [0.0, 1e-5, 1e-5, 1e-5],
         "unlearn": effect(removal),
@@ -208,6 +211,36 @@ def test_units_keep_what_survives_and_drop_the_rest():
     assert "GA > WGA" not in units.survivors(run)
 
 
+def test_a_method_that_was_not_run_is_left_out_of_the_tables(tmp_path):
+    content = as_in_the_paper() | {"where": starts_on("NVIDIA H200")}
+    for name in ("po", "rmu"):
+        del content["objectives"][name], content["models"][name]
+    for found in content["objectives"].values():
+        found["samples"] = found["tokens"] = found["profiles"] = {}
+    for found in content["models"].values():
+        found["relearn"] = {}
+    studies = load([content])
+    assert set(studies["made"][0].ran()) == {"GA", "WGA", "NPO", "TNPO"}
+    for make in (page.headline, units.tables, beyond.tables):
+        assert "TNPO" in make(studies) and "RMU" not in make(studies)
+    assert "2026-02-02, NVIDIA H200, jax 0.11.2" in page.runs(studies)
+    assert [verdict(key, studies["made"][0]) for key in ("R1", "R2", "G2")] == [rules.UNKNOWN] * 3
+    assert verdict("S5", studies["made"][0]) == rules.HOLDS  # GA and WGA alone are compared
+    figures.draw(studies, [], tmp_path)
+    assert (tmp_path / "curves_made.png").stat().st_size > 10_000
+
+
+def starts_on(device):
+    return {"date": "2026-02-02", "device": device, "versions": {"jax": "0.11.2"}}
+
+
+def test_an_objective_with_its_own_rate_stands_for_no_method():
+    content = as_in_the_paper()
+    for rate in ("slow", "slower"):
+        content["objectives"][f"ga_{rate}"] = entry("ga", [-1] * 4, [-1] * 4) | {"lr": 1e-9}
+    assert Facts(content).all_with("ga") == ["ga"] and Facts(content).one("GA") == "ga"
+
+
 def test_a_part_of_the_page_is_replaced_and_the_rest_stays():
     text = "before\n<!-- runs -->\nold | text\n<!-- end of runs -->\nafter"
     new = page.replaced(text, "runs", r"new \1")
@@ -252,6 +285,16 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
     content = collect.collect(run, ["run", "tiny"])
     studies = load([content, {**content, "seed": 1}])
     (facts, _) = studies["tiny"]
+    # What a stopped run has finished is the same.
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped, ignore=shutil.ignore_patterns("*.parquet", "results.json"))
+    shutil.copytree(run / "parts", stopped / "parts", dirs_exist_ok=True)
+    (stopped / "objectives" / "rmu" / "result.json").unlink()
+    kept = collect.collect(stopped, ["keep", "tiny"])
+    assert set(content["objectives"]) - set(kept["objectives"]) == {"rmu"}
+    assert kept["objectives"]["npo"] == content["objectives"]["npo"]
+    assert kept["models"]["base"]["result"] == content["models"]["base"]["result"]
+    assert kept["models"]["npo"]["distance"] is None
     assert set(facts.six().values()) == {label.lower() for label in SIX}
     assert content["labels"]["forget"] > 1 and content["models"]["ga"]["distance"] > 0
     ga = content["objectives"]["ga"]
