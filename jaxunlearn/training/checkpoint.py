@@ -100,7 +100,8 @@ def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]
     """
     from orbax.checkpoint import v1 as ocp
 
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Orbax warns of every save that waits for the one before; a run's timings say how long.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     options: Any = {"preservation_policy": ocp.training.preservation_policies.LatestN(keep)}
