@@ -32,6 +32,13 @@ RUNS = Path("runs/study")
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
+    try:
+        _do(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _do(options: argparse.Namespace) -> None:
     if options.command == "page":
         page.write(RESULTS)
         return
@@ -39,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command in ("run", "keep"):
         if options.command == "run":
             jaxunlearn.run(_config(options), folder, console=Console())
+        else:
+            collect.merge_finished(folder)
         content = collect.collect(folder, _words(options))
         files.write_json(RESULTS / f"{folder.name}.json", content)
     else:

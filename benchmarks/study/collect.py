@@ -13,10 +13,12 @@ from jaxunlearn import objectives
 from jaxunlearn.config import Config, reader
 from jaxunlearn.core import files, trees
 from jaxunlearn.models.decoder import layer_groups
+from jaxunlearn.pipeline import results as pipeline_results
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.record import attack_results, starts, tables
 from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.record.lock import locked
 from jaxunlearn.reporting import evaluation_table, summary
 from jaxunlearn.reporting.figures.series import select, without
 
@@ -40,11 +42,32 @@ BINS = tuple(round(0.2 * i, 1) for i in range(11))
 Columns = dict[str, np.ndarray]
 
 
-def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The facts of a run: of all its objectives that are finished.
+def merge_finished(run: Path) -> None:
+    """Gives a run that was stopped the tables and results of the objectives that are finished.
 
-    A run that was stopped has neither results nor merged tables; they are made here of what its
-    objectives left, and evaluation, attacks and distances are missing.
+    Raises:
+      ValueError, FileNotFoundError: there is no run, none of its objectives is finished, or another
+        process works on it.
+    """
+    folder = RunFolder(run)
+    config = stored.configuration(folder)
+    if not any(folder.result(name).exists() for name in config.objectives):
+        raise ValueError(f"{run}: no objective is finished")
+    with locked(folder):
+        records = files.records(folder.metrics)
+        # The models that objectives start from and are compared with were evaluated at their end.
+        starting = {
+            name: {k: v for k, v in ends[-1].items() if k not in ("step", "objective")}
+            for name in stored.STAGES
+            if (ends := [r for r in records if r["objective"] == name])
+        }
+        if BASE not in starting:
+            raise ValueError(f"{run}: no evaluation of the model before unlearning is recorded")
+        pipeline_results.merge(folder, starting)
+
+
+def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """The facts of a run that has results, whether all of its objectives are in them or not.
 
     Args:
       run: its folder.
@@ -58,8 +81,7 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """
     folder = RunFolder(run)
     config = reader.load(folder.config)
-    finished = folder.results.exists()
-    results = files.read_json(folder.results)["models"] if finished else _unfinished(folder, config)
+    results = files.read_json(folder.results)["models"]
     effects, samples = _columns(run, "g_effect"), _columns(run, "samples")
     by_sample, by_token = _columns(run, "pg_effect"), _columns(run, "token_effect")
     confidence = _columns(run, "confidence")
@@ -87,25 +109,10 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "minutes": sum(summary.stage_seconds(run).values()) / 60,
             "samples": sizes,
             "labels": {k: float(select(first, split=k)["tokens"].mean()) for k in sizes},
-            "models": _models(folder, results, _distances(folder, config) if finished else {}),
+            "models": _models(folder, results, _distances(folder, config)),
             "objectives": by_objective,
         }
     )
-
-
-def _unfinished(folder: RunFolder, config: Config) -> dict[str, Any]:
-    """Merges the tables of a stopped run, and returns the results of what is finished in it.
-
-    Raises:
-      ValueError: the model before unlearning is not, or no objective is.
-    """
-    tables.merge(folder.path, list(config.objectives))
-    ends = [r for r in files.records(folder.metrics) if r["objective"] == BASE]
-    done = [name for name in config.objectives if folder.result(name).exists()]
-    if not ends or not done:
-        raise ValueError(f"{folder.path}: no objective is finished")
-    base = {k: v for k, v in ends[-1].items() if k not in ("step", "objective")}
-    return {BASE: base} | {name: files.read_json(folder.result(name)) for name in done}
 
 
 # --------------------------------------------------------------------------- of a model
@@ -113,11 +120,14 @@ def _unfinished(folder: RunFolder, config: Config) -> dict[str, Any]:
 
 def _distances(folder: RunFolder, config: Config) -> dict[str, float]:
     """|theta_T - theta_0| of every objective whose last parameters are stored."""
+    names = stored.finished(folder, config)
+    if not names:
+        return {}  # as of a run of which the tables alone were brought here
     prepared = prepare(config)
     base = stored.stage_params(folder, prepared, BASE)
     return {
         name: float(trees.norm(trees.subtract(stored.stage_params(folder, prepared, name), base)))
-        for name in stored.finished(folder, config)
+        for name in names
     }
 
 

@@ -176,11 +176,9 @@ Studies = Mapping[str, Sequence[Facts]]
 
 def methods(runs: Sequence[Facts]) -> dict[str, list[tuple[Facts, str]]]:
     """{method: the runs that have it, each with the objective that stands for it}."""
-    return {
-        label: pairs
-        for label in SIX
-        if (pairs := [(run, run.ran()[label]) for run in runs if label in run.ran()])
-    }
+    found = [(run, run.ran()) for run in runs]
+    pairs = {label: [(run, ran[label]) for run, ran in found if label in ran] for label in SIX}
+    return {label: those for label, those in pairs.items() if those}
 
 
 def load(contents: Sequence[Mapping[str, Any]]) -> Studies:

@@ -33,8 +33,8 @@ def curves(study: str, runs: Sequence[Facts]) -> Figure:
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     found = methods(runs)
     columns = 3 if len(found) > 4 else 2
-    grid = figure.subplots(-(-len(found) // columns), columns, sharex=True, squeeze=False).flat
-    axes = list(grid)
+    grid = figure.subplots(-(-len(found) // columns), columns, sharex=True, squeeze=False)
+    axes = list(grid.flat)
     for ax in axes[len(found) :]:
         ax.remove()
     for ax, (label, names) in zip(axes, found.items(), strict=False):

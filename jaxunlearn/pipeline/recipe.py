@@ -14,14 +14,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxunlearn.config import Config, check_readable, load
-from jaxunlearn.core import files, hosts
+from jaxunlearn.config import Config, check_readable
+from jaxunlearn.core import hosts
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.evaluation.suite import Evaluation
-from jaxunlearn.measurement.statistics import DEFINITIONS, Splits
-from jaxunlearn.pipeline import inputs
+from jaxunlearn.measurement.statistics import Splits
+from jaxunlearn.pipeline import inputs, results
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluate import (
     evaluate_finished,
@@ -34,7 +34,7 @@ from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
 from jaxunlearn.pipeline.work import count_passes
-from jaxunlearn.record import manifest, starts, tables, texts
+from jaxunlearn.record import manifest, starts, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
@@ -193,19 +193,19 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     layout, sets = prepared.layout, prepared.sets
     splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
     _describe(splits, console)
-    results: dict[str, Any] = {}
+    starting: dict[str, Any] = {}
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
     base = finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
     base_statistics = splits.statistics(base, prepared.model)
-    results[BASE] = base_statistics.summary()
-    check_start(results[BASE])
-    summary.print_starting_point(results[BASE], console)
+    starting[BASE] = base_statistics.summary()
+    check_start(starting[BASE])
+    summary.print_starting_point(starting[BASE], console)
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
     if config.finetune.retrained:
         retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages)
-        results[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
+        starting[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
         del retrained  # it stays in its folder
     if run.evaluation is not None and config.evaluate.every:
         # Evaluations during unlearning are compared with these two models.
@@ -245,7 +245,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     )
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)
-    _merge(folder, results)
+    results.merge(folder, starting)
 
 
 def check_start(base: dict[str, Any]) -> None:
@@ -260,19 +260,6 @@ def check_start(base: dict[str, Any]) -> None:
                 f"the model before unlearning is broken: its NLL on the {split} set is"
                 f" {base[f'{split}_nll']}"
             )
-
-
-def _merge(folder: RunFolder, results: dict[str, Any]) -> None:
-    """Merges the parts and results of all objectives of the folder, earlier ones included."""
-    objectives = load(folder.config).objectives
-    manifest.open_stage(folder, manifest.RESULTS)
-    tables.merge(folder.path, list(objectives))
-    for name in objectives:
-        if folder.result(name).exists():
-            results[name] = files.read_json(folder.result(name))
-    files.write_json(folder.results, DEFINITIONS | {"models": results})
-    merged = [folder.table(name) for name in tables.SCHEMAS]
-    manifest.seal(folder, manifest.RESULTS, [folder.results, *merged])
 
 
 def _describe(splits: Splits, console: Console) -> None:

@@ -25,21 +25,16 @@ def locked(folder: RunFolder) -> Iterator[None]:
       ValueError: somebody else has it; says who.
     """
     lock = filelock.FileLock(folder.lock, timeout=0)
-    taken = False
-    if hosts.is_first():
+
+    def take() -> None:
         try:
             lock.acquire()
         except filelock.Timeout:
-            taken = True
-        else:
-            files.write_json(folder.owner, _me())
-    # Where the first process refuses, the others must not wait for it at the next barrier.
-    if hosts.agreed(taken):
-        raise ValueError(
-            f"{folder.path}: another process works on this run{_who(folder)}; wait for it, or stop"
-            " it and try again"
-        )
+            raise ValueError(_taken(folder)) from None
+        files.write_json(folder.owner, _me())
+
     try:
+        hosts.first_does(take, _taken(folder))
         yield
     finally:
         if lock.is_locked:
@@ -50,6 +45,14 @@ def locked(folder: RunFolder) -> Iterator[None]:
 def _me() -> dict[str, str | int]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def _taken(folder: RunFolder) -> str:
+    """Says that another process has the folder, and which."""
+    return (
+        f"{folder.path}: another process works on this run{_who(folder)}; wait for it, or stop it"
+        " and try again"
+    )
 
 
 def _who(folder: RunFolder) -> str:

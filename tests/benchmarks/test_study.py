@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxunlearn
+from benchmarks.study import __main__ as study
 from benchmarks.study import beyond, collect, estimates, estimators, figures, page, rules, units
 from benchmarks.study.claims import CLAIMS
 from benchmarks.study.facts import SIX, Facts, Missing, load
@@ -287,14 +288,20 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
     (facts, _) = studies["tiny"]
     # What a stopped run has finished is the same.
     stopped = tmp_path / "stopped"
-    shutil.copytree(run, stopped, ignore=shutil.ignore_patterns("*.parquet", "results.json"))
+    left = shutil.ignore_patterns("*.parquet", "results.json", "checkpoints")
+    shutil.copytree(run, stopped, ignore=left)
     shutil.copytree(run / "parts", stopped / "parts", dirs_exist_ok=True)
     (stopped / "objectives" / "rmu" / "result.json").unlink()
+    collect.merge_finished(stopped)
     kept = collect.collect(stopped, ["keep", "tiny"])
     assert set(content["objectives"]) - set(kept["objectives"]) == {"rmu"}
     assert kept["objectives"]["npo"] == content["objectives"]["npo"]
     assert kept["models"]["base"]["result"] == content["models"]["base"]["result"]
     assert kept["models"]["npo"]["distance"] is None
+    # Results of an earlier start do not hide what was finished since.
+    shutil.copyfile(run / "objectives/rmu/result.json", stopped / "objectives/rmu/result.json")
+    collect.merge_finished(stopped)
+    assert set(collect.collect(stopped, [])["objectives"]) == set(content["objectives"])
     assert set(facts.six().values()) == {label.lower() for label in SIX}
     assert content["labels"]["forget"] > 1 and content["models"]["ga"]["distance"] > 0
     ga = content["objectives"]["ga"]
@@ -318,6 +325,15 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
     assert np.mean([e_u for e_u, _ in ascent["estimates"]]) < ascent["exact"][0]
     assert "GA, 0.0" in estimates.table([compared])
     assert (tmp_path / "curves_tiny.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["keep", "estimators"])
+def test_a_run_that_is_not_there_is_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        study.main([command, "nothing"])
+    assert ended.value.code == 2
+    assert "runs/study/nothing-seed0: no run here" in capsys.readouterr().err
 
 
 def test_numbers_are_rounded_and_plain():
