@@ -76,7 +76,8 @@ def estimators(content: Mapping[str, Any]) -> Figure:
             mean = found[:, column].mean() / exact[column]
             ax.plot(x[:1], [mean], "_", color=color, ms=16, mew=2)
     ax.axhline(1, color="0.4", lw=1)
-    ax.set_yscale("symlog", linthresh=1)
+    if max(abs(limit) for limit in ax.get_ylim()) > 10:
+        ax.set_yscale("symlog", linthresh=1)  # near 1 its axis would have a single tick
     names = [f"{s['method']}\n{s['place']:.1f}" for s in states]
     ax.set_xticks(range(len(states)), names)
     ax.set_xlabel("method, and the share of its way from theta_0 at which effects are measured")
