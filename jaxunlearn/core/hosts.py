@@ -26,7 +26,7 @@ def start(
     process: int | None = None,
     heartbeat: int = 100,
 ) -> None:
-    """Prepares this process for a run: threads, other processes, compilation cache.
+    """Prepares this process for a run: threads, other processes, compilation cache, transfers.
 
     Call it before anything else of JAX, and once.
 
@@ -45,6 +45,7 @@ def start(
     if distributed or any(value is not None for value in address):
         connect(*address, heartbeat=heartbeat)
     keep_compilations()
+    allow_transfers()
 
 
 def give_cpu_threads() -> None:
@@ -101,6 +102,15 @@ def keep_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jaxunlearn"))
 
 
+def allow_transfers() -> None:
+    """Lets this process move arrays between host and devices, whatever the environment says.
+
+    JAX_TRANSFER_GUARD=disallow finds transfers that a script makes unawares. A run makes all of its
+    on purpose, several for each batch, and would end at the first one.
+    """
+    jax.config.update("jax_transfer_guard", "allow")
+
+
 def use_cpu(devices: int | None = None) -> None:
     """Makes JAX use CPUs unless the environment names a platform; call it before JAX's first use.
 
@@ -111,6 +121,7 @@ def use_cpu(devices: int | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", max(devices, 1))
+    allow_transfers()
 
 
 def is_first() -> bool:

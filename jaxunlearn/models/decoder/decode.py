@@ -119,7 +119,7 @@ def _write(state: DecodeState, token: jax.Array, eos_token_id: int | None) -> De
         token = jnp.where(running, token, eos_token_id)
     return state._replace(
         step=state.step + 1,
-        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step)),
+        tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
         lengths=state.lengths + running,
         done=state.done if eos_token_id is None else state.done | (token == eos_token_id),
     )
@@ -129,7 +129,7 @@ def _read_prompts(
     params: Tree, prompts: jax.Array, lengths: jax.Array, config: DecoderConfig, room: int
 ) -> tuple[jax.Array, Cache]:
     """Logits [B, V] after the prompts, and their cache with `room` columns more."""
-    positions = jnp.arange(prompts.shape[1]) - (prompts.shape[1] - lengths[:, None])
+    positions = jnp.arange(prompts.shape[1])[None] - (prompts.shape[1] - lengths[:, None])
     segments = jnp.where(positions < 0, -1, 0)
     mask = modules.attention_mask(segments, config.sliding_window)
     causal = modules.causal_attention(config, mask)
@@ -149,7 +149,7 @@ def _read_last(
     """
     last = state.step - 1
     column = width + last
-    columns = jnp.arange(state.cache.key.shape[2])
+    columns = jnp.arange(state.cache.key.shape[2])[None]
     mask = (columns >= width - lengths[:, None]) & (columns <= column)
     if config.sliding_window is not None:
         mask &= columns > column - config.sliding_window
