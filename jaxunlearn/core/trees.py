@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType
 
 Tree = Any
 """A pytree of arrays, such as a model's parameters."""
@@ -47,6 +48,11 @@ def scaled(a: Tree) -> tuple[Tree, jax.Array]:
 def subtract(a: Tree, b: Tree) -> Tree:
     """`a - b`, leaf by leaf, in float32 or wider."""
     return jax.tree.map(lambda x, y: wide(x) - wide(y), a, b)
+
+
+def like(a: Tree, b: Tree) -> Tree:
+    """`a` in the types of `b`, leaf by leaf."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), a, b)
 
 
 def on_host(x: Any) -> np.ndarray:
@@ -92,14 +98,29 @@ def pin(tree: Tree, shardings: tuple[jax.sharding.Sharding | None, ...]) -> Tree
     """Fixes the sharding of every leaf inside `jit`.
 
     A gradient that only feeds a dot has no sharding of its own; left alone, the partitioner
-    replicates it on every device.
+    replicates it on every device. On a mesh with explicit axes shardings are part of types, and a
+    leaf moves to another one.
     """
     leaves, structure = jax.tree.flatten(tree)
-    pinned = [
-        x if s is None else jax.lax.with_sharding_constraint(x, s)
-        for x, s in zip(leaves, shardings, strict=True)
-    ]
+    pinned = [x if s is None else _place(x, s) for x, s in zip(leaves, shardings, strict=True)]
     return jax.tree.unflatten(structure, pinned)
+
+
+def _place(x: jax.Array, sharding: Any) -> jax.Array:
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.sharding.reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def whole_leading_axis(x: jax.Array) -> jax.Array:
+    """`x` with its leading axis on every device, inside `jit`, where its sharding is explicit.
+
+    A loop over that axis asks for it; on a mesh with automatic axes the partitioner sees to it.
+    """
+    sharding = jax.typeof(x).sharding
+    if not sharding.spec or sharding.spec[0] is None:
+        return x
+    return _place(x, jax.NamedSharding(sharding.mesh, jax.P(None, *sharding.spec[1:])))
 
 
 def _leaves(tree: Tree) -> list[jax.Array]:

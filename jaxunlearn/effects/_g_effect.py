@@ -18,6 +18,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks, _gradients, _grouping, _probes, _rows
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
 from jaxunlearn.effects._precision import Precision, products
+from jaxunlearn.effects._trainable import Trainable, combine, partition
 
 By = Literal["layer", "tensor", "total"]
 
@@ -61,6 +62,7 @@ def g_effect(
     by: By = "layer",
     method: Literal["gates", "full"] = "full",
     grouping: Grouping = BY_PATH,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> GEffect:
     """The exact G-effect of a direction on a risk over a dataset.
@@ -69,12 +71,15 @@ def g_effect(
       risk_fn: (params, batch) -> (sum, count), and for method="gates" also `probe=None`.
       params: pytree of arrays; for method="gates" a mapping whose keys are layers.
       batches: the whole dataset in pytrees of one static shape.
-      direction: tree like `params`: the gradient of the objective (or an optimiser's update).
+      direction: tree like `params`, None at frozen leaves: the gradient of the objective (or an
+        optimiser's update).
       by: one value per layer or per tensor (named by `.rows`), or the total alone.
       method: "full" forms the risk's gradient and so knows cosine and norms; "gates" never forms it
         (one scalar per layer or tensor in the reverse pass): the lean way for large models.
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked.
+      trainable: which leaves take part, see `Trainable`; by default all of a floating type. Gates
+        move whole layers, so method="gates" takes no frozen leaves.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
@@ -82,21 +87,30 @@ def g_effect(
 
     Raises:
       ValueError: another `by`, `method` or `precision`, no batches, a direction that is not like
-        the parameters, a count of zero, or a grouping that does not fit the parameters.
-      TypeError: method="gates", and `risk_fn` has no argument `probe` or `params` is no mapping.
+        the parameters, a count of zero, a grouping that does not fit the parameters, or
+        method="gates" with frozen leaves.
+      TypeError: method="gates", and `risk_fn` has no argument `probe` or `params` is no mapping;
+        and as in `dataset_gradient`.
     """
-    _check(by, method)
-    _checks.check_like("direction", direction, params)
+    _checks.check_choice("g_effect", "by", by, get_args(By))
+    _checks.check_choice("g_effect", "method", method, ("full", "gates"))
+    names = "g_effect", "effects.programs.gradient_sums or g_by_gates"
+    _checks.check_host(*names, params, direction)
+    batches = _checks.each_batch(*names, batches)
+    chosen, frozen = partition(params, trainable)
+    _checks.check_direction("direction", direction, chosen, frozen)
     if method == "full":
-        risk = _gradients.dataset_gradient(risk_fn, params, batches, precision=precision)
+        options: Any = dict(trainable=trainable, precision=precision)
+        risk = _gradients.dataset_gradient(risk_fn, params, batches, **options)
         return g_effect_between(risk.gradient, direction, by=by, grouping=grouping)
-    _probes.require(risk_fn, "g_effect", "method='full'")
+    _probes.require(risk_fn, frozen, "g_effect", "method='full'")
     # The total is the sum of the layers, so that both have the same rounding.
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     with products(precision):
         values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
     norms = _norms(direction, rows, grouping)
-    effect = GEffect(values, None, None, norms, _names(params, rows, grouping))
+    names = tuple(_grouping.row_names(params, by=rows, grouping=grouping))
+    effect = GEffect(values, None, None, norms, names)
     return effect.total() if by == "total" else effect
 
 
@@ -110,7 +124,7 @@ def g_effect_between(
     """The G-effect of two gradients that are already formed.
 
     Args:
-      risk_gradient: grad R(D).
+      risk_gradient: grad R(D), a pytree (the `.gradient` of a `Gradient`).
       direction: grad L_u, or an update; a tree like `risk_gradient`.
       by: one value per layer or per tensor (named by `.rows`), or the total alone.
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
@@ -121,13 +135,17 @@ def g_effect_between(
       by layer is its `total()`: no second call is needed.
 
     Raises:
-      ValueError: trees that are not like each other, or a grouping that does not fit them.
+      TypeError: a `Gradient` in place of its tree.
+      ValueError: another `by`, trees that are not like each other, or a grouping that does not fit
+        them.
     """
+    _checks.check_choice("g_effect_between", "by", by, get_args(By))
+    _checks.check_tree("risk_gradient", risk_gradient)
     _checks.check_like("direction", direction, risk_gradient, "risk_gradient")
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     value = _dots(risk_gradient, direction, rows, grouping)
     risk_norm, direction_norm = (_norms(t, rows, grouping) for t in (risk_gradient, direction))
-    names = _names(direction, rows, grouping)
+    names = tuple(_grouping.row_names(direction, by=rows, grouping=grouping))
     effect = _with_cosine(value, risk_norm, direction_norm, names)
     return effect.total() if by == "total" else effect
 
@@ -138,6 +156,7 @@ def g_effects_of(
     batches: Iterable[Any],
     risk_gradient: Tree,
     *,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> dict[str, jax.Array]:
     """K objectives' total G-effects at one theta, by one forward-mode pass.
@@ -150,27 +169,60 @@ def g_effects_of(
       losses_fn: (params, batch) -> {name: (sum, count)}, the objectives on one batch.
       params: pytree of arrays.
       batches: the dataset the objectives are averaged over.
-      risk_gradient: grad R(D), like `params`.
+      risk_gradient: grad R(D), like `params`, None at frozen leaves; rounded to the parameters' own
+        types, which forward mode takes.
+      trainable: which leaves take part, see `Trainable`; by default all of a floating type.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       {name: e}, scalars.
 
     Raises:
-      ValueError: no batches, a risk gradient that is not like the parameters, or another precision.
+      ValueError: no batches, a count of zero over all of them, a risk gradient that is not like the
+        parameters, or another precision.
+      TypeError: as in `dataset_gradient`.
     """
-    _checks.check_like("risk_gradient", risk_gradient, params)
-    # jax.jvp takes tangents of the parameters' own types.
-    tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), risk_gradient, params)
+    names = "g_effects_of", "effects.programs.g_by_jvp"
+    _checks.check_host(*names, params, risk_gradient)
+    batches = _checks.each_batch(*names, batches)
+    params, frozen = partition(params, trainable)
+    _checks.check_direction("risk_gradient", risk_gradient, params, frozen)
     totals: dict[str, tuple[jax.Array, jax.Array]] = {}
     with products(precision):
         for batch in batches:
-            for name, (effect, count) in _push(params, batch, tangent, losses_fn=losses_fn).items():
+            pairs = g_by_jvp(params, batch, risk_gradient, frozen, losses_fn=losses_fn)
+            for name, (effect, count) in pairs.items():
                 sums = totals.get(name, (0.0, 0.0))
                 totals[name] = (sums[0] + effect, sums[1] + count)
     if not totals:
         raise ValueError("g_effects_of needs at least one batch, got none")
+    for name, (_, count) in totals.items():
+        if count == 0:
+            raise ValueError(f"{name}: nothing to average over (a count of 0 in every batch)")
     return {name: total / count for name, (total, count) in totals.items()}
+
+
+@partial(jax.jit, static_argnames="losses_fn")
+def g_by_jvp(params, batch, direction, frozen=None, *, losses_fn):
+    """{name: (derivative of the sum along the direction, count)} of one batch, in forward mode.
+
+    Args:
+      params: pytree of arrays, along which the direction goes.
+      batch: one pytree.
+      direction: tree like `params`.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
+      losses_fn: as in `g_effects_of`.
+    """
+
+    def sums(p):
+        pairs = losses_fn(combine(p, frozen), batch)
+        _checks.check_sums(pairs)
+        values = {name: trees.wide(total) for name, (total, _) in pairs.items()}
+        return values, {name: count for name, (_, count) in pairs.items()}
+
+    tangent = trees.like(direction, params)
+    _, tangents, counts = jax.jvp(sums, (params,), (tangent,), has_aux=True)
+    return {n: (t, jnp.asarray(counts[n]).astype(t.dtype)) for n, t in tangents.items()}
 
 
 @partial(jax.jit, static_argnames=("risk_fn", "by", "grouping"))
@@ -236,29 +288,3 @@ def _dots(a, b, by, grouping):
 @partial(jax.jit, static_argnames=("by", "grouping"))
 def _norms(a, by, grouping):
     return _rows.layer_norms(a, by=by, grouping=grouping)
-
-
-def _names(params: Tree, by: _rows.By, grouping: Grouping) -> tuple[str, ...]:
-    names_of = _grouping.tensor_names if by == "tensor" else _grouping.layer_names
-    return tuple(names_of(params, grouping=grouping))
-
-
-def _check(by: str, method: str) -> None:
-    if by not in get_args(By) or method not in ("gates", "full"):
-        raise ValueError(
-            f"g_effect: by={by!r}, method={method!r}; by is 'layer', 'tensor' or 'total', method"
-            " 'gates' or 'full'"
-        )
-
-
-@partial(jax.jit, static_argnames="losses_fn")
-def _push(params, batch, tangent, *, losses_fn):
-    """{name: (derivative of the sum along the tangent, count)} of one batch."""
-
-    def sums(p):
-        pairs = losses_fn(p, batch)
-        values = {name: trees.wide(total) for name, (total, _) in pairs.items()}
-        return values, {name: count for name, (_, count) in pairs.items()}
-
-    _, tangents, counts = jax.jvp(sums, (params,), (tangent,), has_aux=True)
-    return {n: (tangents[n], trees.wide(jnp.asarray(counts[n]))) for n in tangents}

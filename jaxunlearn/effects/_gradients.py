@@ -13,6 +13,7 @@ from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks
 from jaxunlearn.effects._precision import Precision, products
+from jaxunlearn.effects._trainable import Trainable, combine, partition
 
 LossFn = Callable[[Tree, Any], tuple[jax.Array, jax.Array]]
 """(params, batch) -> (sum, count): both are added over batches, and divided once at the end."""
@@ -26,7 +27,8 @@ class Gradient(NamedTuple):
 
     Attributes:
       value: sum / count, a scalar in float32 or wider.
-      gradient: tree like the parameters, in float32 or wider, sharded as they are.
+      gradient: tree like the parameters, in float32 or wider, sharded as they are; None at frozen
+        leaves.
     """
 
     value: jax.Array
@@ -38,6 +40,7 @@ def dataset_gradient(
     params: Tree,
     batches: Iterable[Any],
     *,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> Gradient:
     """The exact gradient of a loss over a dataset: grad [sum_batches sum / sum_batches count].
@@ -49,17 +52,23 @@ def dataset_gradient(
       loss_fn: pure function (params, batch) -> (sum, count), both scalars. It is a static argument
         of a compiled function: pass the same object again to reuse the compilation.
       params: pytree of arrays; leaves may be sharded, the gradient is sharded like them.
-      batches: pytrees of one static shape.
+      batches: pytrees of one static shape, in a list or any other iterable.
+      trainable: which leaves have a gradient, see `Trainable`; by default all of a floating type.
+        The others are frozen: arguments of the compiled program, without a gradient.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       Gradient(value, gradient).
 
     Raises:
-      ValueError: no batches, a count of zero over all of them, or another precision.
-      TypeError: the loss function returns something else than (sum, count).
+      ValueError: no batches, batches of different leaves, a count of zero over all of them, no
+        trainable leaf, or another precision.
+      TypeError: the loss function returns something else than (sum, count), one batch instead of
+        several, a trainable leaf that has no gradient, or a call under `jax.jit`.
     """
-    return dataset_gradients(SingleLoss(loss_fn), params, batches, precision=precision)["loss"]
+    losses_fn = SingleLoss(loss_fn)
+    options: Any = dict(trainable=trainable, precision=precision)
+    return dataset_gradients(losses_fn, params, batches, **options)["loss"]
 
 
 def dataset_gradients(
@@ -67,6 +76,7 @@ def dataset_gradients(
     params: Tree,
     batches: Iterable[Any],
     *,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> dict[str, Gradient]:
     """Exact gradients of several losses that share one forward pass over a dataset.
@@ -76,25 +86,28 @@ def dataset_gradients(
         `dataset_gradient`.
       params: pytree of arrays.
       batches: pytrees of one static shape.
+      trainable: as in `dataset_gradient`.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
       {name: Gradient}. Each costs one backward pass; the forward pass is shared.
 
     Raises:
-      ValueError: no batches, a count of zero, or another precision.
-      TypeError: a loss is something else than (sum, count).
+      ValueError, TypeError: as in `dataset_gradient`.
     """
+    names = "dataset_gradients", "effects.programs.gradient_sums"
+    _checks.check_host(*names, params)
+    remaining = _checks.each_batch(*names, batches)
+    params, frozen = partition(params, trainable)
     options = {"losses_fn": losses_fn, "shardings": trees.named_shardings(params)}
-    remaining = iter(batches)
     # Two batches are looked at: a single one needs no running sums, which take a gradient's memory.
     first = list(itertools.islice(remaining, 2))
     if not first:
         raise ValueError("a gradient over a dataset needs at least one batch, got none")
     with products(precision):
-        totals: Any = zero_sums(params, first[0], **options) if len(first) > 1 else None
+        totals: Any = zero_sums(params, first[0], frozen, **options) if len(first) > 1 else None
         for batch in itertools.chain(first, remaining):
-            totals = gradient_sums(params, batch, totals, **options)
+            totals = gradient_sums(params, batch, totals, frozen, **options)
     sums, counts, gradients = totals
     for name, count in counts.items():
         if count == 0:
@@ -121,7 +134,7 @@ class SingleLoss:
 
 
 @partial(jax.jit, static_argnames=("losses_fn", "shardings"), donate_argnames="totals")
-def gradient_sums(params, batch, totals=None, *, losses_fn, shardings):
+def gradient_sums(params, batch, totals=None, frozen=None, *, losses_fn, shardings):
     """Sums, counts and gradients of sums, {name: ...} each, of all batches so far.
 
     Running sums differ from gradients of separate programs, added up, by the last rounding alone: a
@@ -129,14 +142,15 @@ def gradient_sums(params, batch, totals=None, *, losses_fn, shardings):
     a table of embeddings, gets the terms of a batch one by one.
 
     Args:
-      params: pytree of arrays.
+      params: pytree of arrays, of which the gradients are taken.
       batch: one pytree.
       totals: the result for the batches before, to which this batch is added, or `zero_sums`;
         donated, so that the result takes its place in memory. None: the batch alone.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
       losses_fn: a `LossesFn`; one loss goes in a `SingleLoss`.
-      shardings: those of the parameters, as `trees.named_shardings` gives them.
+      shardings: those of `params`, as `trees.named_shardings` gives them.
     """
-    values, counts, pull = _forward(params, batch, losses_fn)
+    values, counts, pull = _forward(params, batch, frozen, losses_fn)
     if totals is None:
         return _placed((values, counts, {name: pull(name) for name in values}), shardings)
     value_totals, count_totals, gradient_totals = totals
@@ -152,21 +166,22 @@ def gradient_sums(params, batch, totals=None, *, losses_fn, shardings):
 
 
 @partial(jax.jit, static_argnames=("losses_fn", "shardings"), keep_unused=True)
-def zero_sums(params, batch, *, losses_fn, shardings):
+def zero_sums(params, batch, frozen=None, *, losses_fn, shardings):
     """The zeros to which `gradient_sums` adds the first of several batches.
 
     Args:
-      params, batch, losses_fn, shardings: as in `gradient_sums`; the arrays' shapes and places are
-        read, not their values.
+      params, batch, frozen, losses_fn, shardings: as in `gradient_sums`; the arrays' shapes and
+        places are read, not their values.
     """
-    shapes = jax.eval_shape(lambda p, b: _forward(p, b, losses_fn)[:2], params, batch)
+    sums_of = lambda p, b, f: _forward(p, b, f, losses_fn)[:2]
+    shapes = jax.eval_shape(sums_of, params, batch, frozen)
     zeros = lambda tree: jax.tree.map(lambda x: trees.wide(jnp.zeros(x.shape, x.dtype)), tree)
     values, counts = zeros(shapes)
     sums = (values, counts, {name: zeros(params) for name in values})
     return _placed(sums, shardings)
 
 
-def _forward(params, batch, losses_fn):
+def _forward(params, batch, frozen, losses_fn):
     """The forward pass of a batch: sums, counts, and the pullback of each sum.
 
     Returns:
@@ -177,13 +192,15 @@ def _forward(params, batch, losses_fn):
     def sums(wide_params):
         # The gradient is taken with respect to wide parameters, so that it is wide itself.
         narrow = jax.tree.map(lambda w, p: w.astype(p.dtype), wide_params, params)
-        pairs = losses_fn(narrow, batch)
+        pairs = losses_fn(combine(narrow, frozen), batch)
         _checks.check_sums(pairs)
+        values = {n: trees.wide(s) for n, (s, _) in pairs.items()}
         # Counts are data: a count that depends on the parameters must not add to the gradient.
         counts = {
-            n: jax.lax.stop_gradient(trees.wide(jnp.asarray(c))) for n, (_, c) in pairs.items()
+            n: jax.lax.stop_gradient(jnp.asarray(c).astype(values[n].dtype))
+            for n, (_, c) in pairs.items()
         }
-        return {n: trees.wide(s) for n, (s, _) in pairs.items()}, counts
+        return values, counts
 
     # One forward pass; each loss then pulls back a cotangent that is 1 for itself and 0 for others.
     vjp: Any
@@ -215,4 +232,4 @@ def _placed(sums, shardings):
 
 @partial(jax.jit, donate_argnums=0)
 def _scale(tree, factor):
-    return jax.tree.map(lambda x: x * factor, tree)
+    return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)

@@ -1,20 +1,20 @@
 """Which leaves of a parameter pytree form one row of a table by layer, and what the row is called.
 
-Nothing here knows a model: rows follow from the paths of the leaves, and from the keys that the
-caller names as stacked.
+Nothing here knows a model: rows follow from the paths of the leaves, by a rule of this module or of
+the caller, and from the keys that the caller names as stacked.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.trees import Tree
-
-Path = tuple[str, ...]
+from jaxunlearn.effects._paths import Path, as_pattern, leaf_paths
+from jaxunlearn.effects._trainable import Trainable, partition
 
 
 class Group(NamedTuple):
@@ -44,20 +44,34 @@ class Grouping:
       `embed`; a leaf at the top is a row of its own.
 
     Components that all leaves share, such as a wrapper `Transformer_0`, tell no layers apart, so
-    their numbers do not count.
+    their numbers do not count. (Frozen leaves, None in the tree, count as leaves for this: rows are
+    called the same whatever is frozen.)
+
+    `rows` replaces this rule by another, one of
+
+    * a regular expression, searched in the path: its first group that matched is the name of the
+      row, or the whole match where no group did. `r"layers\\.\\d+"` makes the rows `layers.0`,
+      `layers.1`, ..;
+    * a function of the path that returns the name of the row, or None where it knows none.
+
+    Leaves without a row are an error, or form the row `other` where that has a name.
 
     Some models keep one array for all layers, with a leading axis over them. No rule can see that,
-    so such keys are named in `stacked`.
+    so such keys are named in `stacked`; `rows` is about the other leaves.
 
-    A grouping is immutable and hashable: a static argument of `jax.jit`.
+    A grouping is immutable and hashable: a static argument of `jax.jit`. Two functions are equal
+    only where they are one object, so make a grouping with a function once.
 
     Attributes:
       stacked: {path of a subtree: name of one of its layers}. Under such a path every leaf has a
         leading axis over the same layers; with {"blocks": "block"} these are the rows `block_0`,
         `block_1`, ...
+      rows: a regular expression or a function of the path; None for the rule above.
+      other: the row of leaves to which `rows` gives none; None: there must be no such leaf.
 
     Raises:
-      TypeError: `stacked` is no mapping from text to text.
+      TypeError: `stacked` is no mapping from text to text, or `rows` or `other` of another type.
+      ValueError: `rows` is no regular expression.
 
     >>> import jax.numpy as jnp
     >>> w = jnp.ones((2, 3))
@@ -65,9 +79,16 @@ class Grouping:
     ['head', 'layers.0', 'layers.1']
     >>> layer_names({"h": {"w": w}, "head": {"w": w}}, grouping=Grouping(stacked={"h": "layer"}))
     ['layer_0', 'layer_1', 'head']
+    >>> params = {"h": {"attn_q": w, "attn_k": w, "mlp_up": w}, "head": w}
+    >>> layer_names(params, grouping=Grouping(rows=r"(attn|mlp)_", other="rest"))
+    ['attn', 'mlp', 'rest']
+    >>> layer_names(params, grouping=Grouping(rows=lambda path: path.split(".")[0]))
+    ['h', 'head']
     """
 
     stacked: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rows: str | re.Pattern | Callable[[str], str | None] | None = None
+    other: str | None = None
 
     def __post_init__(self) -> None:
         pairs = self.stacked.items() if isinstance(self.stacked, Mapping) else [(None, None)]
@@ -78,9 +99,23 @@ class Grouping:
             )
         # A copy, so that the caller's mapping cannot change the grouping (and its hash) later.
         object.__setattr__(self, "stacked", dict(self.stacked))
+        if isinstance(self.rows, str):
+            as_pattern("Grouping: rows", self.rows)
+        elif not (self.rows is None or isinstance(self.rows, re.Pattern) or callable(self.rows)):
+            raise TypeError(
+                f"Grouping(rows={self.rows!r}): expected a regular expression, such as"
+                " r'layers\\.\\d+', or a function from a leaf's path to the name of its row"
+            )
+        if not (self.other is None or (isinstance(self.other, str) and self.other)):
+            raise TypeError(f"Grouping(other={self.other!r}): expected the name of a row")
+        if self.other is not None and self.rows is None:
+            raise TypeError(
+                f"Grouping(other={self.other!r}): every leaf has a row by its path; `other` goes"
+                " with `rows`"
+            )
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.stacked.items()))
+        return hash((frozenset(self.stacked.items()), self.rows, self.other))
 
     def groups(self, params: Tree) -> tuple[Group, ...]:
         """The rows of a parameter tree, with the leaves that belong to each.
@@ -89,26 +124,52 @@ class Grouping:
         the order of these numbers (`Dense_2` before `Dense_10`, although jax sorts keys as text).
 
         Args:
-          params: pytree of arrays, or of `jax.ShapeDtypeStruct`.
+          params: pytree of arrays, or of `jax.ShapeDtypeStruct`; None stands for a frozen leaf,
+            which belongs to no row.
 
         Returns:
           One `Group` a row or stack; every leaf belongs to exactly one.
 
         Raises:
           ValueError: a stacked path that the tree does not have, leaves under it that do not agree
-            in their leading axis, or two rows of one name.
+            in their leading axis, two rows of one name, or a leaf to which `rows` gives none.
+          TypeError: `rows` is a function that returned something else than a name.
         """
         leaves, paths = jax.tree.leaves(params), leaf_paths(params)
-        shared = _shared_components(paths)
+        places = leaf_paths(params, with_none=True)
+        shared = _shared_components(places)
         members: dict[tuple[str | None, Path], list[int]] = {}
         for i, path in enumerate(paths):
             key = self._stack_of(path)
-            row = tuple(key.split(".")) if key else _row(path, shared)
+            row = tuple(key.split(".")) if key else self._row(path, shared)
             members.setdefault((key, row), []).append(i)
-        self._check_stacks({key for key, _ in members}, paths)
+        self._check_stacks({self._stack_of(path) for path in places}, places)
         groups = [self._group(key, row, indices, leaves) for (key, row), indices in members.items()]
         _check_unique([name for group in groups for name in group.names])
         return tuple(groups[i] for i in _by_number([".".join(row) for _, row in members]))
+
+    def _row(self, path: Path, shared: int) -> Path:
+        """The row of a leaf that is not stacked."""
+        if self.rows is None:
+            return _row_by_path(path, shared)
+        text = ".".join(path)
+        if isinstance(self.rows, str | re.Pattern):
+            match = re.search(self.rows, text)
+            found = match and next((group for group in match.groups() if group), match[0])
+        else:
+            found = self.rows(text)
+            if not (found is None or isinstance(found, str)):
+                raise TypeError(
+                    f"Grouping(rows=..): the function returned {found!r} for the leaf {text};"
+                    " expected the name of its row, or None"
+                )
+        row = found or self.other
+        if not row:
+            raise ValueError(
+                f"Grouping(rows={self.rows!r}) gives the leaf {text} no row; other='NAME' makes one"
+                " of all such leaves"
+            )
+        return (row,)
 
     def _stack_of(self, path: Path) -> str | None:
         """The stacked path that a leaf lies under."""
@@ -143,16 +204,26 @@ class Grouping:
                 )
 
 
+def _own_name(path: str) -> str:
+    return path
+
+
 BY_PATH = Grouping()
 """The rows that follow from the paths alone: nothing is stacked."""
 
+BY_LEAF = Grouping(rows=_own_name)
+"""A row a leaf, called by its whole path."""
 
-def layer_names(params: Tree, *, grouping: Grouping = BY_PATH) -> list[str]:
+
+def layer_names(
+    params: Tree, *, grouping: Grouping = BY_PATH, trainable: Trainable = None
+) -> list[str]:
     """The names of the rows by layer.
 
     Args:
       params: pytree of arrays.
       grouping: how leaves form rows; by default by their paths, with nothing stacked.
+      trainable: which leaves have rows, as in the function whose result these names are for.
 
     Returns:
       One name a row, in the order of every result by layer.
@@ -164,15 +235,18 @@ def layer_names(params: Tree, *, grouping: Grouping = BY_PATH) -> list[str]:
     >>> layer_names(tree, grouping=Grouping(stacked={"blocks": "block"}))
     ['block_0', 'block_1', 'embed']
     """
-    return [name for group in grouping.groups(params) for name in group.names]
+    return row_names(partition(params, trainable)[0], by="layer", grouping=grouping)
 
 
-def tensor_names(params: Tree, *, grouping: Grouping = BY_PATH) -> list[str]:
+def tensor_names(
+    params: Tree, *, grouping: Grouping = BY_PATH, trainable: Trainable = None
+) -> list[str]:
     """The names of the rows by tensor: paths of leaves, layer by layer.
 
     Args:
       params: pytree of arrays.
       grouping: how leaves form rows; by default by their paths, with nothing stacked.
+      trainable: which leaves have rows, as in the function whose result these names are for.
 
     Returns:
       One name a row, in the order of every result by tensor.
@@ -182,6 +256,13 @@ def tensor_names(params: Tree, *, grouping: Grouping = BY_PATH) -> list[str]:
     >>> tensor_names(tree, grouping=Grouping(stacked={"blocks": "block"}))
     ['block_0.w', 'block_1.w', 'embed.w']
     """
+    return row_names(partition(params, trainable)[0], by="tensor", grouping=grouping)
+
+
+def row_names(params: Tree, *, by: Literal["layer", "tensor"], grouping: Grouping) -> list[str]:
+    """The names of the rows of a tree all of whose leaves have one, such as a gradient."""
+    if by == "layer":
+        return [name for group in grouping.groups(params) for name in group.names]
     paths = leaf_paths(params)
     names = []
     for group in grouping.groups(params):
@@ -193,24 +274,12 @@ def tensor_names(params: Tree, *, grouping: Grouping = BY_PATH) -> list[str]:
     return names
 
 
-def leaf_paths(params: Tree) -> list[Path]:
-    """The components of every leaf's path; a tree that is one array is called `params`."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    # In the state of a Flax NNX module every leaf is the attribute `value` of a variable. It is no
-    # part of the variable's name.
-    variable = jax.tree_util.GetAttrKey("value")
-    if paths and all(len(path) > 1 and path[-1] == variable for path in paths):
-        paths = [path[:-1] for path in paths]
-    texts = (jax.tree_util.keystr(path, simple=True, separator=".") for path in paths)
-    return [tuple(re.split(r"[./]", text)) if text else ("params",) for text in texts]
-
-
 def _stacked_path(grouping: Grouping, path: Path) -> Path:
     key = grouping._stack_of(path)
     return tuple(key.split(".")) if key else ()
 
 
-def _row(path: Path, shared: int) -> Path:
+def _row_by_path(path: Path, shared: int) -> Path:
     """The components of a leaf's path that name its row; the first `shared` are all leaves'."""
     for i in range(shared, len(path)):
         if path[i][-1:].isdigit():

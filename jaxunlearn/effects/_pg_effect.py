@@ -22,6 +22,7 @@ from jaxunlearn.effects import _checks, _probes, _rows
 from jaxunlearn.effects._cost import estimate_cost
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
 from jaxunlearn.effects._precision import Precision, products
+from jaxunlearn.effects._trainable import Trainable, combine, partition
 
 By = Literal["sample", "token", "layer", "tensor"]
 Method = Literal["auto", "jvp", "gates", "vmap"]
@@ -56,6 +57,7 @@ def pg_effect(
     memory: int | None = None,
     microbatch: int = 8,
     grouping: Grouping = BY_PATH,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> dict[str, np.ndarray]:
     """PG-effects of every sample along several directions.
@@ -66,8 +68,10 @@ def pg_effect(
         the same object again to reuse the compilation.
       params: pytree of arrays; a mapping whose keys are layers where a `probe` is used.
       batches: pytrees of one static shape; jvp and gates take packed rows, vmap needs one sequence
-        a row (every leaf's leading axis is the sample's).
-      directions: {name: tree like params}, such as {"unlearn": grad R(D_u), "retain": grad R(D_r)}.
+        a row (every leaf's leading axis is the sample's). On a mesh with explicit axes vmap copies
+        the samples to every device.
+      directions: {name: tree like params}, such as {"unlearn": grad R(D_u), "retain": grad R(D_r)};
+        None at frozen leaves. jvp and gates round them to the parameters' own types.
       by: "sample" [n], "token" [n, S], "layer" [n, layers] (columns: `layer_names`) or "tensor"
         [n, tensors] (columns: `tensor_names`).
       method: see the module; "auto" takes what `choose_pg_method` says.
@@ -76,6 +80,8 @@ def pg_effect(
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked. A model that scans its layers needs
         it wherever a `probe` is used, also by sample.
+      trainable: which leaves take part, see `Trainable`; by default all of a floating type. Gates
+        move whole layers, so method="gates" takes no frozen leaves.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
@@ -83,38 +89,49 @@ def pg_effect(
 
     Raises:
       ValueError: no batches, no directions, one that is not like the parameters, log-probabilities
-        of another shape, a method that cannot give what `by` asks, a grouping that does not fit the
-        parameters, or another precision.
+        of another shape, another `by` or `method`, a method that cannot give what `by` asks or
+        leave out what is frozen, a grouping that does not fit the parameters, or another precision.
       TypeError: method="gates" and the function has no argument `probe`, or method="jvp" and the
-        function holds a `jax.custom_vjp`, such as fused attention, which has no forward mode.
+        function holds a `jax.custom_vjp`, such as fused attention, which has no forward mode; one
+        batch instead of several, one direction instead of a mapping, or a call under `jax.jit`.
     """
-    if not directions:
-        raise ValueError("pg_effect needs at least one direction")
-    batches = list(batches)
+    _checks.check_choice("pg_effect", "by", by, get_args(By))
+    _checks.check_choice("pg_effect", "method", method, get_args(Method))
+    names = "pg_effect", "effects.programs.pg_by_jvp, pg_by_gates or pg_by_vmap"
+    _checks.check_host(*names, params, directions)
+    batches = list(_checks.each_batch(*names, batches))
     if not batches:
         raise ValueError("pg_effect needs at least one batch, got none")
-    directions = _as_tangents(directions, params)
+    chosen, frozen = partition(params, trainable)
+    _check_directions("pg_effect", directions, chosen, frozen)
     if method == "auto":
-        options: dict[str, Any] = dict(by=by, memory=memory, grouping=grouping, precision=precision)
+        options: dict[str, Any] = dict(by=by, memory=memory, grouping=grouping)
+        options |= dict(trainable=trainable, precision=precision)
         method = choose_pg_method(sample_logp_fn, params, batches[0], directions, **options).method
+    compute = _evaluator(sample_logp_fn, frozen, by, method)
     options = dict(fn=sample_logp_fn, by=by, grouping=grouping)
-    if method == "vmap":
-        options["microbatch"] = microbatch
-    compute = partial(_evaluator(sample_logp_fn, by, method), params, **options)
+    # Gates move all leaves; the other programs take those that stand still as well.
+    options |= {} if method == "gates" else {"frozen": frozen}
+    options |= {"microbatch": microbatch} if method == "vmap" else {}
     with products(precision):
         along = tuple(directions.values())
+        compute = partial(compute, chosen, **options)
         values = _over_batches(compute, batches, along, sample_logp_fn, by, method)
     return dict(zip(directions, values, strict=True))
 
 
-def _as_tangents(directions: Mapping[str, Tree], params: Tree) -> dict[str, Tree]:
-    """The directions in the parameters' own types, which jax.jvp takes."""
+def _check_directions(
+    caller: str, directions: Mapping[str, Tree], params: Tree, frozen: Tree
+) -> None:
+    if not isinstance(directions, Mapping):
+        raise TypeError(
+            f"{caller}: directions is a {type(directions).__name__}; give a mapping of names to"
+            " trees like the parameters, such as {'retain': gradient}"
+        )
+    if not directions:
+        raise ValueError(f"{caller} needs at least one direction")
     for name, tree in directions.items():
-        _checks.check_like(f"directions[{name!r}]", tree, params)
-    return {
-        name: jax.tree.map(lambda v, p: v.astype(p.dtype), tree, params)
-        for name, tree in directions.items()
-    }
+        _checks.check_direction(f"directions[{name!r}]", tree, params, frozen)
 
 
 def _over_batches(
@@ -145,6 +162,7 @@ def choose_pg_method(
     by: By = "sample",
     memory: int | None = None,
     grouping: Grouping = BY_PATH,
+    trainable: Trainable = None,
     precision: Precision = "highest",
 ) -> PgChoice:
     """The method that "auto" takes: by what is asked, forward mode and memory.
@@ -158,23 +176,27 @@ def choose_pg_method(
       memory: bytes of temporaries allowed on a device. For several directions gates need fewer
         FLOPs than jvp, but keep activations: they are taken where the compiler says that those fit.
       grouping: as in `pg_effect`.
+      trainable: as in `pg_effect`.
       precision: as in `pg_effect`.
 
     Returns:
       PgChoice.
 
     Raises:
-      ValueError: another precision.
+      ValueError, TypeError: as in `pg_effect`.
     """
-    gated = _probes.accepts(sample_logp_fn)
+    _checks.check_choice("choose_pg_method", "by", by, get_args(By))
+    params, frozen = partition(params, trainable)
+    _check_directions("choose_pg_method", directions, params, frozen)
+    gated = _probes.accepts(sample_logp_fn) and frozen is None
     if by in ("layer", "tensor"):
-        return _choose_by_rows(params, by, grouping, gated)
+        return _choose_by_rows(params, frozen, by, grouping, gated)
     options: Any = dict(fn=sample_logp_fn, by=by, grouping=grouping)
     along = tuple(directions.values())
     try:
         # JAX refuses a function without forward mode when it lowers it, not when it traces it.
         with products(precision):
-            pg_by_jvp.lower(params, batch, along, **options)
+            pg_by_jvp.lower(params, batch, along, frozen=frozen, **options)
     except TypeError as error:
         if not _is_reverse_only(error):
             raise
@@ -196,8 +218,12 @@ def choose_pg_method(
     return PgChoice("jvp", f"gates need fewer FLOPs, but do not fit: {sizes}")
 
 
-def _choose_by_rows(params: Tree, by: By, grouping: Grouping, gated: bool) -> PgChoice:
+def _choose_by_rows(
+    params: Tree, frozen: Tree, by: By, grouping: Grouping, gated: bool
+) -> PgChoice:
     """The choice for values by layer or tensor, which forward mode cannot give."""
+    if frozen is not None:
+        return PgChoice("vmap", f"by {by}, and gates cannot leave out frozen leaves")
     if not gated:
         return PgChoice("vmap", f"by {by}, for a function without an argument `probe`")
     if by == "layer" and not _probes.rows_are_keys(params, grouping):
@@ -217,30 +243,31 @@ def _no_forward_mode(fn: Callable[..., Any], by: By) -> str:
     )
 
 
-def _evaluator(fn: Callable[..., Any], by: By, method: Method) -> Callable[..., jax.Array]:
+def _evaluator(
+    fn: Callable[..., Any], frozen: Tree, by: By, method: Method
+) -> Callable[..., jax.Array]:
     """The compiled function of a method, once it is known to give what is asked."""
-    if method not in GIVES:
-        raise ValueError(f"pg_effect: unknown method {method!r}; methods: auto, jvp, gates, vmap")
     if by not in GIVES[method]:
         able = [name for name, forms in GIVES.items() if by in forms]
-        if not able:
-            raise ValueError(f"pg_effect: unknown by={by!r}; one of {', '.join(get_args(By))}")
         raise ValueError(
             f"pg_effect: method {method!r} gives no values by {by!r}; use {' or '.join(able)}"
         )
     if method == "gates":
-        _probes.require(fn, "pg_effect", "method='jvp' (by sample or token) or method='vmap'")
+        _probes.require(
+            fn, frozen, "pg_effect", "method='jvp' (by sample or token) or method='vmap'"
+        )
     return {"jvp": pg_by_jvp, "gates": pg_by_gates, "vmap": pg_by_vmap}[method]
 
 
 @partial(jax.jit, static_argnames=("fn", "by", "grouping"))
-def pg_by_jvp(params, batch, directions, *, fn, by, grouping):
+def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
     """PG-effects of one batch in forward mode: tangents of the log-likelihoods.
 
     Args:
-      params: pytree of arrays.
+      params: pytree of arrays, along which the directions go.
       batch: one pytree of packed rows.
-      directions: K trees like `params`, of its types.
+      directions: K trees like `params`; rounded to its types, which forward mode takes.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
       fn: `sample_logp_fn` of `pg_effect`.
       by: "sample" or "token".
       grouping: says which leaves are stacked over layers, for a function with a `probe`.
@@ -248,10 +275,13 @@ def pg_by_jvp(params, batch, directions, *, fn, by, grouping):
     Returns:
       [K, B], or [K, B, S] by token, float32 or wider.
     """
+    _checks.check_choice("pg_by_jvp", "by", by, GIVES["jvp"])
+    directions = tuple(trees.like(v, params) for v in directions)
+    push = lambda v: jax.jvp(lambda p: fn(combine(p, frozen), batch), (params,), (v,))[1]
     if len(directions) == 1:
         # One direction is one plain tangent of the parameters.
-        tangents = jax.jvp(lambda p: fn(p, batch), (params,), directions)[1][None]
-    elif _probes.accepts(fn):
+        tangents = push(directions[0])[None]
+    elif _probes.accepts(fn) and frozen is None:
         # Several directions share one forward pass: vmap over tangents does not map what does not
         # depend on them. As tangents of the parameters they would have to be stacked, a copy of all
         # directions; as tangents of K gates each layer reads its own directions where they are.
@@ -261,10 +291,9 @@ def pg_by_jvp(params, batch, directions, *, fn, by, grouping):
         tangents = jax.vmap(push)(_probes.basis(probe["gates"]))
     else:
         # Without gates the copy is the price of sharing the forward pass.
-        push = lambda v: jax.jvp(lambda p: fn(p, batch), (params,), (v,))[1]
         tangents = jax.vmap(push)(trees.stack(list(directions)))
     tangents = trees.wide(tangents)
-    _checks.check_log_probs(tangents.shape[1:])
+    _checks.check_log_probs(tangents.shape[1:], batch)
     return tangents.sum(-1) if by == "sample" and tangents.ndim == 3 else tangents
 
 
@@ -275,7 +304,7 @@ def pg_by_gates(params, batch, directions, *, fn, by, grouping):
     Args:
       params: mapping of layers.
       batch: one pytree of packed rows.
-      directions: K trees like `params`.
+      directions: K trees like `params`; rounded to its types.
       fn: `sample_logp_fn` of `pg_effect`, with an argument `probe`.
       by: "sample", "layer" or "tensor".
       grouping: how leaves form rows, and which leaves are stacked over layers.
@@ -283,8 +312,10 @@ def pg_by_gates(params, batch, directions, *, fn, by, grouping):
     Returns:
       [K, B], or [K, B, rows], float32 or wider.
     """
+    _checks.check_choice("pg_by_gates", "by", by, GIVES["gates"])
+    directions = tuple(trees.like(v, params) for v in directions)
     shape = jax.eval_shape(fn, params, batch).shape
-    _checks.check_log_probs(shape)
+    _checks.check_log_probs(shape, batch)
     samples = shape[0]
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     probe = _probes.make(params, directions, samples=samples, by=rows, grouping=grouping)
@@ -300,13 +331,14 @@ def pg_by_gates(params, batch, directions, *, fn, by, grouping):
 
 
 @partial(jax.jit, static_argnames=("fn", "by", "grouping", "microbatch"))
-def pg_by_vmap(params, batch, directions, *, fn, by, grouping, microbatch):
+def pg_by_vmap(params, batch, directions, frozen=None, *, fn, by, grouping, microbatch):
     """PG-effects of one batch by the definition: a gradient per sample, then dots.
 
     Args:
-      params: pytree of arrays.
+      params: pytree of arrays, of which the gradients are taken.
       batch: one pytree whose leaves have a leading axis over samples, one sequence a row.
-      directions: K trees like `params`.
+      directions: K trees like `params`, of any floating types.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
       fn: `sample_logp_fn` of `pg_effect`.
       by: "sample", "token", "layer" or "tensor".
       grouping: how leaves form rows, and which leaves are stacked over layers.
@@ -315,25 +347,29 @@ def pg_by_vmap(params, batch, directions, *, fn, by, grouping, microbatch):
     Returns:
       [K, B], [K, B, S] by token, or [K, B, rows], float32 or wider.
     """
+    _checks.check_choice("pg_by_vmap", "by", by, GIVES["vmap"])
+    _checks.check_samples(batch)
 
     def one(example):
         # The function takes batches: a sample is a batch of one.
         example = jax.tree.map(lambda x: x[None], example)
-        shape = jax.eval_shape(fn, params, example).shape
-        _checks.check_log_probs(shape)
+        logp = lambda p: trees.wide(fn(combine(p, frozen), example))
+        shape = jax.eval_shape(logp, params).shape
+        _checks.check_log_probs(shape, example)
         if shape[0] != 1:
             raise ValueError(
                 f"pg_effect(method='vmap') needs one sequence a row, but a row holds {shape[0]};"
                 " pack one sequence a row, or use jvp or gates"
             )
         if by == "token":
-            return _token_dots(lambda p: trees.wide(fn(p, example))[0], params, directions)
-        gradient = jax.grad(lambda p: trees.wide(fn(p, example)).sum())(params)
+            return _token_dots(lambda p: logp(p)[0], params, directions)
+        gradient = jax.grad(lambda p: logp(p).sum())(params)
         if by == "sample":
             return jnp.stack([trees.dot(gradient, v) for v in directions])
         rows = (_rows.layer_dots(gradient, v, by=by, grouping=grouping) for v in directions)
         return jnp.stack(list(rows))
 
+    batch = jax.tree.map(trees.whole_leading_axis, batch)
     return jnp.moveaxis(jax.lax.map(one, batch, batch_size=microbatch), 0, 1)
 
 

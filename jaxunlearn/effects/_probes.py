@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core.trees import Tree
+from jaxunlearn.effects import _checks
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
+from jaxunlearn.effects._paths import leaf_names
 from jaxunlearn.effects._rows import concatenate, tensor_rows
 
 Probe = dict[str, Any]
@@ -46,8 +48,9 @@ def make(
 
     Raises:
       TypeError: parameters that are no mapping.
-      ValueError: a stack that is not a whole key of the mapping.
+      ValueError: another `by`, or a stack that is not a whole key of the mapping.
     """
+    _checks.check_choice("make_probe", "by", by, ("layer", "tensor"))
     keys = _leaf_keys(params)
     depths = {}
     for group in grouping.groups(params):
@@ -130,12 +133,18 @@ def accepts(function: Callable[..., Any]) -> bool:
     return "probe" in inspect.signature(function).parameters
 
 
-def require(function: Callable[..., Any], caller: str, others: str) -> None:
-    """Checks that a function can be gated.
+def require(function: Callable[..., Any], frozen: Tree, caller: str, others: str) -> None:
+    """Checks that a function can be gated, and that all of its parameters are.
 
     Raises:
       TypeError: names the function, the missing argument and the methods that work without it.
+      ValueError: there are frozen leaves.
     """
+    if frozen is not None:
+        raise ValueError(
+            f"{caller}(method='gates') moves whole layers and cannot leave out the frozen leaves,"
+            f" such as {leaf_names(frozen)[0]}; use {others}"
+        )
     if not accepts(function):
         name = getattr(function, "__qualname__", repr(function))
         raise TypeError(

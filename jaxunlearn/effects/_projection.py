@@ -39,6 +39,7 @@ def spare_update(
       The update, unchanged where grad R . u <= 0 or grad R is 0.
 
     Raises:
+      TypeError: a `Gradient` in place of its tree.
       ValueError: another `by`, a gradient that is not like the update, or a grouping that does not
         fit it.
 
@@ -46,8 +47,8 @@ def spare_update(
     >>> spare_update(update, gradient)["w"].tolist()
     [0.0, 1.0]
     """
-    if by not in ("total", "layer"):
-        raise ValueError(f"spare_update: by={by!r}; it is 'total' or 'layer'")
+    _checks.check_choice("spare_update", "by", by, ("total", "layer"))
+    _checks.check_tree("update", update)
     _checks.check_like("risk_gradient", risk_gradient, update, "update")
     # Along the unit gradient, so that squares of a tiny or huge one stay within float32.
     scale = trees.norm(risk_gradient)

@@ -1,13 +1,14 @@
 """Numbers by leaf, gathered into the rows of a table by layer or by tensor."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
+from jaxunlearn.effects import _checks
 from jaxunlearn.effects._grouping import BY_PATH, Group, Grouping
 
 By = Literal["layer", "tensor"]
@@ -25,7 +26,14 @@ def layer_dots(a: Tree, b: Tree, *, by: By = "layer", grouping: Grouping = BY_PA
     Returns:
       [rows] float32 or wider, called as `layer_names` or `tensor_names` say; they sum to the inner
       product of the whole trees.
+
+    Raises:
+      TypeError: a `Gradient` in place of its tree.
+      ValueError: another `by`, a tree that is not like the other, or a grouping that does not fit.
     """
+    _checks.check_choice("layer_dots", "by", by, get_args(By))
+    _checks.check_tree("layer_dots: a", a)
+    _checks.check_like("layer_dots: b", b, a, "a")
     groups = grouping.groups(a)
     dots = leaf_dots(a, b, groups)
     return (

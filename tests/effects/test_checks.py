@@ -1,10 +1,14 @@
 """What is passed wrongly is named: the direction, the leaf, the shape, the loss."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxunlearn import effects
+from jaxunlearn.effects import programs
 
 PARAMS = {"b": jnp.ones(2), "w": jnp.ones((3, 2))}
 BATCHES = [jnp.ones((4, 3)), jnp.zeros((4, 3))]
@@ -76,3 +80,189 @@ def test_log_probabilities_have_one_or_two_axes(method, reduced, shape):
     logp = lambda params, batch: reduced(sample_logp(params, batch))
     with pytest.raises(ValueError, match=rf"\[B\], or \[B, S\] by token; got the shape {shape}"):
         pg_effect(PARAMS, logp, method)
+
+
+def losses(params, batch):
+    return {"npo": risk(params, batch)}
+
+
+# ---- a Gradient is not its tree -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda g: pg_effect(g),
+        lambda g: effects.choose_pg_method(sample_logp, PARAMS, BATCHES[0], {"retain": g}),
+        lambda g: effects.g_effect(risk, PARAMS, BATCHES, g),
+        lambda g: effects.g_effects_of(losses, PARAMS, BATCHES, g),
+        lambda g: effects.g_effect_between(PARAMS, g),
+        lambda g: effects.g_effect_between(g, PARAMS),
+        lambda g: effects.g_effect_between(g, g),
+        lambda g: effects.layer_dots(g, g),
+        lambda g: effects.spare_update(PARAMS, g),
+        lambda g: effects.spare_update(g, g),
+    ],
+)
+def test_a_gradient_is_not_its_tree(call):
+    with pytest.raises(TypeError, match=r"got a Gradient; pass the tree in it, its \.gradient"):
+        call(effects.Gradient(jnp.zeros(()), PARAMS))
+
+
+def test_directions_are_a_mapping():
+    for call in (effects.pg_effect, effects.choose_pg_method):
+        with pytest.raises(TypeError, match=r"directions is a list; give a mapping of names"):
+            call(sample_logp, PARAMS, BATCHES, [PARAMS])
+    for by in ("sample", "layer"):
+        with pytest.raises(ValueError, match="choose_pg_method needs at least one direction"):
+            effects.choose_pg_method(sample_logp, PARAMS, BATCHES[0], {}, by=by)
+
+
+# ---- one batch is no list of batches ------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    x: jax.Array
+    y: jax.Array
+
+
+def by_batches(batches):
+    """All functions that loop over batches, on what may be none."""
+    return [
+        lambda: effects.dataset_gradient(risk, PARAMS, batches),
+        lambda: effects.dataset_gradients(losses, PARAMS, batches),
+        lambda: effects.g_effect(risk, PARAMS, batches, PARAMS),
+        lambda: effects.g_effects_of(losses, PARAMS, batches, PARAMS),
+        lambda: effects.pg_effect(sample_logp, PARAMS, batches, {"v": PARAMS}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind"),
+    [
+        (BATCHES[0], "ArrayImpl"),
+        (np.ones((4, 3), np.float32), "ndarray"),
+        ({"x": BATCHES[0]}, "dict"),
+        (Pair(BATCHES[0], BATCHES[1]), "Pair"),
+        (3, "int"),
+    ],
+)
+def test_one_batch_is_not_taken_apart(batch, kind):
+    for call in by_batches(batch):
+        with pytest.raises(TypeError, match=rf"batches is one {kind}, .* \[batch\] for a single"):
+            call()
+
+
+def test_a_bare_tuple_is_refused_where_its_members_differ():
+    """Two arrays of one rank cannot be told from two batches."""
+    for call in by_batches((BATCHES[0], jnp.zeros(4))):
+        with pytest.raises(ValueError, match=r"batch 1 has leaves of .* \[\(x, y\)\]"):
+            call()
+
+
+# ---- shapes that broadcast ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["jvp", "vmap"])
+def test_a_scalar_is_no_value_a_sample(method):
+    total = lambda params, batch: sample_logp(params, batch).sum()
+    with pytest.raises(ValueError, match=r"the shape \(\); a scalar is one value for all samples"):
+        pg_effect(PARAMS, total, method)
+
+
+def gated(params, batch, probe=None):
+    return sample_logp(params, batch).sum(keepdims=True)
+
+
+@pytest.mark.parametrize("method", ["jvp", "gates"])
+def test_fewer_results_than_rows_are_refused(method):
+    with pytest.raises(ValueError, match=r"returned the shape \(1,\) for a batch of 4 rows"):
+        pg_effect(PARAMS, gated, method)
+
+
+def test_vmap_wants_one_result_a_row():
+    double = lambda params, batch: jnp.concatenate([sample_logp(params, batch)] * 2)
+    with pytest.raises(ValueError, match="one sequence a row, but a row holds 2"):
+        pg_effect(PARAMS, double, "vmap")
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape"), [(jnp.ones((3, 2)), r"\(3, 2\)"), (jnp.ones(()), r"\(\)")]
+)
+def test_vmap_wants_one_leading_axis(mask, shape):
+    """Against a mask of three rows a batch of one would be broadcast."""
+    logp = lambda params, batch: sample_logp(params, batch["x"])
+    batch = {"mask": mask, "x": jnp.ones((1, 3))}
+    with pytest.raises(ValueError, match=rf"\['mask'\] .*{shape}.*|{shape}.*\['x'\]"):
+        effects.pg_effect(logp, PARAMS, [batch], {"v": PARAMS}, method="vmap")
+
+
+# ---- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda by: effects.g_effect(risk, PARAMS, BATCHES, PARAMS, by=by),
+        lambda by: effects.g_effect_between(PARAMS, PARAMS, by=by),
+        lambda by: effects.layer_dots(PARAMS, PARAMS, by=by),
+        lambda by: effects.spare_update(PARAMS, PARAMS, by=by),
+        lambda by: effects.pg_effect(sample_logp, PARAMS, BATCHES, {"v": PARAMS}, by=by),
+        lambda by: effects.choose_pg_method(sample_logp, PARAMS, BATCHES[0], {"v": PARAMS}, by=by),
+        lambda by: programs.make_probe(PARAMS, (PARAMS,), by=by),
+        lambda by: programs.pg_by_gates(
+            PARAMS, BATCHES[0], (PARAMS,), fn=gated, by=by, grouping=effects.BY_PATH
+        ),
+        lambda by: programs.pg_by_vmap(
+            PARAMS,
+            BATCHES[0],
+            (PARAMS,),
+            fn=sample_logp,
+            by=by,
+            grouping=effects.BY_PATH,
+            microbatch=1,
+        ),
+        lambda by: programs.g_by_gates(
+            PARAMS, BATCHES[0], PARAMS, risk_fn=gated, by=by, grouping=effects.BY_PATH
+        ),
+    ],
+)
+def test_a_misspelt_by_is_refused_with_the_nearest_word(call):
+    with pytest.raises(ValueError, match=r"by='layers'; it is .*; perhaps you meant 'layer'"):
+        call("layers")
+
+
+def test_forward_mode_has_no_rows_by_layer():
+    with pytest.raises(ValueError, match="by='layer'; it is 'sample' or 'token'"):
+        programs.pg_by_jvp(
+            PARAMS, BATCHES[0], (PARAMS,), fn=sample_logp, by="layer", grouping=effects.BY_PATH
+        )
+
+
+# ---- under jit ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "program"),
+    [
+        (lambda p, b: effects.dataset_gradient(risk, p, [b]), "gradient_sums"),
+        (lambda p, b: effects.g_effect(risk, p, [b], p), "gradient_sums or g_by_gates"),
+        (lambda p, b: effects.g_effects_of(losses, p, [b], p), "g_by_jvp"),
+        (lambda p, b: effects.pg_effect(sample_logp, p, [b], {"v": p}), "pg_by_jvp, pg_by_gates"),
+    ],
+)
+def test_loops_over_batches_do_not_run_under_jit(call, program):
+    words = rf"loops over batches on the host .* one batch effects\.programs\.{program}"
+    for traced in (
+        lambda: jax.jit(call)(PARAMS, BATCHES[0]),
+        lambda: jax.jit(lambda batch: call(PARAMS, batch))(BATCHES[0]),
+        lambda: jax.grad(lambda p: call(p, BATCHES[0]))(PARAMS),
+    ):
+        with pytest.raises(TypeError, match=words):
+            traced()
+
+
+def test_what_works_on_trees_alone_runs_under_jit():
+    value = jax.jit(lambda a: effects.g_effect_between(a, a).value)(PARAMS)
+    np.testing.assert_allclose(value, effects.layer_dots(PARAMS, PARAMS))
+    assert jax.jit(effects.spare_update)(PARAMS, PARAMS)["w"].shape == (3, 2)

@@ -1,6 +1,7 @@
 """Rows by layer: which leaves share one, what it is called, and in which order rows come."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,95 @@ def test_a_grouping_that_does_not_fit_is_refused(params, stacked, message):
 def test_stacked_is_a_mapping(stacked):
     with pytest.raises(TypeError, match=r"such as \{'blocks': 'block'\}"):
         effects.Grouping(stacked=stacked)
+
+
+# ---- rows by a rule of the caller ---------------------------------------------------------------
+
+BLOCKS = {
+    "h": [{"attn": {"q": W, "k": W}, "mlp": {"up": W}} for _ in range(11)],
+    "head": {"w": W},
+    "embed": W,
+}
+
+
+def last_part(path):
+    return path.split(".")[-1] if path.startswith("h.") else None
+
+
+@pytest.mark.parametrize(
+    ("rows", "other", "names"),
+    [
+        # The whole match, in the order of the numbers.
+        (r"h\.\d+|head|embed", None, ["embed", *(f"h.{i}" for i in range(11)), "head"]),
+        # The first group that matched.
+        (r"\.(attn|mlp)\.|^(head|embed)", None, ["embed", "attn", "mlp", "head"]),
+        (re.compile(r"\.(?:attn|mlp)\.(\w+)"), "rest", ["rest", "k", "q", "up"]),
+        (r"h\.(\d+)", "rest", ["rest", *map(str, range(11))]),
+        (last_part, "rest", ["rest", "k", "q", "up"]),
+        (lambda path: path[0], None, ["e", "h"]),
+    ],
+)
+def test_rows_by_a_rule(rows, other, names):
+    grouping = effects.Grouping(rows=rows, other=other)
+    assert effects.layer_names(BLOCKS, grouping=grouping) == names
+    # Whatever the rows, every leaf is in one of them.
+    dots = effects.layer_dots(BLOCKS, BLOCKS, grouping=grouping)
+    assert dots.shape == (len(names),) and dots.sum() == W.size * len(jax.tree.leaves(BLOCKS))
+
+
+def test_rows_by_leaf_are_those_by_tensor():
+    tensors = effects.tensor_names(BLOCKS)
+    assert sorted(effects.layer_names(BLOCKS, grouping=effects.BY_LEAF)) == sorted(tensors)
+    assert effects.layer_names({"b": W, "a": [W]}, grouping=effects.BY_LEAF) == ["a.0", "b"]
+
+
+def test_a_rule_is_for_what_is_not_stacked():
+    params = {"h": {"q": W, "k": W}, "norm": {"a": W}, "head": W}
+    grouping = effects.Grouping(stacked={"h": "layer"}, rows=r"^\w+")
+    assert effects.layer_names(params, grouping=grouping) == ["layer_0", "layer_1", "head", "norm"]
+
+
+def test_a_rule_is_a_static_argument():
+    same = effects.Grouping(rows="h", other="rest")
+    assert same == effects.Grouping(rows="h", other="rest") != effects.Grouping(rows="h")
+    assert hash(same) == hash(effects.Grouping(rows="h", other="rest"))
+    assert effects.Grouping(rows=last_part, other="rest") == effects.Grouping(
+        rows=last_part, other="rest"
+    )
+
+
+@pytest.mark.parametrize("by", ["layer", "tensor"])
+def test_effects_by_a_rule(by):
+    """The rows of every function are those of the same rule."""
+    grouping = effects.Grouping(rows=r"(up|down)")
+    keys = jax.random.split(jax.random.key(0), 3)
+    up, down, batch = (jax.random.normal(key, (3, 3)) for key in keys)
+    params = {"mlp": {"up": {"w": up}, "down": {"w": down}}}
+    logp = lambda params, batch: flat_logp(params, batch)
+    risk = lambda params, batch: (-logp(params, batch).sum(), len(batch))
+    options = dict(by=by, grouping=grouping)
+    table = effects.pg_effect(logp, params, [batch], {"v": params}, **options)["v"]
+    effect = effects.g_effect(risk, params, [batch], params, **options)
+    names = {"layer": ("down", "up"), "tensor": ("mlp.down.w", "mlp.up.w")}[by]
+    assert effect.rows == names
+    np.testing.assert_allclose(effect.value, -table.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"rows": r"^h\."}, ValueError, "gives the leaf embed no row; other='NAME' makes one"),
+        ({"rows": last_part}, ValueError, "gives the leaf embed no row"),
+        ({"rows": lambda path: 3}, TypeError, "returned 3 for the leaf embed; expected the name"),
+        ({"rows": "h("}, ValueError, r"Grouping: rows='h\(' is no regular expression: missing"),
+        ({"rows": 3}, TypeError, r"Grouping\(rows=3\): expected a regular expression, such as"),
+        ({"rows": "h", "other": ""}, TypeError, "expected the name of a row"),
+        ({"other": "rest"}, TypeError, "`other` goes with `rows`"),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        effects.layer_names(BLOCKS, grouping=effects.Grouping(**options))
 
 
 # ---- gates: the model reads them itself, so rows must be the keys of its parameters -------------

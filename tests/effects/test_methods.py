@@ -212,5 +212,5 @@ class TestChoice:
 
     def test_unknown_by_is_named(self, setting):
         params, packed, directions = setting
-        with pytest.raises(ValueError, match="unknown by='head'; one of sample, token"):
+        with pytest.raises(ValueError, match="by='head'; it is 'sample', 'token'"):
             pg_effect(SampleLogProbs(MODEL), params, [packed], directions, by="head", method="jvp")

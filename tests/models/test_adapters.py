@@ -5,7 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from jaxunlearn import effects
+from jaxunlearn.effects import BY_PATH, programs
 from jaxunlearn.models import adapters
 
 
@@ -51,8 +54,6 @@ def test_linen_without_params():
 
 
 def test_nnx():
-    nnx = pytest.importorskip("flax.nnx")
-
     class NnxModel(nnx.Module):
         def __init__(self, rngs):
             self.layers = nnx.List([nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)])
@@ -62,15 +63,65 @@ def test_nnx():
             return self.layers[1](nnx.relu(self.norm(self.layers[0](x))))
 
     module = NnxModel(nnx.Rngs(0))
-    apply, params = adapters.from_nnx(module)
+    apply, params, trainable = adapters.from_nnx(module)
     assert set(params) == {"layers", "norm"}
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(jax.jit(apply)(params, X), jax.jit(module)(X))
-    check_derivatives(apply, params)
+    chosen, frozen = effects.partition(params, trainable)
+    # The running statistics are no parameters.
+    assert chosen["norm"]["mean"] is None and frozen["norm"]["scale"] is None
+    check_derivatives(lambda p, x: apply(effects.combine(p, frozen), x), chosen)
     changed = jax.tree.map(lambda p: p + 0.1, params)
     assert not np.allclose(apply(changed, X), module(X))
+
+
+class LoRA(nnx.Module):
+    """A large matrix with a small one next to it, and what else a module's state may hold."""
+
+    def __init__(self, size, rngs):
+        self.base = nnx.LoRALinear(size, size, lora_rank=2, rngs=rngs)
+        self.base.lora.lora_b[...] += 0.5
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.base(x), deterministic=True)
+
+
+def test_nnx_lora_is_the_gradient_of_its_variables_alone():
+    module = LoRA(4, nnx.Rngs(0))
+    apply, params, trainable = adapters.from_nnx(module, wrt=nnx.LoRAParam)
+    logp = lambda params, x: jax.nn.log_softmax(apply(params, x))[:, 0]
+    risk = lambda params, x: (-logp(params, x).sum(), len(x))
+    result = effects.dataset_gradient(risk, params, [X], trainable=trainable).gradient
+    loss = lambda m: -jax.nn.log_softmax(m(X))[:, 0].mean()
+    own = nnx.to_pure_dict(nnx.grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(module))
+    assert len(jax.tree.leaves(result)) == 2 and result["base"]["kernel"] is None
+    for name, gradient in own["base"]["lora"].items():
+        np.testing.assert_allclose(result["base"]["lora"][name], gradient, rtol=1e-5, atol=1e-7)
+    assert effects.tensor_names(params, trainable=trainable) == [
+        "base.lora.lora_a",
+        "base.lora.lora_b",
+    ]
+
+
+def test_what_nnx_freezes_is_no_constant_of_what_is_compiled():
+    size = 256
+    apply, params, trainable = adapters.from_nnx(LoRA(size, nnx.Rngs(0)), wrt=nnx.LoRAParam)
+    logp = lambda params, x: jax.nn.log_softmax(apply(params, x))[:, 0]
+    chosen, frozen = effects.partition(params, trainable)
+    lowered = programs.pg_by_jvp.lower(
+        chosen, jnp.ones((2, size)), (chosen,), frozen, fn=logp, by="sample", grouping=BY_PATH
+    )
+    assert len(lowered.as_text()) < 4 * size * size  # bytes of the matrix, twice that in the text
 
 
 def test_not_nnx():
     with pytest.raises(TypeError, match=r"expected a flax\.nnx\.Module, got dict"):
         adapters.from_nnx({})
+
+
+def test_nnx_without_such_variables():
+    with pytest.raises(
+        ValueError, match=r"no variable passes; the module has LoRAParam, Param, Rng"
+    ):
+        adapters.from_nnx(LoRA(4, nnx.Rngs(0)), wrt=nnx.Cache)

@@ -1,0 +1,45 @@
+"""The examples run, and what they print adds up: tokens and layers to samples, samples to e."""
+
+import importlib.util
+import pathlib
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "examples"
+# Tunix uses what JAX and Flax are about to drop.
+MARKS = {"tunix_qwen": pytest.mark.filterwarnings("ignore::DeprecationWarning")}
+SCRIPTS = [
+    pytest.param(path.stem, marks=MARKS.get(path.stem, ()))
+    for path in sorted(FOLDER.glob("*.py"))
+    if path.stem != "rows"
+]
+# The rows by layer that each prints.
+LAYERS = {
+    "equinox_module": ["embed", "layers.0", "layers.1", "head"],
+    "flax_linen": ["params.Dense_0", "params.Dense_1", "params.embed", "params.head"],
+    "flax_nnx_lora": ["layers.0", "layers.1"],
+    "plain_jax": ["embed", "head", "layer_0", "layer_1"],
+    "tunix_qwen": ["embedder", "final_norm", "layers.0", "layers.1"],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example(name, monkeypatch, capsys):
+    if name == "tunix_qwen" and importlib.util.find_spec("tunix") is None:
+        pytest.skip("google-tunix is not installed: nothing else here needs it")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "rows", raising=False)
+    layers, e, pg = runpy.run_path(str(FOLDER / f"{name}.py"))["main"]()
+    assert layers == LAYERS[name]
+    assert capsys.readouterr().out.count("\n") == 2 + 4 + 4 + len(layers)
+    for risk in ("unlearn", "retain"):
+        by_sample = pg["sample"][risk]
+        scale = 1e-5 * np.abs(by_sample).max()
+        # Gradient ascent is the mean of the samples' log-likelihoods.
+        np.testing.assert_allclose(by_sample.mean(), e[risk], rtol=0, atol=scale)
+        np.testing.assert_allclose(pg["token"][risk].sum(1), by_sample, rtol=0, atol=scale)
+        np.testing.assert_allclose(pg["layer"][risk].sum(1), by_sample, rtol=0, atol=scale)
+    assert e["unlearn"] < 0
