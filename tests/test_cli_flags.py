@@ -85,17 +85,20 @@ def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypat
         "suites": ("uwc",),
         "generate": 7,
         "recite": 0,
-        "retain_log": pathlib.Path("a.json"),
+        "retain_log": "a.json",
+        "splits": schema.Splits(),
         "mesh": None,
     }
     flags = "--suites tofu all --generate all --recite 5 --only npo ga --mesh 1 2 4 --retain-log b"
+    flags += " --holdout unseen"
     assert cli.main(["evaluate", str(finished), *flags.split()]) == 0
     assert arguments == {
         "only": ("npo", "ga"),
         "suites": ("tofu", "all"),
         "generate": "all",
         "recite": 5,
-        "retain_log": pathlib.Path("b"),
+        "retain_log": "b",
+        "splits": schema.Splits(holdout="unseen"),
         "mesh": (1, 2, 4),
     }
 

@@ -144,7 +144,7 @@ def rows(folder):
 
     def read(file):
         found = load_split(file)
-        Encoder(tokenizer, style="tofu", context=96, too_long="drop").encode(found, "rows")
+        Encoder(tokenizer, context=96, too_long="drop").encode(found, "rows")
 
     return Reader("rows.jsonl", as_lines(data), read, lines, as_lines, said="rows")
 
