@@ -178,9 +178,7 @@ def test_suites_read_the_splits_that_are_named(from_files):
     }
     assert found["mia"].settings["holdout"] == "unseen[:3]"
     assert found["mia"].settings["items"] == [4, 3]
-    with pytest.raises(
-        ValueError, match=r"forget_paraphrased: 'unseen' has no para"
-    ):
+    with pytest.raises(ValueError, match=r"forget_paraphrased: 'unseen' has no para"):
         suites.SUITES["memorization"].make(from_files(splits, forget_paraphrased="unseen"))
 
 
