@@ -55,6 +55,11 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         return dataclasses.replace(prepared, layout=layout)
     if config.model is None:
         raise ValueError("model: a new model is sized by its data; give a local data.source")
+    if config.data.text_key is not None:
+        raise ValueError(
+            "data.text_key: how long the documents are is not known; give a local"
+            " data.source and a local model"
+        )
     # --- the model's shape, from its name ---------------------------------------------------------
     mesh = prepare.make_mesh(config, devices)
     model = sizes.published_shape(config.model, prepare.compute_options(config))
