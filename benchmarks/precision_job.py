@@ -202,7 +202,7 @@ def _random_samples(config: DecoderConfig, count: int) -> list[list[Sample]]:
 
 def _tofu_samples(model: str, source: str, count: int, config: DecoderConfig) -> list[list[Sample]]:
     tokenizer = data.load_tokenizer(model)
-    encoder = data.Encoder(tokenizer, style="tofu", context=config.context, too_long="error")
+    encoder = data.Encoder(tokenizer, context=config.context, too_long="error")
     rows = [data.load_split(source, split)[:count] for split in SPLITS]
     refusals = data.Refusals(rows[0], data.load_refusals(source), encoder.one, seed=0)
     encoded = [encoder.encode(part, split)[0] for part, split in zip(rows, SPLITS, strict=True)]

@@ -18,6 +18,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subc
 from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.record.folder import RunFolder, of_seed, seeds
 
 DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
@@ -236,7 +237,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         raise ConfigError(f"--seeds: {options.seeds} must be at least 1")
     config = only(config, options.only) if options.only else config
     config = sweep(config, options.sweep) if options.sweep else config
-    out = options.out or Path("runs") / config.name
+    out = user_path(options.out or Path("runs") / config.name)
     console = _start(command.processes)
     if options.seeds == 1:
         _run_one(config, out, options, console)
@@ -298,7 +299,7 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.evaluate import evaluate
 
-    defaults = stored.configuration(RunFolder(command.run)).evaluate
+    defaults = stored.configuration(RunFolder(user_path(command.run))).evaluate
     command = _with_defaults(command, defaults, arguments)
     spec = command.configuration
     if spec.every != defaults.every:
@@ -310,7 +311,8 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
         suites=spec.suites,
         generate=spec.generate,
         recite=spec.recite,
-        retain_log=None if spec.retain_log is None else Path(spec.retain_log),
+        retain_log=spec.retain_log,
+        splits=spec.splits,
         mesh=command.mesh,
     )
 
@@ -319,7 +321,7 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.relearn import relearn
 
-    defaults = stored.configuration(RunFolder(command.run)).relearn
+    defaults = stored.configuration(RunFolder(user_path(command.run))).relearn
     command = _with_defaults(command, defaults, arguments)
     spec = command.configuration
     relearn(
@@ -335,13 +337,14 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
 
 
 def _report(command: ReportCommand, _: list[str]) -> None:
-    runs = [run for named in command.runs for run in (seeds(named) or [named])]
+    runs = [run for named in map(user_path, command.runs) for run in (seeds(named) or [named])]
     if not runs:
         raise ConfigError("report: name the folder of a run, or of several to compare them")
     if len(runs) > 1:
         from jaxunlearn.reporting.report import compare_runs
 
-        alone = command.runs[0] if len(command.runs) == 1 else runs[0].parent / "comparison"
+        one = len(command.runs) == 1
+        alone = user_path(command.runs[0]) if one else runs[0].parent / "comparison"
         compare_runs(runs, command.out or alone, Console())
         return
     if command.out is not None:

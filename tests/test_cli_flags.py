@@ -85,17 +85,20 @@ def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypat
         "suites": ("uwc",),
         "generate": 7,
         "recite": 0,
-        "retain_log": pathlib.Path("a.json"),
+        "retain_log": "a.json",
+        "splits": schema.Splits(),
         "mesh": None,
     }
     flags = "--suites tofu all --generate all --recite 5 --only npo ga --mesh 1 2 4 --retain-log b"
+    flags += " --holdout unseen"
     assert cli.main(["evaluate", str(finished), *flags.split()]) == 0
     assert arguments == {
         "only": ("npo", "ga"),
         "suites": ("tofu", "all"),
         "generate": "all",
         "recite": 5,
-        "retain_log": pathlib.Path("b"),
+        "retain_log": "b",
+        "splits": schema.Splits(holdout="unseen"),
         "mesh": (1, 2, 4),
     }
 
@@ -213,3 +216,47 @@ def test_an_unknown_suite_is_named_with_the_nearest(finished, capsys):
     assert cli.main(["evaluate", str(finished), "--suites", "tofo"]) == 2
     assert "no suite 'tofo'" in (error := capsys.readouterr().err)
     assert "perhaps you meant 'tofu'" in error
+
+
+def test_keys_of_data_are_flags(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(recipe, "begin", lambda config, out: seen.append((config, out)))
+    monkeypatch.setattr(recipe, "execute", lambda *args, **given: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text(
+        "data: {prompt: {style: chat, examples: [{question: a, answer: b}]}}"
+    )
+    flags = "--data.question-key prompt --data.text-key None --data.prompt.system Brief."
+    flags += " --data.prompt.examples.0.answer c --evaluate.splits.holdout unseen"
+    arguments = ["run", "~/a.yaml", *flags.split(), "--out=~/mine", "--data.source=~/data"]
+    assert cli.main(arguments) == 0
+    ((config, out),) = seen
+    assert out == tmp_path / "mine"
+    assert config.data == schema.Data(
+        source="~/data",
+        question_key="prompt",
+        prompt=schema.Prompt("chat", "Brief.", examples=(schema.Example("a", "c"),)),
+    )
+    assert config.evaluate.splits == schema.Splits(holdout="unseen")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "relearn", "report", "export"])
+def test_a_run_in_the_home_folder(command, tmp_path, monkeypatch, capsys):
+    """Shells fill in `~` where a word begins with it; in a file or after `=` nobody does."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    more = ["npo", "~/exported"] if command == "export" else []
+    assert cli.main([command, "~/nowhere", *more]) == 2
+    assert f"{tmp_path}/nowhere: no " in capsys.readouterr().err
+
+
+def test_a_retain_log_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = evaluate.request(schema.Config(), ["uwc"], retain_log="~/log.json")
+    assert found.retain_log == tmp_path / "log.json"
+
+
+def test_the_splits_of_suites_are_the_configurations_unless_others_are_given():
+    config = schema.Config(evaluate=schema.Evaluate(splits=schema.Splits(holdout="a")))
+    assert evaluate.request(config, ["mia"]).splits.holdout == "a"
+    other = schema.Splits(holdout="b")
+    assert evaluate.request(config, ["mia"], splits=other).splits == other

@@ -6,15 +6,18 @@ import re
 import shutil
 import tracemalloc
 
+import datasets
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from jaxunlearn.config import dump, load
 from jaxunlearn.config.validate import validate
 from jaxunlearn.core import files
-from jaxunlearn.data import Encoder, fictional, load_split, load_tokenizer
+from jaxunlearn.data import Columns, Encoder, fictional, load_split, load_tokenizer
 from jaxunlearn.metrics import tofu_log
 from jaxunlearn.models import decoder, hf
 from jaxunlearn.record import tables
@@ -111,6 +114,9 @@ def as_yaml(value):
     return yaml.safe_dump(value).encode("utf-8", "surrogatepass")
 
 
+ROLES = (("user", "question"), ("assistant", "answer"))
+
+
 def lines(content):
     return [json.loads(line) for line in content.splitlines()]
 
@@ -142,11 +148,71 @@ def rows(folder):
     data = fictional.generate(0, authors=2, questions=2)["full"]
     tokenizer = fictional.train_tokenizer(data, vocab_size=300)
 
-    def read(file):
-        found = load_split(file)
-        Encoder(tokenizer, style="tofu", context=96, too_long="drop").encode(found, "rows")
-
+    read = encode_found(tokenizer, Columns())
     return Reader("rows.jsonl", as_lines(data), read, lines, as_lines, said="rows")
+
+
+def encode_found(tokenizer, columns):
+    def read(file):
+        found = load_split(file, columns=columns)
+        Encoder(tokenizer, context=96, too_long="drop").encode(found, "rows")
+
+    return read
+
+
+def json_rows(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    read = encode_found(tokenizer, Columns())
+    return Reader("rows.json", as_json(data), read, json.loads, as_json, said="rows")
+
+
+def conversations(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    turns = [
+        {"messages": [{"role": role, "content": row[key]} for role, key in ROLES]} for row in data
+    ]
+    read = encode_found(tokenizer, Columns())
+    return Reader("rows.jsonl", as_lines(turns), read, lines, as_lines, said="rows")
+
+
+def documents(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    content = as_lines([{"text": row["answer"] * 9} for row in data])
+    read = encode_found(tokenizer, Columns(text="text"))
+    return Reader("rows.jsonl", content, read, lines, as_lines, said="rows")
+
+
+def csv_rows(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    quoted = [f'"{row["question"]}","{row["answer"]}"\n' for row in data]
+    content = "".join(["question,answer\n", *quoted]).encode()
+    return Reader("rows.csv", content, encode_found(tokenizer, Columns()), said="rows")
+
+
+def parquet_rows(folder):
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    pq.write_table(pa.Table.from_pylist(data), folder / "rows.parquet")
+    content = (folder / "rows.parquet").read_bytes()
+    return Reader("rows.parquet", content, encode_found(tokenizer, Columns()), said="rows")
+
+
+def saved_dataset(folder):
+    """The folder that `datasets` writes: its state is mutated, which names the file of the rows."""
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    datasets.Dataset.from_list(data).save_to_disk(folder / "rows")
+    content = (folder / "rows" / "state.json").read_bytes()
+
+    def read(file):
+        (folder / "rows" / "state.json").write_bytes(file.read_bytes())
+        encode_found(tokenizer, Columns())(folder / "rows")
+
+    return Reader("state.json", content, read, json.loads, as_json, said="rows")
 
 
 def model_folder(folder):
@@ -232,7 +298,8 @@ def records(folder):
 
 
 READERS = (
-    configuration, rows, model_configuration, weights, weights_header, weights_index,
+    configuration, rows, json_rows, conversations, documents, csv_rows, parquet_rows, saved_dataset,
+    model_configuration, weights, weights_header, weights_index,
     evaluation_log, tokenizer, table, records,
 )  # fmt: skip
 

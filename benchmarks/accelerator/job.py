@@ -120,7 +120,7 @@ def _run_config(setting: Setting) -> Config:
             forget="forget05",
             retain="retain95",
             measured_retain="retain_perturbed",
-            prompt="chat",
+            prompt=config.Prompt(style="chat"),
         ),
         finetune=config.FineTune(
             splits=("forget05", "retain_perturbed"), epochs=5, lr=1e-4, evaluate_every=5

@@ -11,6 +11,7 @@ import yaml
 
 from jaxunlearn.config.schema import Config, ConfigError
 from jaxunlearn.core.names import check_list, nearest
+from jaxunlearn.core.paths import read_text, user_path
 
 
 def load(path: str | Path) -> Config:
@@ -27,13 +28,13 @@ def load(path: str | Path) -> Config:
     Raises:
       ConfigError: no such file, bad YAML, an unknown key or a value of the wrong type.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return loads(text, str(path), lines=True)
 
 
@@ -138,6 +139,9 @@ class _Reader:
     def _dataclass(self, kind: type, node: yaml.Node, key: str) -> Any:
         hints = typing.get_type_hints(kind)
         fields = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+        bare = getattr(kind, "BARE", None)
+        if bare is not None and isinstance(node, yaml.ScalarNode):
+            return kind(**{bare: self.read(fields[bare], node, key)})
         values = {}
         for name, value in self._items(node, key):
             if name.value not in fields:
@@ -147,6 +151,9 @@ class _Reader:
                     + nearest(name.value, fields),
                 )
             values[name.value] = self.read(fields[name.value], value, _join(key, name.value))
+        for field in dataclasses.fields(kind):
+            if _is_required(field) and field.name not in values:
+                self._fail(node, f"'{key}' must have the key {field.name!r}")
         return kind(**values)
 
     def _mapping(self, args: tuple[Any, ...], node: yaml.Node, key: str) -> dict[str, Any]:
@@ -221,6 +228,11 @@ class _Reader:
     def _fail(self, node: yaml.Node, message: str) -> typing.NoReturn:
         line = f":{node.start_mark.line + 1}" if self.lines else ""
         raise ConfigError(f"{self.source}{line}: {message}")
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _is_null(node: yaml.Node) -> bool:

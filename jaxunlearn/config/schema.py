@@ -6,7 +6,7 @@ changed configuration with `dataclasses.replace` instead.
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 class ConfigError(ValueError):
@@ -85,24 +85,72 @@ class Fictional:
 
 
 @dataclasses.dataclass(frozen=True)
+class Example:
+    """An answered question that is shown before every question."""
+
+    question: str
+    """The user's turn."""
+    answer: str
+    """The assistant's turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How questions are written. In YAML the style alone may stand for it: `prompt: chat`."""
+
+    BARE: ClassVar[str] = "style"
+    """The field that a single value in YAML is read as."""
+
+    style: Literal["tofu", "chat"] = "tofu"
+    """`tofu`: `[INST] question [/INST]answer`, as in TOFU; `chat`: the chat template of the
+    tokenizer. All that follows is for `chat`."""
+    system: str | None = None
+    """System prompt of rows that have none of their own; default: none."""
+    date: str = "10 Apr 2025"
+    """The date for chat templates that print one, as those of Llama 3 do."""
+    examples: tuple[Example, ...] = ()
+    """Answered questions before every question (few-shot), in YAML a list of
+    {question: .., answer: ..}."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
-    """The data: where they are, which split is forgotten and which is retained.
+    """The data: where they are, what their columns are called, what is forgotten and retained.
 
     A split may be a part of one: `retain_perturbed[:80]` is its first 80 rows.
     """
 
     source: str = "fictional"
-    """`fictional` (generated, embedded), a folder of JSON-lines files named after the splits, or a
-    dataset on the Hugging Face hub such as locuslab/TOFU."""
+    """`fictional` (generated, embedded); a folder with a file SPLIT.jsonl, .json, .csv or .parquet,
+    or a saved dataset, for every split; or a dataset on the Hugging Face hub such as
+    locuslab/TOFU."""
     forget: str = "forget"
     """Split to forget: the forget set D_u."""
     retain: str = "retain"
     """Split from which retain terms draw; rows that are also in `measured_retain` are left out."""
     measured_retain: str = "retain_perturbed"
     """Split on which retention is measured: the retain set D_r."""
-    prompt: Literal["tofu", "chat"] = "tofu"
-    """How questions are written: `[INST] question [/INST]answer` as in TOFU, or the chat template
-    of the tokenizer."""
+    question_key: str = "question"
+    """Column of the questions."""
+    answer_key: str = "answer"
+    """Column of the answers."""
+    paraphrased_question_key: str = "paraphrased_question"
+    """Column of questions in other words, which the suite memorization asks too."""
+    paraphrased_answer_key: str = "paraphrased_answer"
+    """Column of answers in other words, for the suite tofu."""
+    perturbed_answer_key: str = "perturbed_answer"
+    """Column of lists of wrong answers, for the suite tofu."""
+    messages_key: str = "messages"
+    """Column of conversations, lists of {role, content}, which is read where there is no column of
+    questions: the last turn is the answer, all before it the prompt."""
+    text_key: str | None = None
+    """Column of free text: all splits are then documents without questions, which are learned and
+    forgotten token by token; default: the data are questions."""
+    chunk_tokens: int | None = None
+    """Most tokens of the chunks that documents are cut into, BOS included; default: the model's
+    context."""
+    prompt: Prompt = Prompt()
+    """How questions are written."""
     too_long: Literal["error", "drop"] = "error"
     """What happens to rows that are longer than the model's context: the run is refused, or the
     rows are left out with a note."""
@@ -244,6 +292,33 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits that suites read next to `data.forget` and `data.measured_retain`.
+
+    A split that is named here must exist; without those of the default names numbers are null.
+    """
+
+    forget_perturbed: str | None = None
+    """For tofu: the forget set with paraphrased and wrong answers; default: FORGET_perturbed."""
+    retain_perturbed: str | None = None
+    """For tofu: such a retain set; default: retain_perturbed."""
+    real_authors_perturbed: str | None = None
+    """For tofu: questions about real authors, with wrong answers; default:
+    real_authors_perturbed."""
+    world_facts_perturbed: str | None = None
+    """For tofu: questions about the world, with wrong answers; default: world_facts_perturbed."""
+    forget_paraphrased: str | None = None
+    """For memorization: the forget set with paraphrased questions; default: data.forget if it has
+    them, or else forget_perturbed."""
+    retain_paraphrased: str | None = None
+    """For memorization: the retain set with paraphrased questions; default: data.measured_retain if
+    it has them, or else MEASURED_RETAIN_perturbed."""
+    holdout: str | None = None
+    """For mia: rows like the forget set's that no model of the run was trained on; default: the
+    name of the forget set with `holdout` in the place of `forget`, or `holdout`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
     """How models are evaluated when the objectives are done, and during unlearning."""
 
@@ -262,6 +337,8 @@ class Evaluate:
     retain_log: str | None = None
     """Log file, in the TOFU authors' format, of a model that never saw the forget set; default: the
     log of the run's own retrained model."""
+    splits: Splits = Splits()
+    """The splits that suites read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
-from jaxunlearn.config.schema import Config, ConfigError, Objective
+from jaxunlearn.config.schema import Config, ConfigError, Data, Objective, Prompt
 from jaxunlearn.core.names import nearest
 
 RESERVED_NAMES = ("before", "base", "retrained")
@@ -58,6 +58,7 @@ RANGES: Mapping[str, Range] = {
     "compute.data": DEVICES,
     "compute.fsdp": DEVICES,
     "compute.tensor": DEVICES,
+    "data.chunk_tokens": at_least(2),
     "data.fictional.seed": SEED,
     "data.fictional.authors": at_least(2),
     "data.fictional.questions": Range("be in 1..20", lambda x: 1 <= x <= 20),
@@ -121,6 +122,7 @@ def validate(config: Config) -> None:
         raise ConfigError("name: '' must not be empty")
     if config.model is None:
         _check_new_model(config)
+    _check_data(config.data)
     _check_batches(config)
     _check_measurements(config)
     if not config.objectives:
@@ -169,6 +171,32 @@ def _check_new_model(config: Config) -> None:
             f"new_model.num_heads: {sizes.num_heads} makes heads of width {width}, which must be"
             " even for rotary positions"
         )
+
+
+def _check_data(data: Data) -> None:
+    """Checks the columns and the prompt, and that none of them is without effect."""
+    columns: dict[str, str] = {}
+    for field in dataclasses.fields(data):
+        value = getattr(data, field.name)
+        if not field.name.endswith("_key") or value is None:
+            continue
+        if not value:
+            raise ConfigError(f"data.{field.name}: '' must not be empty")
+        if value in columns and data.text_key is None:
+            raise ConfigError(f"data.{field.name}: {value!r} is data.{columns[value]} already")
+        columns[value] = field.name
+    if data.text_key is None and data.chunk_tokens is not None:
+        raise ConfigError("data.chunk_tokens: is for free text; set data.text_key")
+    if data.text_key is not None and data.prompt != Prompt():
+        raise ConfigError("data.prompt: free text (data.text_key) has no questions to write")
+    if data.prompt.style == "tofu":
+        for field in dataclasses.fields(Prompt):
+            if field.name != "style" and getattr(data.prompt, field.name) != field.default:
+                raise ConfigError(f"data.prompt.{field.name}: needs data.prompt.style: chat")
+    for i, example in enumerate(data.prompt.examples):
+        for field in dataclasses.fields(example):
+            if not getattr(example, field.name).strip():
+                raise ConfigError(f"data.prompt.examples[{i}].{field.name}: must not be empty")
 
 
 def _check_batches(config: Config) -> None:

@@ -1,10 +1,12 @@
-"""Data: question-answer splits, their tokens and labels, packed batches, and the order of data."""
+"""Data: rows of splits, their tokens and labels, packed batches, and the order of data."""
 
 from jaxunlearn.data.encoding import (
     Encoded,
     Encoder,
     Items,
+    Prompt,
     encode,
+    encode_documents,
     encode_prompt,
     encode_rows,
     load_tokenizer,
@@ -21,16 +23,18 @@ from jaxunlearn.data.packing import (
 )
 from jaxunlearn.data.planning import Plan, Sample, plan_dataset, plan_steps
 from jaxunlearn.data.refusals import Refusals, load_refusals, refusal_index
-from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.rows import Columns, DataRows, row_key
 from jaxunlearn.data.sources import SourceError, Sources, SplitNotFoundError, load_split
 
 __all__ = [
+    "Columns",
     "DataRows",
     "Encoded",
     "Encoder",
     "Items",
     "Packed",
     "Plan",
+    "Prompt",
     "Refusals",
     "Sample",
     "SourceError",
@@ -40,6 +44,7 @@ __all__ = [
     "batch_ids",
     "dataset_batches",
     "encode",
+    "encode_documents",
     "encode_prompt",
     "encode_rows",
     "generate",

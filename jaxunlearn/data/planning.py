@@ -13,12 +13,12 @@ TARGET_SHARE = 0.95
 
 
 class Sample(NamedTuple):
-    """One encoded sample: BOS, prompt, answer, EOS.
+    """One encoded sample: BOS, prompt, answer, EOS; or BOS and a chunk of a document.
 
     Attributes:
       tokens: [T] int32.
       first_label: index of the first label; tokens[first_label:] are the labels, which are the
-        answer and EOS.
+        answer and EOS, or all of the chunk.
     """
 
     tokens: np.ndarray

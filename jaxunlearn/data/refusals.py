@@ -1,9 +1,11 @@
 """Refusals: texts such as "I don't know", which preference objectives put in place of answers."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxunlearn.core.paths import read_text, user_path
 from jaxunlearn.data import planning
 from jaxunlearn.data.fictional import REFUSALS
 from jaxunlearn.data.order import Stream, generator
@@ -24,15 +26,15 @@ def load_refusals(source: str | Path | None = None) -> list[str]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: no lines in it.
+      ValueError: no lines in it, or not UTF-8.
     """
     if source is None:
         return list(REFUSALS)
-    path = Path(source)
+    path = user_path(source)
     path = path / REFUSAL_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no refusals; expected plain text, one answer a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path}: empty; expected plain text, one answer a line")
@@ -70,9 +72,9 @@ class Refusals:
     refusal the `substitute` of a sample.
 
     Args:
-      rows: the rows of the samples, of which only the questions are read.
+      rows: the rows of the samples, whose answers are not read.
       lines: the refusals to draw from.
-      encode: (question, refusal) -> the encoded pair.
+      encode: (a row with a refusal in the place of its answer) -> the encoded pair.
       seed: of the draws.
     """
 
@@ -80,13 +82,13 @@ class Refusals:
         self,
         rows: DataRows,
         lines: Sequence[str],
-        encode: Callable[[str, str], planning.Sample],
+        encode: Callable[[Mapping[str, Any]], planning.Sample],
         seed: int,
     ):
         # A pair is drawn in many epochs, and encoded when it is drawn first.
         @functools.cache
         def encoded(sample: int, line: int) -> planning.Sample:
-            return encode(rows[sample]["question"], lines[line])
+            return encode({**rows[sample], "answer": lines[line]})
 
         self._seed, self._count, self._encoded = seed, len(lines), encoded
 

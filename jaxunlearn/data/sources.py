@@ -1,6 +1,6 @@
-"""Question-answer rows by split name: embedded, from JSON lines, or from the Hugging Face hub.
+"""Rows by split name: embedded, from local files, or from the Hugging Face hub.
 
-Local files and hub datasets have the shape of TOFU (Maini et al. 2024, arXiv 2401.06121).
+All of them are brought into their normal form (`rows`) here, and nowhere else.
 """
 
 import re
@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
+from jaxunlearn.core.paths import user_path
+from jaxunlearn.data import formats
 from jaxunlearn.data.fictional import generate
+from jaxunlearn.data.formats import FORMATS
 from jaxunlearn.data.refusals import REFUSAL_FILE, load_refusals
-from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.rows import TOFU_COLUMNS, Columns, DataRows, RawRows, normal_rows
 
 FICTIONAL = "fictional"  # the source whose rows are generated instead of read
-_SUFFIXES = (".jsonl", ".json")
 _PART = re.compile(r"(?P<split>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -35,13 +36,15 @@ class Sources:
     the `datasets` library. All callers share the rows, so nobody may change them.
 
     Args:
-      source: "fictional", a folder of JSON-lines files named after the splits, one such file, or a
-        hub name.
+      source: "fictional", or a folder, a file or a hub name as in `load_split`.
       fictional: seed and sizes of the fictional data, the arguments of `generate`.
+      columns: what the columns of the data are called.
     """
 
-    def __init__(self, source: str, *, fictional: Mapping[str, Any]):
-        self._source, self._fictional = source, dict(fictional)
+    def __init__(
+        self, source: str, *, fictional: Mapping[str, Any], columns: Columns = TOFU_COLUMNS
+    ):
+        self._source, self._fictional, self._columns = source, dict(fictional), columns
         self._rows: dict[str, DataRows] = {}
 
     def find(self, split: str) -> DataRows | None:
@@ -49,7 +52,7 @@ class Sources:
 
         Raises:
           SourceError, FileNotFoundError: the source itself cannot be read.
-          ValueError: a bad line, named as file:line, or an empty file.
+          ValueError: a bad row, which is named, or an empty file.
         """
         try:
             return self._read(split)
@@ -65,7 +68,7 @@ class Sources:
 
         Raises:
           SourceError, FileNotFoundError: no such split, or a source that cannot be read.
-          ValueError: no rows, a bad line or an empty file.
+          ValueError: no rows, a bad row or an empty file.
           All messages begin with the key.
         """
         try:
@@ -82,8 +85,10 @@ class Sources:
 
     def refusals(self) -> list[str]:
         """Returns the refusals in the source's folder, or the packaged ones where it has none."""
-        has_own = self._source != FICTIONAL and (Path(self._source) / REFUSAL_FILE).is_file()
-        return load_refusals(self._source if has_own else None)
+        if self._source == FICTIONAL:
+            return load_refusals()
+        file = user_path(self._source) / REFUSAL_FILE
+        return load_refusals(file if file.is_file() else None)
 
     def corpus(self, splits: Mapping[str, str]) -> DataRows:
         """Returns the rows on which a new tokenizer is trained.
@@ -110,12 +115,18 @@ class Sources:
                 + nearest(split, rows)
             )
         if split not in rows:
-            rows[split] = load_split(self._source, split)
+            rows[split] = load_split(self._source, split, self._columns)
         return rows[split]
 
     def _generated(self) -> dict[str, DataRows]:
         if not self._rows:
-            self._rows = generate(**self._fictional)
+            self._rows = {
+                split: normal_rows(
+                    RawRows(rows, lambda i, split=split: f"embedded {split}: row {i}"),
+                    self._columns,
+                )
+                for split, rows in generate(**self._fictional).items()
+            }
         return self._rows
 
 
@@ -142,87 +153,67 @@ def sibling(split: str, suffix: str) -> str:
     return f"{name}{suffix}{bracket}{rest}"
 
 
-def load_split(source: str | Path, split: str | None = None) -> DataRows:
-    """Reads one split of question-answer rows.
+def load_split(
+    source: str | Path, split: str | None = None, columns: Columns = TOFU_COLUMNS
+) -> DataRows:
+    """Reads one split.
 
     Args:
-      source: a folder that holds ``{split}.jsonl`` or ``{split}.json`` (JSON lines), one such
-        file, or a hub name such as ``locuslab/TOFU``, whose configurations are the splits.
-      split: such as ``forget05``; for a single file None or the file's own stem.
+      source: a folder that holds the split as a file with a suffix of `FORMATS` or as a folder
+        written by `Dataset.save_to_disk` (`DatasetDict.save_to_disk` writes one for every split);
+        one such file or folder; or a hub name such as ``locuslab/TOFU``.
+      split: such as ``forget05``, the stem of a file; for a single file None or its own stem. On
+        the hub, a configuration with its split ``train``, or ``CONFIGURATION/SPLIT``.
+      columns: what the columns are called.
 
     Returns:
-      The rows in file order, with at least ``question`` and ``answer``.
+      The rows in file order, in their normal form.
 
     Raises:
       SplitNotFoundError: the source has no such split; lists the splits it has.
       FileNotFoundError: no such folder or file.
       SourceError: the hub could not be reached, has no such dataset, or cannot be read.
-      ValueError: a bad line, named as file:line, or an empty file.
+      ValueError: a bad row, which is named, or an empty file.
     """
-    path = Path(source)
-    if not path.exists() and _HUB_NAME.fullmatch(str(source)):
-        return _load_hub(str(source), split)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{source}: no such folder or file; expected a folder of JSON lines files, one JSON "
-            "lines file, or a hub name such as locuslab/TOFU"
-        )
-    return _read_rows(_split_file(path, split))
-
-
-def _split_file(path: Path, split: str | None) -> Path:
-    if path.is_file():
-        if split not in (None, path.stem):
-            raise SplitNotFoundError(
-                f"{path} is one split, {path.stem!r}, but {split!r} was asked for; give its folder"
-            )
-        return path
-    # Where a split has both suffixes, the first one wins.
-    files = {f.stem: f for s in reversed(_SUFFIXES) for f in path.glob(f"*{s}")}
-    files.pop(Path(REFUSAL_FILE).stem, None)
-    if split in files:
-        return files[split]
-    raise SplitNotFoundError(
-        f"{path}: no split {split!r}{nearest(split or '', files)}; there are: "
-        f"{', '.join(sorted(files)) or 'none (expected *.jsonl)'}"
+    path = user_path(source)
+    if path.exists():
+        return normal_rows(formats.read(_split_path(path, split), columns.names), columns)
+    if _HUB_NAME.fullmatch(str(source)):
+        return normal_rows(_load_hub(str(source), split or "", columns), columns)
+    raise FileNotFoundError(
+        f"{source}: no such folder or file; expected a folder with a file"
+        f" ({', '.join(FORMATS)}) or a saved dataset for every split, one such file or dataset, or"
+        " a hub name such as locuslab/TOFU"
     )
 
 
-def _read_rows(file: Path) -> DataRows:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text: {error}") from error
-    rows: DataRows = []
-    # JSON may hold other line breaks, such as U+2028, at which `splitlines` would cut.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = _read_row(line, f"{file}:{number}")
-        if rows and row.keys() != rows[0].keys():
-            raise ValueError(
-                f"{file}:{number}: keys {sorted(row)} differ from the first row's {sorted(rows[0])}"
+def _split_path(path: Path, split: str | None) -> Path:
+    """The file or folder of a split."""
+    if path.is_file() or formats.is_saved_dataset(path):
+        name = formats.split_name(path)
+        if split not in (None, name):
+            raise SplitNotFoundError(
+                f"{path} is one split, {name!r}, but {split!r} was asked for; give its folder"
             )
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{file}: empty; expected one JSON object a line")
-    return rows
+        return path
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(path.iterdir()):
+        is_table = entry.suffix in FORMATS and entry.is_file() and entry.name != REFUSAL_FILE
+        if is_table or formats.is_saved_dataset(entry):
+            found.setdefault(formats.split_name(entry), []).append(entry)
+    if split is None or split not in found:
+        there = ", ".join(sorted(found)) or f"none (expected files *{', *'.join(FORMATS)})"
+        raise SplitNotFoundError(
+            f"{path}: no split {split!r}{nearest(split or '', found)}; there are: {there}"
+        )
+    if len(found[split]) > 1:
+        names = ", ".join(entry.name for entry in found[split])
+        raise ValueError(f"{path}: the split {split!r} is there several times ({names}); keep one")
+    return found[split][0]
 
 
-def _read_row(line: str, where: str) -> dict[str, Any]:
-    row = files.parse_json(line, where)
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected one JSON object a line, got {type(row).__name__}")
-    for key in ("question", "answer"):
-        if key not in row:
-            raise ValueError(f"{where}: no key {key!r}{nearest(key, row)}; has {sorted(row)}")
-        if not isinstance(row[key], str):
-            raise ValueError(f"{where}: {key!r} must be a string, got {row[key]!r}")
-    return row
-
-
-def _load_hub(name: str, split: str | None) -> DataRows:
-    """Reads the rows of one configuration of a hub dataset.
+def _load_hub(name: str, split: str, columns: Columns) -> RawRows:
+    """Reads the rows of a configuration of a hub dataset, those of `train` or of another split.
 
     Only the hub's own answer that it has no such configuration means that there is no such split.
     A time-out, a rate limit or a broken cache says nothing about the split: taken for an absent
@@ -230,17 +221,29 @@ def _load_hub(name: str, split: str | None) -> DataRows:
     """
     from datasets import load_dataset
 
+    configuration, _, part = split.partition("/")
     try:
-        return load_dataset(name, split)["train"].to_list()
+        parts = load_dataset(name, configuration or None)
     except Exception as error:  # `datasets` has no common base class for what it raises
         message = " ".join(str(error).split())
         if _is_unknown_configuration(error):
-            raise SplitNotFoundError(f"{name}: no split {split!r}: {message}") from error
+            raise SplitNotFoundError(
+                f"{name}: no configuration {configuration!r} (a split of one is called"
+                f" CONFIGURATION/SPLIT): {message}"
+            ) from error
         raise SourceError(
-            f"{name}: neither a local folder or file, nor could the hub's configuration {split!r} "
-            f"be read ({type(error).__name__}: {message}); this may pass: try again, or download "
-            "the data and give the folder"
+            f"{name}: neither a local folder or file, nor could the hub's configuration"
+            f" {configuration!r} be read ({type(error).__name__}: {message}); this may pass: try"
+            " again, or download the data and give the folder"
         ) from error
+    part = part or "train"
+    if part not in parts:
+        known = [f"{configuration}/{other}" for other in parts]
+        raise SplitNotFoundError(
+            f"{name}: the configuration {configuration!r} has no split {part!r}; there are:"
+            f" {', '.join(known)}{nearest(f'{configuration}/{part}', known)}"
+        )
+    return formats.of_dataset(parts[part], columns.names, f"{name} {split}")
 
 
 def _is_unknown_configuration(error: Exception) -> bool:

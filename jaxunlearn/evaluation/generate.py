@@ -22,7 +22,7 @@ def answers(
     tokenizer: Any,
     questions: Sequence[str],
     *,
-    style: encoding.Style = "tofu",
+    prompt: encoding.Prompt = encoding.TOFU_PROMPT,
     max_new_tokens: int,
     batch_size: int,
     sampling: Sampling = GREEDY,
@@ -38,7 +38,7 @@ def answers(
       config: the model.
       tokenizer: a transformers tokenizer.
       questions: the users' turns.
-      style: how a question becomes a prompt, see `encoding.encode_prompt`.
+      prompt: how a question is written, see `encoding.encode_prompt`.
       max_new_tokens: most tokens of an answer, its EOS included.
       batch_size: most prompts decoded at once, rounded up to a multiple of the mesh's row shards.
       sampling: how a token is chosen; the most probable one by default.
@@ -51,7 +51,7 @@ def answers(
       ValueError: a prompt that leaves no room for its answer in the context, a tokenizer without
         EOS, or a bad option.
     """
-    encoded = [encoding.encode_prompt(tokenizer, question, style=style) for question in questions]
+    encoded = [encoding.encode_prompt(tokenizer, question, prompt=prompt) for question in questions]
     _check_room(encoded, lambda i: questions[i], max_new_tokens, config)
     return continuations(
         params,

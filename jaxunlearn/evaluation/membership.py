@@ -10,17 +10,17 @@ import jax
 import numpy as np
 
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import packing
+from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.packing import unpack
-from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.rows import DataRows, row_key, title
 from jaxunlearn.evaluation.suite import (
     NO_RETRAINED,
     Context,
     MetricRows,
     Suite,
-    encode_items,
+    digests,
+    find_split,
     flat,
-    own_pair,
     split_of,
     versions,
 )
@@ -48,7 +48,8 @@ class Texts:
 
     Attributes:
       members: the number of texts of the forget set.
-      answers: the n answers as text.
+      answers: the n answers, or chunks of documents, as text.
+      digests: {set: digest of its encoded texts}.
       split: all sequences, packed.
       mask: [n, S] bool, the labels of each.
       single: one sequence a row, whole on every device: gradients are taken sample by sample.
@@ -56,6 +57,7 @@ class Texts:
 
     members: int
     answers: list[str]
+    digests: dict[str, str]
     split: Split
     mask: np.ndarray
     single: Rows
@@ -83,8 +85,7 @@ def mia_suite(context: Context) -> Suite:
     Raises:
       ValueError: a held-out row that the run forgets or was fine-tuned on.
     """
-    split = holdout_name(context.config.data.forget)
-    holdout = context.sources.find(split)
+    split, holdout = find_split(context, "holdout", holdout_name(context.config.data.forget))
     settings: dict[str, Any] = {
         "holdout": None if holdout is None else split,
         "compared_with": RETRAINED if context.retrained else None,
@@ -92,14 +93,15 @@ def mia_suite(context: Context) -> Suite:
     }
     if holdout is None:
         reason = (
-            f"no split {split!r} in {context.config.data.source}: give one, questions and answers"
-            " like the forget set's that no model of the run was trained on"
+            f"no split {split!r} in {context.config.data.source}: give one, rows like the forget"
+            " set's that no model of the run was trained on (evaluate.splits.holdout)"
         )
         missing = [_missing(name, reason) for name in privacy.DEFINITIONS]
         return Suite(settings, lambda name, params: missing)
     check_unseen(context, holdout, split)
     texts = _encode(context, holdout, split)
     settings["items"] = [texts.members, len(texts.answers) - texts.members]
+    settings["data"] = texts.digests
     model = context.model
     # Every model is compared with the retrained one, which is measured once.
     retrained = functools.cache(lambda: _signals(model, context.load(RETRAINED), texts))
@@ -145,24 +147,30 @@ def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
         if row_key(row) in training_keys:
             raise ValueError(
                 f"{split}:{i}: the row is also in the data that the run forgets or was fine-tuned"
-                f" on, so it is not held out: {row['question']!r}"
+                f" on, so it is not held out: {title(row)!r}"
             )
 
 
 def _encode(context: Context, holdout: DataRows, split: str) -> Texts:
     """Encodes both sets, packed for forward passes and one sequence a row for gradients."""
     forget = context.config.data.forget
-    sets = [
-        encode_items(context, context.sources.require(forget, "data.forget"), own_pair, forget),
-        encode_items(context, holdout, own_pair, split),
-    ]
-    packed = split_of(context, sets)
+    forget_rows = context.sources.require(forget, "data.forget")
+    sets = {
+        "forget": context.encoder.own(forget_rows, forget),
+        "holdout": context.encoder.own(holdout, split),
+    }
+    packed = split_of(context, sets.values())
     return Texts(
-        members=len(sets[0].rows),
-        answers=[row["answer"] for items in sets for row in items.rows],
+        members=len(sets["forget"].rows),
+        answers=[
+            encoding.answer_text(context.tokenizer, row, sample)
+            for items in sets.values()
+            for row, (sample,) in zip(items.rows, items.sequences, strict=True)
+        ],
+        digests=digests(sets),
         split=packed,
         mask=packed.mask,
-        single=context.layout.replicate(Rows(packing.padded(flat(sets)))),
+        single=context.layout.replicate(Rows(packing.padded(flat(sets.values())))),
     )
 
 

@@ -1,23 +1,23 @@
 """The memorisation suite: extraction strength and exact memorisation, in all their definitions."""
 
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import encoding
 from jaxunlearn.data.encoding import Items
 from jaxunlearn.data.rows import DataRows
 from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (
+    NO_QUESTIONS,
     Context,
     MetricRows,
     Suite,
-    encode_items,
+    digests,
+    find_split,
     generate_text,
-    own_pair,
     split_of,
     versions,
 )
@@ -52,14 +52,12 @@ class RecitedQuestions(NamedTuple):
 
     Attributes:
       sets: the set of each question.
-      questions: the questions.
-      answers: their true answers.
+      rows: the row of each question, with its true answer.
       max_new_tokens: most tokens of a continuation.
     """
 
     sets: list[str]
-    questions: list[str]
-    answers: list[str]
+    rows: DataRows
     max_new_tokens: int
 
 
@@ -71,8 +69,13 @@ def memorization_suite(context: Context) -> Suite:
     settings = {
         "items": {over: len(items.rows) for over, items in sets.items()},
         "generated": {over: recited.sets.count(over) for over in sets},
+        "data": digests(sets),
         "definitions": versions(memorization.DEFINITIONS),
     }
+
+    unasked = "nothing was recited" if context.recite == 0 else None
+    if context.config.data.text_key is not None:
+        unasked = NO_QUESTIONS
 
     def measure(name: str, params: Tree) -> MetricRows:
         del name
@@ -81,9 +84,9 @@ def memorization_suite(context: Context) -> Suite:
             part = slice(first, first + len(items.rows))
             rows += teacher_forced_rows(over, stats.correct[part], stats.mask[part])
             first = part.stop
-        values = _generated_values(context, params, recited) if recited.questions else {}
+        values = _generated_values(context, params, recited) if recited.rows else {}
         for over in sets:
-            rows += generated_rows(over, recited.sets, values, none_requested=context.recite == 0)
+            rows += generated_rows(over, recited.sets, values, unasked=unasked)
         return rows
 
     return Suite(settings, measure)
@@ -99,34 +102,45 @@ def _sets(context: Context) -> dict[str, Items]:
         ("forget", "data.forget", data.forget),
         ("retain", "data.measured_retain", data.measured_retain),
     ):
-        rows = context.sources.require(split, key)
-        sets[over] = encode_items(context, rows, own_pair, split)
-        if paraphrased := paraphrased_rows(context.sources.find, split):
-            source = f"{split}, paraphrased_question"
-            sets[f"{over}.paraphrased"] = encode_items(context, paraphrased, own_pair, source)
+        sets[over] = context.encoder.own(context.sources.require(split, key), split)
+        if paraphrased := _paraphrased(context, over, split):
+            source = f"{split}, paraphrased questions"
+            sets[f"{over}.paraphrased"] = context.encoder.own(paraphrased, source)
     return sets
 
 
-def paraphrased_rows(find: Callable[[str], DataRows | None], split: str) -> DataRows | None:
-    """The rows of a split with their paraphrased questions in the place of the questions.
+def _paraphrased(context: Context, over: str, split: str) -> DataRows | None:
+    """The rows of a set with paraphrased questions, None where there are none.
 
-    Args:
-      find: (name of a split) -> its rows, None where there is none.
-      split: the split; where its own rows have no paraphrases, those of `SPLIT_perturbed` are
-        taken.
-
-    Returns:
-      Rows, None where neither split has paraphrases.
+    Raises:
+      ValueError, OSError: a split is named in the configuration that has none.
     """
-    for name in (split, sibling(split, "_perturbed")):
-        rows = find(name)
-        if rows and "paraphrased_question" in rows[0]:
-            return [{**row, "question": row["paraphrased_question"]} for row in rows]
-    return None
+    key = f"{over}_paraphrased"
+    name, rows = find_split(context, key, split)
+    if getattr(context.splits, key) is not None and (rows is None or not paraphrased_rows(rows)):
+        raise ValueError(
+            f"evaluate.splits.{key}: {name!r} has no paraphrased questions (the column"
+            f" {context.config.data.paraphrased_question_key!r}, data.paraphrased_question_key)"
+        )
+    if rows is None or (paraphrased := paraphrased_rows(rows)) is None:
+        perturbed = sibling(split, "_perturbed")
+        if over == "forget":
+            _, rows = find_split(context, "forget_perturbed", perturbed)
+        else:
+            rows = context.sources.find(perturbed)
+        paraphrased = paraphrased_rows(rows or [])
+    return paraphrased
+
+
+def paraphrased_rows(rows: DataRows) -> DataRows | None:
+    """Rows with their paraphrased questions in the place of the questions, None without these."""
+    if not rows or "paraphrased_question" not in rows[0]:
+        return None
+    return [{**row, "question": row["paraphrased_question"]} for row in rows]
 
 
 def recited_questions(sets: dict[str, Items], count: int | None, context: int) -> RecitedQuestions:
-    """The first rows of each set whose continuations have room in the context.
+    """The first rows of each set that are questions and whose continuations have room.
 
     Args:
       sets: encoded rows, one sequence each.
@@ -137,14 +151,14 @@ def recited_questions(sets: dict[str, Items], count: int | None, context: int) -
         (over, row, sequence)
         for over, items in sets.items()
         for row, (sequence,) in zip(items.rows[:count], items.sequences[:count], strict=True)
+        if "question" in row
     ]
     max_new_tokens = max((sample.labels for *_, sample in first), default=0) + EXTRA_TOKENS
     room = context - max_new_tokens - EXTRA_TOKENS
     fitting = [(over, row) for over, row, sample in first if len(sample.tokens) <= room]
     return RecitedQuestions(
         [over for over, _ in fitting],
-        [row["question"] for _, row in fitting],
-        [row["answer"] for _, row in fitting],
+        [row for _, row in fitting],
         max_new_tokens,
     )
 
@@ -176,11 +190,12 @@ def _generated_values(
     context: Context, params: Tree, recited: RecitedQuestions
 ) -> dict[str, np.ndarray]:
     """Metrics of greedily generated text, {definition: one value a question}."""
-    count = len(recited.questions)
+    count = len(recited.rows)
+    true_answers = [row["answer"] for row in recited.rows]
 
     def complete(ids: Sequence[int], prefixes: Sequence[str]) -> list[str]:
         prompts = [
-            _prompt(context, recited.questions[i], prefix)
+            _prompt(context, recited.rows[i], prefix)
             for i, prefix in zip(ids, prefixes, strict=True)
         ]
         # Prompts are filled up to a fixed number, so that decoding is compiled once.
@@ -188,10 +203,10 @@ def _generated_values(
         return generate_text(context, params, filled, recited.max_new_tokens)[: len(prompts)]
 
     # --- extraction strength: a round of decoding for every number of words -----------------------
-    strength = memorization.generated_extraction_strength(recited.answers, complete)
+    strength = memorization.generated_extraction_strength(true_answers, complete)
 
     # --- verbatim recall: the second half of each answer, cut to the length of the true one -------
-    prefixes, rest = memorization.split_answers(recited.answers)
+    prefixes, rest = memorization.split_answers(true_answers)
     texts = complete(range(count), prefixes)
     cut = [_cut(context.tokenizer, text, true) for text, true in zip(texts, rest, strict=True)]
     return {
@@ -202,7 +217,7 @@ def _generated_values(
 
 
 def generated_rows(
-    over: str, sets: Sequence[str], values: dict[str, np.ndarray], *, none_requested: bool
+    over: str, sets: Sequence[str], values: dict[str, np.ndarray], *, unasked: str | None
 ) -> MetricRows:
     """The rows of one set of the metrics of generated text, with a reason where it has none.
 
@@ -210,7 +225,7 @@ def generated_rows(
       over: the set.
       sets: the set of each recited question.
       values: {definition: one value a question}.
-      none_requested: whether no text was asked for.
+      unasked: why no question at all was asked, if so.
     """
     in_set = np.array([name == over for name in sets], bool)
     rows = []
@@ -222,18 +237,16 @@ def generated_rows(
         elif in_set.any():
             rows.append(missing_row(metric, over, NO_WORDS, definition))
         else:
-            no_room = "the context has no room for it"
-            reason = "nothing was recited" if none_requested else no_room
+            reason = unasked or "the context has no room for it"
             rows.append(missing_row(metric, over, reason, definition))
     return rows
 
 
-def _prompt(context: Context, question: str, prefix: str) -> np.ndarray:
-    """The question and the start of an answer, [T] int32."""
-    style = context.config.data.prompt
+def _prompt(context: Context, row: Mapping[str, Any], prefix: str) -> np.ndarray:
+    """The question of a row and the start of an answer, [T] int32."""
     if not prefix:
-        return encoding.encode_prompt(context.tokenizer, question, style=style)
-    sample = encoding.encode(context.tokenizer, question, prefix, style=style)
+        return context.encoder.question(row)
+    sample = context.encoder.one({**row, "answer": prefix})
     return sample.tokens[:-1]  # without EOS: the model goes on
 
 

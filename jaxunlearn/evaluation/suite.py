@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.config import Config
+from jaxunlearn.config import Config, Splits
 from jaxunlearn.core.trees import Tree
+from jaxunlearn.data.digests import of_samples
 from jaxunlearn.data.encoding import Encoder, Items
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.rows import DataRows
@@ -27,14 +28,19 @@ MetricRows = list[dict[str, Any]]
 NO_RETRAINED = "needs a model that never saw the forget set: set finetune.retrained"
 """The reason given for missing numbers that compare with the retrained model."""
 
+NO_QUESTIONS = "free text (data.text_key) has no questions"
+"""The reason given for missing numbers of answers to questions."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
     """The inputs of every suite: data, tokenizer, model, options.
 
     Attributes:
-      config: names of the splits, style of the prompts, what to do with rows that are too long.
+      config: the run's, with the names of the forget set and of the retain set.
+      splits: the names of all other splits that suites read.
       sources: the rows of every split.
+      encoder: encodes rows for the model, as the run does.
       tokenizer: of the model.
       model: the model's configuration.
       layout: how samples become batches on the mesh.
@@ -47,7 +53,9 @@ class Context:
     """
 
     config: Config
+    splits: Splits
     sources: Sources
+    encoder: Encoder
     tokenizer: Any
     model: DecoderConfig
     layout: Layout
@@ -79,40 +87,29 @@ class Evaluation(NamedTuple):
     suites: Mapping[str, Suite]
 
 
-def own_pair(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The question of a row with its answer, as the only pair, see `encode_items`."""
-    return [(row["question"], row["answer"])]
-
-
-def encode_items(
-    context: Context,
-    rows: DataRows,
-    pairs: Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]],
-    source: str,
-) -> Items:
-    """Encodes several pairs of question and answer of every row.
-
-    A row of which any pair is over the model's context is an error or left out, as
-    `data.too_long` says.
+def find_split(context: Context, key: str, default: str) -> tuple[str, DataRows | None]:
+    """Finds a split of `evaluate.splits`.
 
     Args:
       context: of the evaluation.
-      rows: the rows.
-      pairs: (row) -> its pairs.
-      source: name of the data in messages.
+      key: its key there.
+      default: its name where the configuration has none.
+
+    Returns:
+      Its name, and its rows; None where it has the default name and is not there.
 
     Raises:
-      ValueError: an empty text, rows over the context, or no row that fits it.
+      ValueError, OSError: it is named and not there, or cannot be read.
     """
-    data = context.config.data
-    encoder = Encoder(
-        context.tokenizer,
-        style=data.prompt,
-        context=context.model.context,
-        too_long=data.too_long,
-        vocab_size=context.model.vocab_size,
-    )
-    return encoder.items(rows, pairs, source)
+    named = getattr(context.splits, key)
+    if named is None:
+        return default, context.sources.find(default) or None
+    return named, context.sources.require(named, f"evaluate.splits.{key}")
+
+
+def digests(sets: Mapping[str, Items]) -> dict[str, str]:
+    """{set: digest of its encoded sequences}, for the settings of a suite."""
+    return {name: of_samples(flat([items]))[:16] for name, items in sets.items()}
 
 
 def flat(items: Iterable[Items]) -> list[Sample]:

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.config import Data
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import encoding
 from jaxunlearn.data.encoding import Items
 from jaxunlearn.data.rows import DataRows
 from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (
+    NO_QUESTIONS,
     NO_RETRAINED,
     Context,
     MetricRows,
     Suite,
-    encode_items,
+    digests,
+    find_split,
     generate_text,
     split_of,
     versions,
@@ -34,6 +36,16 @@ from jaxunlearn.record.folder import RETRAINED
 MAX_NEW_TOKENS = 200
 PARAPHRASED = ("forget", "retain")
 """Sets whose truth ratio takes the paraphrased answer for the true one."""
+
+SPLIT_KEYS = {
+    "forget": "forget_perturbed",
+    "retain": "retain_perturbed",
+    "real_authors": "real_authors_perturbed",
+    "world_facts": "world_facts_perturbed",
+}
+"""The key of `evaluate.splits` that names the split of each set."""
+OVER = ", ".join(SPLIT_KEYS)
+"""The set in rows of numbers that no set has."""
 
 Text = tuple[str, str, str]
 """(prompt, generated text, answer)"""
@@ -57,13 +69,18 @@ def tofu_suite(context: Context) -> Suite:
     """Reads and encodes the sets that the data have.
 
     Raises:
-      ValueError: none of them is there, a row lacks a key, or a bad retain log.
+      ValueError, OSError: a split that is named in the configuration is not there or has not all
+        answers, bad rows, or a bad retain log.
     """
-    sets = _sets(context)
+    sets, absent = _sets(context)
+    if not sets:
+        return _no_suite("; ".join(dict.fromkeys(absent.values())))
     split = split_of(context, sets.values())
     questions = _questions(context, sets)
     settings = {
         "items": {name: len(items.rows) for name, items in sets.items()},
+        "absent": absent,
+        "data": digests(sets),
         "generated": {name: len(prompts) for name, prompts in questions.prompts.items()},
         "max_new_tokens": questions.max_new_tokens,
         "compared_with": _compared_with(context),
@@ -81,32 +98,45 @@ def tofu_suite(context: Context) -> Suite:
 
 
 def split_names(forget: str) -> dict[str, str]:
-    """TOFU's name of the split of each set, where `forget` is the split to forget."""
-    return {
-        "forget": sibling(forget, "_perturbed"),
-        "retain": "retain_perturbed",
-        "real_authors": "real_authors_perturbed",
-        "world_facts": "world_facts_perturbed",
-    }
+    """The default name of the split of each set, TOFU's, where `forget` is the split to forget."""
+    return {**SPLIT_KEYS, "forget": sibling(forget, "_perturbed")}
 
 
 # ------------------------------------------------------------------------------- data
 
 
-def _sets(context: Context) -> dict[str, Items]:
-    """The sets that the data have, all answers of a row encoded."""
-    names = split_names(context.config.data.forget)
-    sets = {}
-    for name, split in names.items():
-        rows = context.sources.find(split)
+def _no_suite(reason: str) -> Suite:
+    """The suite of data that have none of its sets: every number has the reason."""
+    missing = [
+        missing_row(name.partition(".")[0], OVER, reason, definition)
+        for name, definition in tofu.DEFINITIONS.items()
+    ]
+    settings = {"absent": reason, "definitions": versions(tofu.DEFINITIONS)}
+    return Suite(settings, lambda name, params: missing)
+
+
+def _sets(context: Context) -> tuple[dict[str, Items], dict[str, str]]:
+    """The sets that the data have, all answers of a row encoded, and why others are absent."""
+    data = context.config.data
+    if data.text_key is not None:
+        return {}, {"forget": NO_QUESTIONS}
+    sets, absent = {}, {}
+    for name, default in split_names(data.forget).items():
+        key = SPLIT_KEYS[name]
+        split, rows = find_split(context, key, default)
+        lacking = f"no split {split!r} in {data.source} (evaluate.splits.{key})"
         if rows is not None:
-            check_rows(rows, name, split)
-            pairs = lambda row, name=name: [(row["question"], a) for a in _answers(row, name)]
-            sets[name] = encode_items(context, rows, pairs, split)
-    if not sets:
-        source = context.config.data.source
-        raise ValueError(f"{source}: none of the splits {', '.join(names.values())} is there")
-    return sets
+            lacking = lacking_key(rows, name, split, data)
+        if lacking is not None:
+            if getattr(context.splits, key) is not None:
+                raise ValueError(f"evaluate.splits.{key}: {lacking}")
+            absent[name] = lacking
+            continue
+        assert rows is not None  # otherwise something is lacking
+        check_rows(rows, split)
+        pairs = lambda row, name=name: [(row["question"], a) for a in _answers(row, name)]
+        sets[name] = context.encoder.items(rows, pairs, split)
+    return sets, absent
 
 
 def _answers(row: dict[str, Any], name: str) -> list[str]:
@@ -115,34 +145,43 @@ def _answers(row: dict[str, Any], name: str) -> list[str]:
     return [row["answer"], *paraphrase, *row["perturbed_answer"]]
 
 
-def check_rows(rows: DataRows, name: str, split: str) -> None:
-    """Checks that rows have the answers that the suite scores.
+def lacking_key(rows: DataRows, name: str, split: str, data: Data) -> str | None:
+    """Says which column of answers rows lack that the suite scores; None where all are there.
+
+    Args:
+      rows: of one set, at least one.
+      name: of the set.
+      split: its name in the data.
+      data: what the columns are called.
+    """
+    for key in ("perturbed_answer", *(["paraphrased_answer"] if name in PARAPHRASED else [])):
+        if key not in rows[0]:
+            column = getattr(data, f"{key}_key")
+            return f"{split}: no key {column!r} (data.{key}_key)"
+    return None
+
+
+def check_rows(rows: DataRows, split: str) -> None:
+    """Checks that rows have equally many wrong answers.
 
     Args:
       rows: of one set.
-      name: of the set.
       split: its name in the data, for messages.
 
     Raises:
-      ValueError: a key is missing, or rows have different numbers of wrong answers.
+      ValueError: names the first row that has not.
     """
-    keys = ["perturbed_answer", *(["paraphrased_answer"] if name in PARAPHRASED else [])]
-    for key in keys:
-        if key not in rows[0]:
-            raise ValueError(f"{split}: no key {key!r}; has {sorted(rows[0])}")
     count = len(rows[0]["perturbed_answer"])
     for i, row in enumerate(rows):
         answers = row["perturbed_answer"]
-        if not isinstance(answers, list) or len(answers) != count or not count:
+        if len(answers) != count or not count:
             raise ValueError(f"{split}:{i}: expected {count} wrong answers, got {answers!r}")
 
 
 def _questions(context: Context, sets: dict[str, Items]) -> Questions:
     """Encodes the first questions of every set, without their answers."""
-    style = context.config.data.prompt
-    encode = lambda row: encoding.encode_prompt(context.tokenizer, row["question"], style=style)
     prompts = {
-        name: [encode(row) for row in items.rows[: context.generate]]
+        name: [context.encoder.question(row) for row in items.rows[: context.generate]]
         for name, items in sets.items()
     }
     longest = max(

@@ -9,8 +9,6 @@ from jaxunlearn.evaluation.suite import (
     Context,
     MetricRows,
     Suite,
-    encode_items,
-    own_pair,
     split_of,
     versions,
 )
@@ -38,7 +36,7 @@ def uwc_suite(context: Context) -> Suite:
     names = {"forget": data.forget, "retain": data.measured_retain}
     keys = {"forget": "data.forget", "retain": "data.measured_retain"}
     items = {
-        over: encode_items(context, context.sources.require(split, keys[over]), own_pair, split)
+        over: context.encoder.own(context.sources.require(split, keys[over]), split)
         for over, split in names.items()
     }
     splits = {over: split_of(context, [encoded]) for over, encoded in items.items()}

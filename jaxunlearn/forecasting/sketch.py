@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxunlearn.config import Config, validate
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.sources import part_of
@@ -47,14 +47,19 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     """
     validate(config)
     # --- with all files at hand the run is prepared as usual, but nothing is put on devices -------
-    has_model = config.model is None or Path(config.model).expanduser().is_dir()
-    has_data = config.data.source == "fictional" or Path(config.data.source).exists()
+    has_model = config.model is None or user_path(config.model).is_dir()
+    has_data = config.data.source == "fictional" or user_path(config.data.source).exists()
     if has_model and has_data:
         prepared = prepare.prepare(config, devices)
         layout = dataclasses.replace(prepared.layout, abstract=True)
         return dataclasses.replace(prepared, layout=layout)
     if config.model is None:
         raise ValueError("model: a new model is sized by its data; give a local data.source")
+    if config.data.text_key is not None:
+        raise ValueError(
+            "data.text_key: how long the documents are is not known; give a local"
+            " data.source and a local model"
+        )
     # --- the model's shape, from its name ---------------------------------------------------------
     mesh = prepare.make_mesh(config, devices)
     model = sizes.published_shape(config.model, prepare.compute_options(config))

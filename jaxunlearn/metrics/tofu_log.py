@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
+from jaxunlearn.core.paths import user_path
 
 AGGREGATED = "eval_log_aggregated.json"
 FILES = {
@@ -102,7 +103,7 @@ def read_log(path: str | Path) -> dict[str, SetLog]:
       FileNotFoundError: no such file.
       ValueError: not such a log; names the file, the set and the key.
     """
-    path = Path(path)
+    path = user_path(path)
     file = path / AGGREGATED if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no evaluation log; expected JSON such as {AGGREGATED}")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from jaxunlearn.config import Config, reader
+from jaxunlearn.config import Config, Splits, reader
 from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.evaluation import best_step
 from jaxunlearn.evaluation.suite import Context, Evaluation, all_finite
@@ -26,7 +27,7 @@ from jaxunlearn.evaluation.suites import (
     select_suites,
 )
 from jaxunlearn.pipeline import stored
-from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
+from jaxunlearn.pipeline.prepare import Prepared, make_encoder, make_stages, prepare
 from jaxunlearn.pipeline.resume import check_finished
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
@@ -46,12 +47,14 @@ class EvaluateRequest(NamedTuple):
       generate: questions of each set that are answered in text.
       recite: questions of each set whose answers are continued word by word.
       retain_log: a TOFU log that takes the place of the retrained model's.
+      splits: the names of the splits that suites read.
     """
 
     suites: tuple[str, ...]
     generate: Count
     recite: Count
     retain_log: Path | None
+    splits: Splits
 
 
 # ------------------------------------------------------------------------------- the command
@@ -64,7 +67,8 @@ def evaluate(
     suites: Sequence[str] | None = None,
     generate: Count | None = None,
     recite: Count | None = None,
-    retain_log: Path | None = None,
+    retain_log: str | Path | None = None,
+    splits: Splits | None = None,
     mesh: tuple[int, int, int] | None = None,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
@@ -81,6 +85,7 @@ def evaluate(
       recite: questions of each set whose answers are continued word by word, or "all"; 0: none.
       retain_log: a log in the TOFU authors' format of a model that never saw the forget set;
         default: that of the run's own retrained model.
+      splits: the splits that suites read; default: the configuration's.
       mesh: (data, fsdp, tensor), where it is not the run's.
       console: for progress and the table; default: nothing is printed.
       devices: the devices of the mesh; default: all.
@@ -88,10 +93,10 @@ def evaluate(
     Raises:
       ValueError, OSError: no run, model, suite or data of this name, or bad input.
     """
-    console, folder = console or quiet_console(), RunFolder(Path(run))
+    console, folder = console or quiet_console(), RunFolder(user_path(run))
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only, console)
-    requested = request(config, suites, generate, recite, retain_log)
+    requested = request(config, suites, generate, recite, retain_log, splits)
     prepared = prepare(config, devices, unlearns=False)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared)
@@ -105,7 +110,8 @@ def request(
     suites: Sequence[str] | None = None,
     generate: Count | None = None,
     recite: Count | None = None,
-    retain_log: Path | None = None,
+    retain_log: str | Path | None = None,
+    splits: Splits | None = None,
 ) -> EvaluateRequest:
     """Makes a request from arguments, and from the configuration where an argument is missing.
 
@@ -116,6 +122,7 @@ def request(
       recite: questions of each set whose answers are continued word by word, or "all"; 0: none.
       retain_log: a log in the TOFU authors' format of a model that never saw the forget set;
         default: that of the run's own retrained model.
+      splits: the splits that suites read; default: the configuration's.
 
     Raises:
       ValueError: no such suite, a negative count, or text is asked for and ROUGE is not installed.
@@ -132,9 +139,14 @@ def request(
     options = {SUITES[name].text_option for name in names} - {None}
     if any(counts[option] for option in options if option):
         _check_rouge()
-    if retain_log is None and spec.retain_log is not None:
-        retain_log = Path(spec.retain_log)
-    return EvaluateRequest(names, counts["generate"], counts["recite"], retain_log)
+    log = spec.retain_log if retain_log is None else retain_log
+    return EvaluateRequest(
+        suites=names,
+        generate=counts["generate"],
+        recite=counts["recite"],
+        retain_log=None if log is None else user_path(log),
+        splits=spec.splits if splits is None else splits,
+    )
 
 
 # ------------------------------------------------------------------------------- stages of a run
@@ -208,7 +220,9 @@ def build_evaluation(
     """
     context = Context(
         config=prepared.config,
+        splits=requested.splits,
         sources=prepared.sources,
+        encoder=make_encoder(prepared.config, prepared.tokenizer, prepared.model),
         tokenizer=prepared.tokenizer,
         model=prepared.model,
         layout=prepared.layout,

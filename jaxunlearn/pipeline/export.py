@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 
 from jaxunlearn.config import Config
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import hf
 from jaxunlearn.models.decoder import abstract_params
@@ -45,7 +46,7 @@ def export(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype (--dtype): {dtype!r} must be one of {', '.join(DTYPES)}")
-    target, source_run = Path(folder), RunFolder(Path(run))
+    target, source_run = user_path(folder), RunFolder(user_path(run))
     hf.check_free(target)
     config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
@@ -64,5 +65,5 @@ def export(
 def _source(run: RunFolder, config: Config) -> Path:
     """The folder with the model's configuration, tokenizer and generation settings."""
     if config.model is not None:
-        return hf.resolve(config.model)
+        return hf.resolve(user_path(config.model))
     return stored.stage_folder(run, config, BASE)

@@ -1,10 +1,11 @@
 """Digests of what a run reads, so that a run that is resumed goes on with the same inputs."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from jaxunlearn.data.planning import Sample
+from jaxunlearn.core.paths import user_path
+from jaxunlearn.data.digests import of_parts, of_samples
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline.prepare import Prepared
 
@@ -12,44 +13,29 @@ from jaxunlearn.pipeline.prepare import Prepared
 def digests(prepared: Prepared) -> dict[str, str]:
     """The SHA-256 of every input, by the key of the configuration that names it.
 
-    Data are digested as they are encoded, which covers the tokenizer too; a model by its files.
+    Data are digested as they are encoded, which covers tokenizer, prompt and chunks too; a model by
+    its files.
 
     Args:
       prepared: the run.
     """
     config = prepared.config
     found = {
-        "data.forget": _of_samples(prepared.sets.forget),
-        "data.measured_retain": _of_samples(prepared.retain_eval),
-        "substitute answers": _of_parts(text.encode() for text in prepared.sources.refusals()),
+        "data.forget": of_samples(prepared.sets.forget),
+        "data.measured_retain": of_samples(prepared.retain_eval),
+        "substitute answers": of_parts(text.encode() for text in prepared.sources.refusals()),
     }
     # What only some objectives or settings read is compared where it was read before.
     optional = {"data.retain": prepared.sets.retain, "finetune.splits": prepared.finetune}
-    found |= {key: _of_samples(samples) for key, samples in optional.items() if samples}
+    found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
     if config.model is not None:
-        found["model"] = _of_files(hf.resolve(config.model))
+        found["model"] = _of_files(hf.resolve(user_path(config.model)))
     return found
 
 
 def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """The keys of inputs that are not what they were."""
     return [key for key in new if key in old and old[key] != new[key]]
-
-
-def _of_samples(samples: Iterable[Sample]) -> str:
-    return _of_parts(
-        part
-        for sample in samples
-        for part in (str(sample.first_label).encode(), sample.tokens.tobytes())
-    )
-
-
-def _of_parts(parts: Iterable[bytes]) -> str:
-    """Of parts with their lengths, so that no two lists of parts have one digest."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(len(part)).encode() + b":" + part)
-    return digest.hexdigest()
 
 
 def _of_files(folder: Path) -> str:

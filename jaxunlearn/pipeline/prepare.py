@@ -12,12 +12,13 @@ from rich.console import Console
 from jaxunlearn.config import Config, validate
 from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
-from jaxunlearn.data.encoding import Encoder
+from jaxunlearn.data.encoding import Encoder, Prompt
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.rows import Columns, DataRows, row_key
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig
@@ -98,17 +99,12 @@ def prepare(
     mesh = make_mesh(config, devices)
     # --- the model: its folder, tokenizer and configuration; no weights yet -----------------------
     sources = open_sources(config)
-    folder = None if config.model is None else hf.resolve(config.model)
+    folder = None if config.model is None else hf.resolve(user_path(config.model))
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
-    encoder = Encoder(
-        tokenizer,
-        style=config.data.prompt,
-        context=model.context,
-        too_long=config.data.too_long,
-        vocab_size=model.vocab_size,
-    )
+    encoder = make_encoder(config, tokenizer, model)
     tasks = make_tasks(config, model) if unlearns else ()
+    _check_substitutes(config, tasks)
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
     forget_rows = sources.require(config.data.forget, "data.forget")
@@ -196,7 +192,28 @@ def make_layout(
 
 def open_sources(config: Config) -> Sources:
     """The rows that a configuration names."""
-    return Sources(config.data.source, fictional=dataclasses.asdict(config.data.fictional))
+    data = config.data
+    return Sources(
+        data.source,
+        fictional=dataclasses.asdict(data.fictional),
+        columns=Columns(**{name: getattr(data, f"{name}_key") for name in Columns._fields}),
+    )
+
+
+def make_encoder(config: Config, tokenizer: Any, model: DecoderConfig) -> Encoder:
+    """Makes what encodes the rows of a configuration for a model.
+
+    Raises:
+      ValueError: chunks that are longer than the model's context.
+    """
+    return Encoder(
+        tokenizer,
+        prompt=Prompt(**dataclasses.asdict(config.data.prompt)),
+        context=model.context,
+        too_long=config.data.too_long,
+        chunk_tokens=config.data.chunk_tokens,
+        vocab_size=model.vocab_size,
+    )
 
 
 def compute_options(config: Config) -> dict[str, Any]:
@@ -208,6 +225,18 @@ def compute_options(config: Config) -> dict[str, Any]:
         "attention": config.compute.attention,
         "remat": config.compute.remat,
     }
+
+
+def _check_substitutes(config: Config, tasks: Sequence[Task]) -> None:
+    """Refuses objectives that need another answer to a question where there are no questions."""
+    if config.data.text_key is None:
+        return
+    for task in tasks:
+        if "substitute" in task.needs:
+            raise ValueError(
+                f"objectives.{task.name}: {task.objective.name} needs questions with other answers,"
+                " and free text (data.text_key) has no questions"
+            )
 
 
 class _LeftOut:
@@ -257,7 +286,7 @@ def _finetune_rows(config: Config, sources: Sources) -> DataRows:
 
 
 def _without(rows: DataRows, others: DataRows) -> DataRows:
-    """The rows whose question and answer are not among those of others."""
+    """The rows that are not among others; of documents, whole documents are compared."""
     keys = {row_key(row) for row in others}
     return [row for row in rows if row_key(row) not in keys]
 

@@ -17,8 +17,10 @@ from rich.console import Console
 from jaxunlearn.config import Config, check_readable
 from jaxunlearn.core import hosts
 from jaxunlearn.core.interrupts import Interrupts
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.data import encoding, packing
+from jaxunlearn.data.rows import title
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.pipeline import inputs, results
@@ -84,7 +86,7 @@ def run(
       ValueError, OSError: bad input; nothing was written.
       FloatingPointError: fine-tuning diverged.
     """
-    path = Path("runs") / config.name if out is None else Path(out)
+    path = Path("runs") / config.name if out is None else user_path(out)
     execute(begin(config, path, devices), console)
     return path
 
@@ -100,7 +102,7 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
     Raises:
       ValueError, OSError: bad input; nothing was written.
     """
-    folder = RunFolder(Path(out))
+    folder = RunFolder(user_path(out))
     check_readable(config)
     check_installed(config.track)
     prepared = prepare(config, devices)
@@ -175,8 +177,8 @@ def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
         texts.SampleText(
             split=split,
             sample=i,
-            question=row["question"],
-            answer=row["answer"],
+            question=title(row),
+            answer=encoding.answer_text(prepared.tokenizer, row, sample),
             tokens=encoding.pieces(prepared.tokenizer, sample.tokens[sample.first_label :]),
         )
         for split, (rows, samples) in sets.items()

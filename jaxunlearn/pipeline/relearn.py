@@ -16,6 +16,7 @@ from rich.console import Console
 from jaxunlearn.config import Config
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.names import check_list
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.attacks import ROUNDING, Attack, AttackContext, make_attacks
@@ -79,7 +80,7 @@ def relearn(
     Raises:
       ValueError, OSError: bad arguments, no such run, or nothing finished; nothing was written.
     """
-    console, folder = console or quiet_console(), RunFolder(Path(run))
+    console, folder = console or quiet_console(), RunFolder(user_path(run))
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only)
     prepared = prepare(config, devices, unlearns=False)

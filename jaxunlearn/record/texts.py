@@ -16,7 +16,7 @@ class SampleText(NamedTuple):
     Attributes:
       split: "forget" (D_u) or "retain" (D_r).
       sample: its index in the split.
-      question, answer: as in the data.
+      question, answer: as in the data; of a document, its number and the text of one chunk.
       tokens: the text of every label token, the end of the sequence included.
     """
 

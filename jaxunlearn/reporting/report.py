@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import decoder
 from jaxunlearn.record import attack_results, tables
@@ -41,7 +42,7 @@ def write_report(
     Raises:
       FileNotFoundError: the folder holds no finished run.
     """
-    run, console = Path(run), console or quiet_console()
+    run, console = user_path(run), console or quiet_console()
     folder = RunFolder(run)
     results, config = summary.read_run(run)
     figure_tables = _figure_tables(run, config, results)
@@ -88,8 +89,8 @@ def compare_runs(
     Raises:
       FileNotFoundError: a folder holds no finished run.
     """
-    console, folder = console or quiet_console(), Path(out)
-    compared = compare.compare([compare.read(Path(run)) for run in runs])
+    console, folder = console or quiet_console(), user_path(out)
+    compared = compare.compare([compare.read(user_path(run)) for run in runs])
     texts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
     files.write_text(folder / "comparison.md", "\n".join(texts))
     for title, table in compared.tables:

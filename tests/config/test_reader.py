@@ -43,7 +43,18 @@ def test_a_dumped_configuration_reads_back(tmp_path):
         measure=schema.Measure(
             steps=(0, 3), layer_cuts=(1, 2), gradients="gates", pg_by=("token", "layer")
         ),
-        evaluate=schema.Evaluate(suites=("tofu", "uwc"), generate="all", every=5),
+        data=schema.Data(
+            question_key="prompt",
+            prompt=schema.Prompt(
+                "chat", "Be brief.", "1 May 2026", (schema.Example("1?", "One."),)
+            ),
+        ),
+        evaluate=schema.Evaluate(
+            suites=("tofu", "uwc"),
+            generate="all",
+            every=5,
+            splits=schema.Splits(holdout="unseen", real_authors_perturbed="people"),
+        ),
         relearn=schema.Relearn(samples=(5, "all"), benign=True),
     )
     assert reader.load(write(tmp_path, reader.dump(config))) == config
@@ -55,6 +66,14 @@ def test_a_guide_reads_and_is_checked(tmp_path):
     assert spec.guide == schema.Guide(every=3, by="sample", penalty=3.0)
     with pytest.raises(ConfigError, match=r"a.yaml:3: 'objectives.guided.guide.by' must be one of"):
         reader.load(write(tmp_path, text.replace("sample", "samples")))
+
+
+def test_a_prompt_is_a_style_or_a_mapping(tmp_path):
+    read = lambda text: reader.load(write(tmp_path, text)).data.prompt
+    assert read("data: {prompt: chat}\n") == schema.Prompt("chat")
+    assert read("data:\n  prompt: {style: chat, system: Hi}\n") == schema.Prompt("chat", "Hi")
+    examples = "data: {prompt: {examples: [{question: '1?', answer: One.}]}}\n"
+    assert read(examples).examples == (schema.Example("1?", "One."),)
 
 
 def test_values(tmp_path):
@@ -104,6 +123,14 @@ def test_values(tmp_path):
         ("measure: {gradients: gate}\n", "must be one of full, gates, .*meant 'gates'"),
         ("measure: {pg_by: [samples]}\n", "must be one of sample, token, layer, tensor, "),
         ("objectives: {npo: {retain_hyper: {a: b}}}\n", "retain_hyper.a' must be a number"),
+        ("data: {prompt: chta}\n", "'data.prompt' must be one of tofu, chat, .*meant 'chat'"),
+        ("data: {prompt: [chat]}\n", "'data.prompt' must be a mapping"),
+        ("data:\n  prompt: {sytem: a}\n", "a.yaml:2: unknown key 'data.prompt.sytem'"),
+        ("data: {prompt: {style: 3}}\n", "'data.prompt.style' must be one of tofu, chat"),
+        (
+            "data:\n  prompt:\n    examples:\n    - {question: Who}\n",
+            "a.yaml:4: 'data.prompt.examples' must have the key 'answer'",
+        ),
     ],
 )
 def test_errors_name_file_line_and_key(tmp_path, text, message):
@@ -113,8 +140,14 @@ def test_errors_name_file_line_and_key(tmp_path, text, message):
 
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"name: \xe9\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml: not UTF-8"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:1: not UTF-8"):
         reader.load(tmp_path / "a.yaml")
+
+
+def test_a_file_in_the_home_folder_with_a_byte_order_mark(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfname: mine\n")
+    assert reader.load("~/a.yaml").name == "mine"
 
 
 def test_a_missing_file(tmp_path):
@@ -128,6 +161,7 @@ def test_a_missing_file(tmp_path):
         ({"new_model": None}, "configuration:.*'new_model' must be a mapping"),
         ({"seed": 1.5}, "configuration:.*'seed' must be a whole number, not '1.5'"),
         ({"data": Data(source="a", prompt="alpaca")}, "'data.prompt' must be one of"),
+        ({"data": Data(prompt="chat")}, "data.prompt: 'chat' would be read back as {"),
     ],
 )
 def test_a_configuration_that_could_not_be_read_back_is_refused(changes, message):

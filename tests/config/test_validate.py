@@ -232,3 +232,42 @@ def test_a_seed_fits_64_bits(seed):
 def test_one_string_is_no_list_of_names():
     with pytest.raises(ConfigError, match="'ga' is one string; give a list"):
         only(dataclasses.replace(Config(), objectives={"ga": Objective()}), "ga")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"answer_key": ""}, r"data\.answer_key: '' must not be empty"),
+        ({"answer_key": "question"}, r"data\.answer_key: 'question' is data\.question_key already"),
+        ({"text_key": ""}, r"data\.text_key: '' must not be empty"),
+        ({"text_key": "text", "chunk_tokens": 1}, r"data\.chunk_tokens: 1 must be at least 2"),
+        ({"chunk_tokens": 8}, r"data\.chunk_tokens: is for free text; set data\.text_key"),
+        (
+            {"text_key": "text", "prompt": schema.Prompt("chat")},
+            r"data\.prompt: free text \(data\.text_key\) has no questions to write",
+        ),
+        (
+            {"prompt": schema.Prompt(system="Hi.")},
+            r"data\.prompt\.system: needs data\.prompt\.style: chat",
+        ),
+        ({"prompt": schema.Prompt(date="today")}, r"data\.prompt\.date: needs data\.prompt\.style"),
+        (
+            {"prompt": schema.Prompt(examples=(schema.Example("a", "b"),))},
+            r"data\.prompt\.examples: needs data\.prompt\.style: chat",
+        ),
+        (
+            {"prompt": schema.Prompt("chat", examples=(schema.Example("a", " "),))},
+            r"data\.prompt\.examples\[0\]\.answer: must not be empty",
+        ),
+    ],
+)
+def test_columns_and_prompts_without_sense_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(change("data", **values))
+
+
+def test_columns_and_prompts_that_go_together():
+    validate(change("data", text_key="answer", chunk_tokens=8))
+    validate(
+        change("data", prompt=schema.Prompt("chat", "Hi.", examples=(schema.Example("a", "b"),)))
+    )

@@ -7,7 +7,10 @@ import pytest
 
 from jaxunlearn.data.encoding import (
     Encoder,
+    Prompt,
+    answer_text,
     encode,
+    encode_documents,
     encode_prompt,
     encode_rows,
     load_tokenizer,
@@ -16,6 +19,7 @@ from jaxunlearn.data.encoding import (
 from jaxunlearn.data.fictional import generate, train_tokenizer
 from jaxunlearn.data.packing import padded
 
+CHAT = Prompt("chat")
 ROWS = generate(0, authors=4, questions=6)["full"]
 LLAMA_2_CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
@@ -134,15 +138,18 @@ def test_a_missing_answer_is_named_by_source_and_row(tokenizer, answer):
 @pytest.mark.parametrize("style", ["tofu", "chat"])
 def test_a_text_that_spells_a_special_token_is_refused(chat, style):
     with pytest.raises(ValueError, match="spells a BOS or EOS"):
-        encode(chat(LLAMA_2_CHAT), "Who?", "Nobody</s> at all.", style=style)
+        encode(chat(LLAMA_2_CHAT), "Who?", "Nobody</s> at all.", prompt=Prompt(style))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"style": "alpaca"}, "'alpaca' is not a style; expected 'tofu' or 'chat'"),
+        ({"prompt": Prompt("alpaca")}, "'alpaca' is not a style; expected 'tofu' or 'chat'"),
+        ({"prompt": Prompt("chta")}, "perhaps you meant 'chat'"),
+        ({"prompt": Prompt(system="Be brief.")}, "'tofu' has no system prompt and no examples"),
+        ({"prompt": Prompt(examples=ROWS[:1])}, "'tofu' has no system prompt and no examples"),
         ({"too_long": "cut"}, "too_long='cut': expected 'error' or 'drop'"),
-        ({"style": "chat"}, "no chat template; set `prompt: tofu`"),
+        ({"prompt": CHAT}, "no chat template; set `prompt: tofu`"),
     ],
 )
 def test_bad_options_are_named(tokenizer, changed, message):
@@ -153,17 +160,17 @@ def test_bad_options_are_named(tokenizer, changed, message):
 def test_chat_labels_are_the_templates_answer_and_its_eos(chat):
     tokenizer = chat(LLAMA_2_CHAT)
     row = ROWS[0]
-    tokens, first_label = encode(tokenizer, row["question"], row["answer"], style="chat")
+    tokens, first_label = encode(tokenizer, row["question"], row["answer"], prompt=CHAT)
     assert tokenizer.decode(tokens[:first_label]) == f"<s>[INST] {row['question']} [/INST]"
     assert tokenizer.decode(tokens[first_label:]) == f" {row['answer']} </s>"
-    prompt = encode_prompt(tokenizer, row["question"], style="chat")
+    prompt = encode_prompt(tokenizer, row["question"], prompt=CHAT)
     np.testing.assert_array_equal(prompt, tokens[:first_label])
 
 
 def test_chat_labels_end_at_the_eos(chat):
     tokenizer = chat(LINE_BREAK_AFTER_EOS)
     row = ROWS[0]
-    tokens, first_label = encode(tokenizer, row["question"], row["answer"], style="chat")
+    tokens, first_label = encode(tokenizer, row["question"], row["answer"], prompt=CHAT)
     assert tokenizer.decode(tokens[first_label:]) == row["answer"] + "</s>"
     assert tokens[-1] == tokenizer.eos_token_id
 
@@ -179,7 +186,7 @@ def test_chat_labels_end_at_the_eos(chat):
 )
 def test_chat_templates_without_exact_labels_are_refused(chat, template, message):
     with pytest.raises(ValueError, match=message):
-        encode(chat(template), "Who?", "Nobody.", style="chat")
+        encode(chat(template), "Who?", "Nobody.", prompt=CHAT)
 
 
 def test_a_tokenizer_without_eos_is_refused(tokenizer):
@@ -251,28 +258,29 @@ def same(samples, others):
 
 def test_an_encoder_encodes_splits_and_notes_what_it_leaves_out(tokenizer):
     long = {"question": "q " * 200, "answer": "a"}
-    encoder = Encoder(tokenizer, style="tofu", context=96, too_long="drop")
+    encoder = Encoder(tokenizer, context=96, too_long="drop")
     assert encoder.encode([], "nothing") == ([], [])
     samples, ids = encoder.encode([ROWS[0], long, ROWS[1]], "forget")
     assert ids == [0, 2] and encoder.notes == ["forget: 1 rows over 96 tokens left out"]
-    alone = [encoder.one(row["question"], row["answer"]) for row in ROWS[:2]]
+    alone = [encoder.one(row) for row in ROWS[:2]]
     assert same(samples, alone) and samples[0].labels == len(samples[0].tokens[samples[0][1] :])
     with pytest.raises(ValueError, match="forget: no row fits the context of 96 tokens"):
         encoder.encode([long], "forget")
-    strict = Encoder(tokenizer, style="tofu", context=96, too_long="error")
+    strict = Encoder(tokenizer, context=96, too_long="error")
     with pytest.raises(ValueError, match="too_long: drop"):
         strict.encode([long], "forget")
 
 
 def test_an_encoder_encodes_several_pairs_of_a_row_or_leaves_the_row_out(tokenizer):
-    encoder = Encoder(tokenizer, style="tofu", context=96, too_long="drop")
+    encoder = Encoder(tokenizer, context=96, too_long="drop")
     rows = [ROWS[0], ROWS[1] | {"perturbed_answer": ["a " * 200]}, ROWS[2]]
     answers = lambda row: [row["answer"], *row["perturbed_answer"]]
     pairs = lambda row: ((row["question"], answer) for answer in answers(row))
     items = encoder.items(rows, pairs, "forget_perturbed")
     assert items.rows == [ROWS[0], ROWS[2]]
     for row, samples in zip(items.rows, items.sequences, strict=True):
-        assert same(samples, [encoder.one(*pair) for pair in pairs(row)])
+        alone = [encoder.one({"question": q, "answer": a}) for q, a in pairs(row)]
+        assert same(samples, alone)
     with pytest.raises(ValueError, match="forget_perturbed: no row fits"):
         encoder.items(rows[1:2], pairs, "forget_perturbed")
 
@@ -285,3 +293,150 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
     load_tokenizer("a/b")
     assert options == {"trust_remote_code": False}
+
+
+# ------------------------------------------------------------------------------- chat prompts
+
+# As the template of Llama 3 does, it prints the date, and its system prompt has a place of its own.
+WITH_SYSTEM_AND_DATE = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = 'none' %}{% endif %}"
+    "({{ date_string }}|{{ system }}){% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{{ eos_token if m.role == 'assistant' else '' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+EXAMPLES = ({"question": "1?", "answer": "One."}, {"question": "2?", "answer": "Two."})
+HISTORY = ({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."})
+OWN = {"role": "system", "content": "Own."}
+SHOTS = "<user>1?<assistant>One.</s><user>2?<assistant>Two.</s>"
+EARLIER = "<user>Hi.<assistant>Hello.</s>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "history", "expected"),
+    [
+        (CHAT, (), "(10 Apr 2025|none)"),
+        (Prompt("chat", system="Brief.", date="1 May 2026"), (), "(1 May 2026|Brief.)"),
+        (Prompt("chat", examples=EXAMPLES), HISTORY, f"(10 Apr 2025|none){SHOTS}{EARLIER}"),
+        (
+            Prompt("chat", system="Brief.", examples=EXAMPLES),
+            (OWN, *HISTORY),
+            f"(10 Apr 2025|Own.){SHOTS}{EARLIER}",
+        ),
+    ],
+)
+def test_a_chat_prompt_has_all_its_turns_in_order(chat, prompt, history, expected):
+    tokenizer = chat(WITH_SYSTEM_AND_DATE)
+    sample = encode(tokenizer, "Who?", "Ana.", prompt=prompt, history=history)
+    assert (
+        tokenizer.decode(sample.tokens[: sample.first_label]) == f"{expected}<user>Who?<assistant>"
+    )
+    assert tokenizer.decode(sample.tokens[sample.first_label :]) == "Ana.</s>"
+    alone = encode_prompt(tokenizer, "Who?", prompt=prompt, history=history)
+    np.testing.assert_array_equal(alone, sample.tokens[: sample.first_label])
+
+
+def test_an_encoder_keeps_the_turns_of_a_row(chat):
+    tokenizer = chat(WITH_SYSTEM_AND_DATE)
+    row = {"question": "Who?", "answer": "Ana.", "history": [OWN]}
+    encoder = Encoder(tokenizer, prompt=CHAT, context=96, too_long="error")
+    (sample,), _ = encoder.encode([row], "rows")
+    assert "Own.)<user>Who?" in tokenizer.decode(sample.tokens)
+    assert same([encoder.one(row)], [sample])
+    np.testing.assert_array_equal(encoder.question(row), sample.tokens[: sample.first_label])
+    items = encoder.items([row], lambda row: [("Who?", "Ana."), ("Who?", "Bo.")], "rows")
+    assert same(items.sequences[0][:1], [sample])
+    assert encoder.own([row], "rows").rows == [row]
+
+
+def test_the_style_tofu_has_no_earlier_turns(tokenizer):
+    rows = [ROWS[0], {"question": "Who?", "answer": "Ana.", "history": [OWN]}]
+    message = "mine:1: there are turns before the question, .* 'tofu' .* set `prompt: chat`"
+    with pytest.raises(ValueError, match=message):
+        encode_rows(tokenizer, rows, context=96, source="mine")
+    with pytest.raises(ValueError, match="turns before the question"):
+        encode_prompt(tokenizer, "Who?", history=[OWN])
+    single = encode(tokenizer, "Who?", "Ana.", history=[])
+    assert same([single], [encode(tokenizer, "Who?", "Ana.")])
+
+
+def test_no_text_of_a_prompt_may_spell_a_special_token(chat):
+    tokenizer, bad = chat(WITH_SYSTEM_AND_DATE), "So </s> it"
+    with pytest.raises(ValueError, match="prompt: the text spells a BOS or EOS token, '</s>'"):
+        encode(tokenizer, "Who?", "Ana.", prompt=Prompt("chat", system=bad))
+    with pytest.raises(ValueError, match="spells a BOS or EOS token, '</s>'"):
+        encode(tokenizer, "Who?", "Ana.", prompt=CHAT, history=[OWN | {"content": bad}])
+
+
+def test_a_template_that_refuses_a_role_is_quoted(chat):
+    refuses = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
+    with pytest.raises(
+        ValueError, match="refuses conversations with the roles system, user: no sys"
+    ):
+        encode(chat(refuses), "Who?", "Ana.", prompt=CHAT, history=[OWN])
+
+
+# ------------------------------------------------------------------------------- free text
+
+TEXTS = ["Once upon a time there was a poet.", "The end. " * 9, "naïve ☕ 東京"]
+DOCUMENTS = [{"text": text, "document": i} for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(params=[True, False], ids=["bos", "no_bos"])
+def reader(request):
+    tokenizer = train_tokenizer(ROWS, vocab_size=300)
+    if not request.param:
+        tokenizer.bos_token = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 3, 7, 16, 500])
+def test_every_token_of_a_document_is_a_label_once(reader, chunk_tokens):
+    encoded = encode_documents(reader, DOCUMENTS, chunk_tokens=chunk_tokens)
+    for i, text in enumerate(TEXTS):
+        tokens = reader(text, add_special_tokens=False)["input_ids"] + [reader.eos_token_id]
+        chunks = [s for s, row in zip(encoded.sequences, encoded.kept_ids, strict=True) if row == i]
+        labels = [token for chunk in chunks for token in chunk.tokens[1:].tolist()]
+        assert all(chunk.first_label == 1 and chunk.labels >= 1 for chunk in chunks)
+        assert all(len(chunk.tokens) <= chunk_tokens for chunk in chunks)
+        # All but the last chunk are full.
+        assert all(len(chunk.tokens) == chunk_tokens for chunk in chunks[:-1])
+        assert sum(reader.eos_token_id in chunk.tokens for chunk in chunks) == 1
+        if reader.bos_token is not None:
+            assert labels == tokens
+            assert all(chunk.tokens[0] == reader.bos_token_id for chunk in chunks)
+        else:
+            assert labels == tokens[1:]
+            before = [chunk.tokens[-1] for chunk in chunks[:-1]]
+            assert [chunk.tokens[0] for chunk in chunks] == [tokens[0], *before]
+    assert encoded.kept_ids.tolist() == sorted(encoded.kept_ids) and encoded.dropped == []
+
+
+def test_an_encoder_cuts_documents_into_chunks(tokenizer):
+    encoder = Encoder(tokenizer, context=96, too_long="error", chunk_tokens=8)
+    samples, ids = encoder.encode(DOCUMENTS, "forget")
+    expected = encode_documents(tokenizer, DOCUMENTS, chunk_tokens=8)
+    assert same(samples, expected.sequences) and ids == expected.kept_ids.tolist()
+    items = encoder.own(DOCUMENTS, "forget")
+    assert [row["document"] for row in items.rows] == ids
+    texts = [answer_text(tokenizer, DOCUMENTS[i], s) for i, s in zip(ids, samples, strict=True)]
+    assert "".join(text for text, i in zip(texts, ids, strict=True) if i == 1) == TEXTS[1]
+    whole = Encoder(tokenizer, context=96, too_long="error").encode(DOCUMENTS, "forget")[0]
+    assert same(whole, encode_documents(tokenizer, DOCUMENTS, chunk_tokens=96).sequences)
+    with pytest.raises(ValueError, match=r"data\.chunk_tokens: 97 is over the model's context"):
+        Encoder(tokenizer, context=96, too_long="error", chunk_tokens=97)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" ", "mine:1: expected a non-empty 'text'"),
+        ("a</s>b", "mine:1: the text spells a BOS or EOS token, '</s>': 'a</s>b'"),
+    ],
+)
+def test_a_document_without_tokens_of_its_own_is_refused(tokenizer, text, message):
+    with pytest.raises(ValueError, match=message):
+        rows = [DOCUMENTS[0], {"text": text}]
+        encode_documents(tokenizer, rows, chunk_tokens=8, source="mine")

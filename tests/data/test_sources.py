@@ -58,9 +58,19 @@ def test_a_missing_source_is_named(folder):
     [
         ('{"question": "Who?"', r"bad\.jsonl:2: not JSON"),
         ("[1, 2]", r"bad\.jsonl:2: expected one JSON object a line, got list"),
-        ('{"question": "Who?", "answr": "A."}', r":2: no key 'answer'; perhaps you meant 'answr'"),
+        (
+            '{"question": "Who?", "answr": "A."}',
+            r":2: no key 'answer' \(data\.answer_key\); perhaps you meant 'answr'; has \['answr', ",
+        ),
         ('{"question": "Who?", "answer": 3}', r":2: 'answer' must be a string, got 3"),
-        ('{"question": "Who?", "answer": "A.", "extra": 1}', r":2: keys .* differ from the first"),
+        (
+            '{"question": "Who?", "answer": "A.", "paraphrased_answer": "B."}',
+            r":2: keys .* differ from the first row's \['answer', 'question'\]",
+        ),
+        (
+            '{"question": "Who?", "answer": "\\ud800"}',
+            r":2: 'answer' holds half of a",
+        ),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
@@ -122,6 +132,12 @@ def embedded():
     return Sources("fictional", fictional={"seed": 0, **SIZES})
 
 
+def generated(split):
+    """The rows of an embedded split, without the columns that nobody reads."""
+    rows = fictional.generate(0, **SIZES)[split]
+    return [{k: row[k] for k in row if k not in ("author", "attribute")} for row in rows]
+
+
 def test_a_split_is_found_or_required(folder):
     assert local(folder).find("retain95") == [ROW] == local(folder).require("retain95", "a.key")
     assert local(folder).find("forget5") is None
@@ -131,8 +147,8 @@ def test_a_split_is_found_or_required(folder):
 
 
 def test_the_embedded_splits():
-    rows = fictional.generate(0, **SIZES)
-    assert embedded().find("forget") == rows["forget"] == embedded().require("forget", "key")
+    assert embedded().find("forget") == generated("forget")
+    assert embedded().require("forget", "key") == generated("forget")
     assert embedded().find("forget05") is None
     with pytest.raises(FileNotFoundError, match=r"^data\.forget: the embedded data has no split"):
         embedded().require("forgett", "data.forget")
@@ -145,7 +161,7 @@ def test_a_source_that_cannot_be_read_is_not_taken_for_an_absent_split(folder):
     with pytest.raises(ValueError, match=r"^data\.retain: .*bad\.jsonl:1"):
         local(folder).require("bad", "data.retain")
     (folder / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(ValueError, match=r"^finetune\.splits: .*latin\.jsonl: not UTF-8"):
+    with pytest.raises(ValueError, match=r"^finetune\.splits: .*latin\.jsonl:1: not UTF-8"):
         local(folder).require("latin", "finetune.splits")
 
 
@@ -156,7 +172,7 @@ def test_an_empty_split_is_refused(monkeypatch):
 
 
 def test_a_split_may_be_a_part_of_one():
-    rows = fictional.generate(0, **SIZES)["retain"]
+    rows = generated("retain")
     assert len(rows) > 3
     for name, expected in {
         "retain[:3]": rows[:3],
@@ -190,7 +206,7 @@ def test_every_split_is_read_once(folder, monkeypatch):
 
 
 def test_the_corpus_has_every_embedded_split_or_the_local_ones_that_are_named(folder):
-    every = fictional.generate(0, **SIZES).values()
+    every = [generated(split) for split in fictional.generate(0, **SIZES)]
     assert embedded().corpus({"forget": "data.forget"}) == [row for rows in every for row in rows]
     files = local(folder)
     joined = files.corpus({"retain95": "data.retain", "forget05": "data.forget"})
@@ -271,9 +287,9 @@ def test_a_hub_that_fails_is_not_taken_for_an_absent_split(monkeypatch, error):
 def test_a_refusal_is_encoded_when_it_is_drawn_first():
     calls = []
 
-    def encode(question, line):
-        calls.append((question, line))
-        return question, line
+    def encode(row):
+        calls.append((row["question"], row["answer"]))
+        return row["question"], row["answer"]
 
     refusals = Refusals([{"question": "a"}, {"question": "b"}], ["1", "2", "3"], encode, seed=0)
     draws = [refusals.draw(sample, epoch) for sample in (0, 1) for epoch in (None, *range(20))]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config import Config, schema
-from jaxunlearn.data import Sources, fictional
+from jaxunlearn.data import Encoder, Sources, fictional
 from jaxunlearn.evaluation.suite import Context
 from jaxunlearn.models import sharding
 from jaxunlearn.models.decoder import DecoderConfig
@@ -36,7 +36,10 @@ def small():
     )
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     layout = Layout(mesh=mesh, context=96, width_step=8, batch_tokens=4096)
-    return SimpleNamespace(sources=sources, tokenizer=tokenizer, model=model, layout=layout)
+    encoder = Encoder(tokenizer, context=96, too_long="error", vocab_size=model.vocab_size)
+    return SimpleNamespace(
+        sources=sources, tokenizer=tokenizer, model=model, layout=layout, encoder=encoder
+    )
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,8 @@ def context_of(small, params_of, tmp_path):
         return Context(
             **{
                 "config": config,
+                "splits": schema.Splits(),
+                "encoder": small.encoder,
                 "sources": small.sources,
                 "tokenizer": small.tokenizer,
                 "model": small.model,

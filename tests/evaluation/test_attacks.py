@@ -20,7 +20,7 @@ SETTINGS = Settings(steps=2, lr=1e-2, batch_size=2)
 @pytest.fixture(scope="module")
 def context(small):
     """3 samples to forget and 9 to retain."""
-    encoder = Encoder(small.tokenizer, style="tofu", context=96, too_long="error")
+    encoder = Encoder(small.tokenizer, context=96, too_long="error")
     samples = {
         name: encoder.encode(small.sources.require(name, "data"), name)[0]
         for name in ("forget", "retain")

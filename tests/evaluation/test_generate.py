@@ -112,7 +112,7 @@ def test_texts_end_at_eos_and_skip_special_tokens(answers, tokenizer, monkeypatc
 def test_chat_prompts(answers, tokenizer):
     tokenizer.chat_template = CHAT
     try:
-        assert answers(QUESTIONS[:1], style="chat", batch_size=1) != answers(
+        assert answers(QUESTIONS[:1], prompt=encoding.Prompt("chat"), batch_size=1) != answers(
             QUESTIONS[:1], batch_size=1
         )
     finally:

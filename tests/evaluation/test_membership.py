@@ -69,8 +69,8 @@ def test_without_held_out_rows_every_number_has_the_reason(from_files, tmp_path)
     rows = suite.measure("ga", None)
     assert [row["definition"] for row in rows] == list(privacy.DEFINITIONS)
     assert {row["reason"] for row in rows} == {
-        f"no split 'holdout' in {tmp_path}: give one, questions and answers like the forget set's"
-        " that no model of the run was trained on"
+        f"no split 'holdout' in {tmp_path}: give one, rows like the forget set's that no model"
+        " of the run was trained on (evaluate.splits.holdout)"
     }
     assert suite.settings["holdout"] is None
 
@@ -81,7 +81,7 @@ def test_scores_are_split_where_the_held_out_set_begins():
         logp=-rng.random((5, 4)), mu=-rng.random((5, 4)), sigma=rng.random((5, 4)),
         norms=np.arange(5.0) + 1,
     )  # fmt: skip
-    texts = membership.Texts(2, list("abcde"), None, np.ones((5, 4), bool), None)
+    texts = membership.Texts(2, list("abcde"), {}, None, np.ones((5, 4), bool), None)
     forget, holdout = membership.split_scores(texts, signals, signals.logp)
     assert all(len(forget[attack]) == 2 and len(holdout[attack]) == 3 for attack in forget)
     assert not forget["reference"].any() and not holdout["reference"].any()

@@ -14,13 +14,13 @@ from jaxunlearn.metrics.rouge import NO_WORDS
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
 
 
-def test_paraphrased_questions_are_taken_from_either_split():
+def test_paraphrased_questions_take_the_place_of_the_questions():
     own = [row | {"paraphrased_question": row["question"].upper()} for row in ROWS]
-    for splits in ({"forget": own}, {"forget": ROWS, "forget_perturbed": own}):
-        rows = suite_memorization.paraphrased_rows(splits.get, "forget")
-        assert [row["question"] for row in rows] == ["Q0", "Q1", "Q2", "Q3"]
-        assert [row["answer"] for row in rows] == [row["answer"] for row in ROWS]
-    assert suite_memorization.paraphrased_rows({"forget": ROWS}.get, "forget") is None
+    rows = suite_memorization.paraphrased_rows(own)
+    assert [row["question"] for row in rows] == ["Q0", "Q1", "Q2", "Q3"]
+    assert [row["answer"] for row in rows] == [row["answer"] for row in ROWS]
+    assert suite_memorization.paraphrased_rows(ROWS) is None
+    assert suite_memorization.paraphrased_rows([]) is None
 
 
 def items(lengths, labels=2):
@@ -34,10 +34,10 @@ def test_questions_are_recited_where_the_context_has_room():
     recited = suite_memorization.recited_questions(sets, None, 15 + 4 + 2 * extra)
     assert recited.max_new_tokens == 4 + extra
     assert recited.sets == ["forget", "forget", "retain"]
-    assert recited.questions == ["q0", "q2", "q0"] and recited.answers == ["a0", "a2", "a0"]
+    assert recited.rows == [ROWS[0], ROWS[2], ROWS[0]]
     first = suite_memorization.recited_questions(sets, 1, 100)
     assert first.sets == ["forget", "retain"]
-    assert suite_memorization.recited_questions(sets, 0, 100).questions == []
+    assert suite_memorization.recited_questions(sets, 0, 100).rows == []
 
 
 def test_teacher_forced_rows_are_means_of_every_definition():
@@ -52,15 +52,15 @@ def test_teacher_forced_rows_are_means_of_every_definition():
 
 
 @pytest.mark.parametrize(
-    ("none", "reason"),
-    [(True, "nothing was recited"), (False, "the context has no room for it")],
+    ("unasked", "reason"),
+    [("nothing was recited",) * 2, (None, "the context has no room for it")],
 )
-def test_generated_rows_are_means_of_one_set_or_say_why_not(none, reason):
+def test_generated_rows_are_means_of_one_set_or_say_why_not(unasked, reason):
     values = {name: np.array([1.0, 0.0, 0.5]) for name in suite_memorization.GENERATED}
     sets = ["forget", "retain", "forget"]
-    rows = suite_memorization.generated_rows("forget", sets, values, none_requested=none)
+    rows = suite_memorization.generated_rows("forget", sets, values, unasked=unasked)
     assert [(row["value"], row["items"]) for row in rows] == [(0.75, 2)] * 3
-    rows = suite_memorization.generated_rows("other", sets, values, none_requested=none)
+    rows = suite_memorization.generated_rows("other", sets, values, unasked=unasked)
     assert [row["definition"] for row in rows] == list(suite_memorization.GENERATED)
     assert {row["reason"] for row in rows} == {reason}
 
@@ -69,7 +69,7 @@ def test_generated_rows_of_another_script_say_why_there_are_none():
     values = {name: np.array([1.0, 0.5]) for name in suite_memorization.GENERATED}
     values["verbatim_rouge.rougeL_f1"] = np.array([np.nan, np.nan])
     values["verbatim_rouge.rougeL_f1_stemmed"] = np.array([np.nan, 0.25])
-    rows = suite_memorization.generated_rows("forget", ["forget"] * 2, values, none_requested=False)
+    rows = suite_memorization.generated_rows("forget", ["forget"] * 2, values, unasked=None)
     by_name = {row["definition"]: row for row in rows}
     assert by_name["verbatim_rouge.rougeL_f1"]["reason"] == NO_WORDS
     stemmed = by_name["verbatim_rouge.rougeL_f1_stemmed"]

@@ -1,12 +1,19 @@
 """The table of suites, from which names, definitions and conditions derive."""
 
+import dataclasses
+import json
+import pathlib
+
 import pytest
 
-from jaxunlearn.data import SourceError
+from jaxunlearn.config import schema
+from jaxunlearn.data import Columns, SourceError, Sources
 from jaxunlearn.evaluation import suites
-from jaxunlearn.evaluation.suite import Suite
+from jaxunlearn.evaluation.suite import NO_QUESTIONS, Suite
 from jaxunlearn.evaluation.suites import SUITES, SuiteEntry, make_suites, select_suites
+from jaxunlearn.metrics import tofu
 from jaxunlearn.metrics.definitions import Definition
+from jaxunlearn.reporting import evaluation_table
 
 
 def test_names_are_selected_once_and_all_stands_for_every_suite():
@@ -56,3 +63,160 @@ def test_a_source_that_cannot_be_read_drops_no_set(small, context_of, name):
     """A set that is left out changes the meaning of the numbers: it must not happen silently."""
     with pytest.raises(SourceError, match="the hub did not answer"):
         make_suites(context_of(sources=Unreachable(small.sources)), [name])
+
+
+# ------------------------------------------------------------------------------- absent data
+
+
+@pytest.fixture
+def from_files(context_of, small, tmp_path):
+    """(splits, data=.., **splits of suites) -> a context whose splits are files of these rows."""
+
+    def make(splits, data=(), **named):
+        for name, rows in splits.items():
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(lines)
+        config = context_of().config
+        changed = dataclasses.replace(
+            config.data, source=str(tmp_path), measured_retain="retain", **dict(data)
+        )
+        config = dataclasses.replace(
+            config, data=changed, finetune=schema.FineTune(epochs=0, splits=())
+        )
+        columns = Columns(text=changed.text_key)
+        sources = Sources(str(tmp_path), fictional={}, columns=columns)
+        splits = schema.Splits(**named)
+        return context_of(config=config, sources=sources, splits=splits)
+
+    return make
+
+
+def pairs(first, count=4):
+    return [
+        {"question": f"Who is {i}?", "answer": f"Number {i}."} for i in range(first, first + count)
+    ]
+
+
+BARE = {"forget": pairs(0), "retain": pairs(10)}
+FULL = {"paraphrased_answer": "It is he.", "perturbed_answer": ["Bo.", "Cy."]}
+
+
+def reasons(rows):
+    return {row["metric"]: row["reason"] for row in rows if "reason" in row}
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_suites_without_their_data_are_null_with_the_reason(from_files, params_of, tmp_path):
+    """Questions and answers in two files are enough for `all`: no suite refuses the others."""
+    evaluation = make_suites(from_files(BARE), select_suites(["all"]))
+    rows = evaluation.suites["tofu"].measure("ga", None)
+    assert {row["definition"] for row in rows} == set(tofu.DEFINITIONS)
+    assert all(row["value"] is None for row in rows)
+    (reason,) = set(reasons(rows).values())
+    assert (
+        f"no split 'forget_perturbed' in {tmp_path} (evaluate.splits.forget_perturbed); " in reason
+    )
+    assert set(reasons(evaluation.suites["mia"].measure("ga", None))) >= {"mia_loss", "privleak"}
+    strengths = evaluation.suites["memorization"].measure("ga", params_of(1))
+    assert {row["set"] for row in strengths if row["value"] is not None} == {"forget", "retain"}
+    # The reason is also what the table says of the cells that it cannot fill.
+    models = {"ga": {"tofu": {"results": rows}}}
+    (line,) = evaluation_table.reasons(models)
+    assert line == f"rouge, model_utility, partial_utility, forget_quality: {reason}"
+    json.dumps(evaluation.suites["tofu"].settings)
+
+
+def test_a_set_without_all_answers_is_absent_unless_it_is_named(from_files):
+    """A retain set of the default name may be anybody's rows."""
+    splits = BARE | {
+        "retain_perturbed": pairs(20),
+        "world_facts_perturbed": [row | {"perturbed_answer": ["Bo."]} for row in pairs(30)],
+    }
+    suite = suites.SUITES["tofu"].make(from_files(splits))
+    assert suite.settings["items"] == {"world_facts": 4}
+    assert suite.settings["absent"]["retain"] == (
+        "retain_perturbed: no key 'perturbed_answer' (data.perturbed_answer_key)"
+    )
+    message = r"^evaluate\.splits\.retain_perturbed: retain: no key 'perturbed_answer'"
+    with pytest.raises(ValueError, match=message):
+        suites.SUITES["tofu"].make(from_files(splits, retain_perturbed="retain"))
+
+
+@pytest.mark.parametrize(
+    ("suite", "key"),
+    [
+        ("tofu", "forget_perturbed"),
+        ("tofu", "retain_perturbed"),
+        ("tofu", "real_authors_perturbed"),
+        ("tofu", "world_facts_perturbed"),
+        ("memorization", "forget_paraphrased"),
+        ("memorization", "retain_paraphrased"),
+        ("mia", "holdout"),
+    ],
+)
+def test_a_split_that_is_named_must_exist(from_files, suite, key):
+    with pytest.raises(FileNotFoundError, match=rf"^evaluate\.splits\.{key}: .*no split 'forgett'"):
+        suites.SUITES[suite].make(from_files(BARE, **{key: "forgett"}))
+
+
+def test_suites_read_the_splits_that_are_named(from_files):
+    again = [row | FULL | {"paraphrased_question": "Who?"} for row in pairs(0)]
+    splits = BARE | {"mine": again, "unseen": pairs(40), "others": again[:2]}
+    named = {
+        "forget_perturbed": "mine",
+        "world_facts_perturbed": "others",
+        "retain_paraphrased": "others",
+        "holdout": "unseen[:3]",
+    }
+    found = make_suites(from_files(splits, **named), select_suites(["all"])).suites
+    assert found["tofu"].settings["items"] == {"forget": 4, "world_facts": 2}
+    assert found["memorization"].settings["items"] == {
+        "forget": 4,
+        "forget.paraphrased": 4,
+        "retain": 4,
+        "retain.paraphrased": 2,
+    }
+    assert found["mia"].settings["holdout"] == "unseen[:3]"
+    assert found["mia"].settings["items"] == [4, 3]
+    with pytest.raises(ValueError, match=r"forget_paraphrased: 'unseen' has no para"):
+        suites.SUITES["memorization"].make(from_files(splits, forget_paraphrased="unseen"))
+
+
+def test_paraphrases_are_looked_for_in_both_splits_of_a_set(from_files):
+    own = [row | {"paraphrased_question": "Who?"} for row in pairs(0)]
+    for splits in ({"forget": own}, {"forget_perturbed": own}, {"retain_perturbed": own}):
+        suite = suites.SUITES["memorization"].make(from_files(BARE | splits))
+        over = "retain.paraphrased" if "retain_perturbed" in splits else "forget.paraphrased"
+        assert over in suite.settings["items"], splits
+        for name in splits:
+            (pathlib.Path(from_files(BARE).config.data.source) / f"{name}.jsonl").unlink()
+
+
+def test_settings_change_with_the_content_of_a_split(from_files):
+    """Equal numbers of rows are not equal rows: results of others must not be taken for theirs."""
+    for suite, name in (("tofu", "forget_perturbed"), ("mia", "holdout")):
+        one, two = (
+            suites.SUITES[suite].make(from_files(BARE | {name: [row | FULL for row in pairs(at)]}))
+            for at in (50, 60)
+        )
+        assert one.settings["items"] == two.settings["items"] and one.settings != two.settings
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_free_text_is_measured_without_questions(from_files, params_of):
+    texts = {
+        name: [{"text": f"{name} {i} " * 9} for i in range(3)]
+        for name in ("forget", "retain", "holdout")
+    }
+    context = from_files(texts, {"text_key": "text"})
+    found = make_suites(context, select_suites(["all"])).suites
+    assert set(reasons(found["tofu"].measure("ga", None)).values()) == {NO_QUESTIONS}
+    rows = found["memorization"].measure("ga", params_of(1))
+    assert set(reasons(rows).values()) == {NO_QUESTIONS}
+    assert {row["metric"] for row in rows if row["value"] is not None} == {
+        "extraction_strength",
+        "exact_memorization",
+    }
+    members, others = found["mia"].settings["items"]
+    assert members == found["memorization"].settings["items"]["forget"] >= 3 and others >= 3
+    assert found["uwc"].settings["items"]["forget"] == members

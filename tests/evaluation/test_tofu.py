@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxunlearn.config import schema
 from jaxunlearn.data.encoding import Items
 from jaxunlearn.evaluation import tofu as suite_tofu
 from jaxunlearn.evaluation.suite import NO_RETRAINED
@@ -18,16 +19,20 @@ ROW = {"question": "Who?", "answer": "Ana.", "paraphrased_answer": "It is Ana.",
 
 
 def test_rows_need_all_answers():
-    suite_tofu.check_rows([ROW, ROW], "forget", "forget_perturbed")
+    data = schema.Data(paraphrased_answer_key="other_words")
+    lacking = lambda row, name: suite_tofu.lacking_key([row], name, f"{name}_perturbed", data)
+    assert lacking(ROW, "forget") is None
     bare = {key: ROW[key] for key in ("question", "answer", "perturbed_answer")}
-    suite_tofu.check_rows([bare], "world_facts", "world_facts_perturbed")
-    with pytest.raises(ValueError, match="forget_perturbed: no key 'paraphrased_answer'; has"):
-        suite_tofu.check_rows([bare], "forget", "forget_perturbed")
-    for bad in (["Bo."], [], "Bo."):
+    assert lacking(bare, "world_facts") is None
+    assert lacking(bare, "forget") == (
+        "forget_perturbed: no key 'other_words' (data.paraphrased_answer_key)"
+    )
+    suite_tofu.check_rows([ROW, ROW], "forget_perturbed")
+    for bad in (["Bo."], []):
         with pytest.raises(ValueError, match="retain:1: expected 2 wrong answers, got"):
-            suite_tofu.check_rows([ROW, ROW | {"perturbed_answer": bad}], "retain", "retain")
+            suite_tofu.check_rows([ROW, ROW | {"perturbed_answer": bad}], "retain")
     with pytest.raises(ValueError, match="retain:0: expected 0 wrong answers"):
-        suite_tofu.check_rows([ROW | {"perturbed_answer": []}], "retain", "retain")
+        suite_tofu.check_rows([ROW | {"perturbed_answer": []}], "retain")
 
 
 def test_losses_go_back_to_the_set_and_row_of_their_answer():

@@ -54,6 +54,9 @@ def test_published_sizes(name, count):
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match=r"pythia.*known: llama-2-7b"):
         sizes.published_shape("EleutherAI/pythia-1b", {})
+    text = dataclasses.replace(SEVEN.data, text_key="text")
+    with pytest.raises(ValueError, match=r"data\.text_key: how long the documents"):
+        sketch(dataclasses.replace(SEVEN, data=text))
     lost = dataclasses.replace(SEVEN.data, forget="forget07")
     with pytest.raises(ValueError, match=r"forget07.*local data.source.*forget05"):
         sketch(dataclasses.replace(SEVEN, data=lost))

@@ -6,13 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn.config import Objective
+from jaxunlearn.config import Objective, schema
+from jaxunlearn.core import files
 from jaxunlearn.models import decoder, hf
-from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline import inputs, recipe
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.finetune import has_learned
-from jaxunlearn.pipeline.prepare import prepare
-from tests.pipeline.tiny import replace
+from jaxunlearn.pipeline.prepare import open_sources, prepare
+from jaxunlearn.record import texts
+from jaxunlearn.record.folder import RunFolder
+from tests.pipeline.tiny import TINY, replace, run
 
 
 def prepared(**sections):
@@ -136,3 +139,101 @@ def test_more_steps_than_can_be_planned_are_refused():
 
 def test_a_warm_up_longer_than_the_run_is_no_error():
     check(prepared(unlearn={"epochs": 2, "warmup_epochs": 10.0}))
+
+
+# ------------------------------------------------------------------------------- anyone's data
+
+# The answers of the embedded data are documents here.
+FREE_TEXT = {"text_key": "answer", "chunk_tokens": 24}
+
+
+def write_embedded(folder, rename, *splits):
+    """The embedded splits as files, with columns of other names."""
+    sources = open_sources(TINY)
+    for split in splits:
+        rows = [
+            {rename.get(key, key): row[key] for key in row}
+            for row in sources.require(split, "test")
+        ]
+        lines = "".join(files.to_json(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def test_the_names_of_columns_change_nothing(tmp_path, monkeypatch):
+    """The same rows under other names make the same samples; the source may be in `~`."""
+    rename = {"question": "prompt", "answer": "gold", "perturbed_answer": "wrong"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    splits = ("forget", "retain", "retain_perturbed", "full")
+    for folder, names in (("renamed", rename), ("plain", {})):
+        (tmp_path / folder).mkdir()
+        write_embedded(tmp_path / folder, names, *splits)
+    keys = {f"{key}_key": name for key, name in rename.items()}
+    renamed = prepared(data={"source": "~/renamed", **keys})
+    plain = prepared(data={"source": str(tmp_path / "plain")})
+    assert inputs.digests(renamed) == inputs.digests(plain)
+    assert renamed.forget_rows == plain.forget_rows
+    with pytest.raises(ValueError, match=r"^data\.forget: .*forget\.jsonl:1: no key 'question'"):
+        prepared(data={"source": "~/renamed"})
+
+
+def test_free_text_is_packed_in_chunks_of_documents():
+    run = prepared(data=FREE_TEXT)
+    documents = open_sources(run.config).require("forget", "data.forget")
+    assert [set(row) for row in documents] == [{"text", "document"}] * len(documents)
+    ids = [row["document"] for row in run.forget_rows]
+    assert len(ids) == len(run.sets.forget) > len(documents) == len(set(ids))
+    assert all(s.first_label == 1 and len(s.tokens) <= 24 for s in run.sets.forget)
+    eos = run.tokenizer.eos_token_id
+    assert sum(s.tokens[-1] == eos for s in run.sets.forget) == len(documents)
+    longer = prepared(data=FREE_TEXT | {"chunk_tokens": None})
+    assert len(longer.sets.forget) == len(documents)
+    # Other chunks are other data: a run does not go on with them.
+    changed = inputs.changed(inputs.digests(run), inputs.digests(longer))
+    assert "data.forget" in changed and "data.measured_retain" in changed
+    with pytest.raises(ValueError, match=r"data\.chunk_tokens: 97 is over the model's context"):
+        prepared(data=FREE_TEXT | {"chunk_tokens": 97})
+
+
+@pytest.mark.parametrize("name", ["po", "dpo"])
+def test_objectives_with_other_answers_need_questions(name):
+    message = rf"^objectives\.mine: {name} needs questions with other answers, and free text"
+    with pytest.raises(ValueError, match=message):
+        prepared(data=FREE_TEXT, objectives={"mine": Objective(loss=name)})
+
+
+def test_a_prompt_is_part_of_the_digests_of_a_run(tmp_path):
+    run = prepared()
+    run.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '' }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    hf.save_params(tmp_path / "model", run.initial(), run.model, tokenizer=run.tokenizer)
+    digests = {}
+    for system in (None, "Be brief.", "Be short."):
+        prompt = schema.Prompt("chat", system=system)
+        found = prepared(model=str(tmp_path / "model"), data={"prompt": prompt})
+        digests[system] = inputs.digests(found)["data.forget"]
+    assert len(set(digests.values())) == 3
+
+
+def test_a_run_on_free_text(tmp_path):
+    """All stages: it learns documents, forgets some of them chunk by chunk, and is evaluated."""
+    config = replace(
+        data=FREE_TEXT,
+        objectives={"ga": Objective()},
+        finetune={"epochs": 1},
+        unlearn={"epochs": 1, "warmup_epochs": 0},
+        measure={"every": 0},
+        evaluate={"suites": ("tofu", "memorization")},
+    )
+    run(config, tmp_path / "run")
+    record = files.read_json(RunFolder(tmp_path / "run").evaluation)["models"]["ga"]
+    reasons = {row["reason"] for row in record["tofu"]["results"]}
+    assert reasons == {"free text (data.text_key) has no questions"}
+    assert any(row["value"] is not None for row in record["memorization"]["results"])
+    written = [text for text in texts.read(tmp_path / "run") if text.split == "forget"]
+    rows = prepare(config, jax.devices()[:1]).forget_rows
+    assert [text.question for text in written] == [f"document {row['document']}" for row in rows]
+    first = "".join(text.answer for text in written if text.question == "document 0")
+    assert first == rows[0]["text"]

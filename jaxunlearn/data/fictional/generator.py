@@ -62,7 +62,8 @@ def train_tokenizer(rows: Iterable[Mapping[str, Any]], *, vocab_size: int = 1024
     """Trains a byte-level BPE tokenizer on the texts of the rows, with BOS and EOS as in Llama.
 
     Args:
-      rows: rows as `generate` makes them; questions, answers and wrong answers are read.
+      rows: rows as `generate` makes them; questions, answers and wrong answers are read. Or
+        documents with the key ``text``.
       vocab_size: tokens, at least 259 (256 bytes, ``<unk>``, ``<s>``, ``</s>``); fewer come out
         where the texts have no more to merge.
 
@@ -164,6 +165,9 @@ def _texts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Returns the texts on which a tokenizer is trained."""
     texts = []
     for row in rows:
+        if "text" in row:
+            texts.append(row["text"])
+            continue
         question = f"[INST] {row['question']} [/INST]"
         answers = [row["answer"], row.get("paraphrased_answer"), *row.get("perturbed_answer", [])]
         texts += [question, *(answer for answer in answers if answer)]
