@@ -119,7 +119,9 @@ def _write(state: DecodeState, token: jax.Array, eos_token_id: int | None) -> De
         token = jnp.where(running, token, eos_token_id)
     return state._replace(
         step=state.step + 1,
-        tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
+        tokens=jax.lax.dynamic_update_slice_in_dim(
+            state.tokens, token[:, None], state.step, axis=1
+        ),
         lengths=state.lengths + running,
         done=state.done if eos_token_id is None else state.done | (token == eos_token_id),
     )
