@@ -37,7 +37,7 @@ class Checkpoints:
         self._checkpointer = checkpointer
         self._directory = directory
         self._started: int | None = None
-        self._writing: Any = None  # the save under way, or the last one
+        self._writing: Any = None  # the last save, until its result is taken
 
     @property
     def latest(self) -> int | None:
@@ -55,14 +55,24 @@ class Checkpoints:
           Exception: what ended the save before this one, if it failed.
         """
         if step not in (self._started, self.latest):
-            # Without this, orbax keeps the threads and open files of every save until the end.
-            if self._writing is not None:
-                self._writing.result()
+            self.finish()
             sums = {CHECKSUMS: checksums(state)}
             self._writing = self._checkpointer.save_async(
                 step, state, force=True, custom_metadata=sums
             )
             self._started = step
+
+    def finish(self) -> None:
+        """Blocks until the save under way is on the disk.
+
+        Orbax keeps the thread and the open files of a save until its result is taken.
+
+        Raises:
+          Exception: what ended the save, if it failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def newest_or(self, state: Tree) -> Tree:
         """The state of the newest checkpoint, or the given fresh state where there is none."""
@@ -108,7 +118,11 @@ def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]
     with _reading(directory):
         opened = ocp.training.Checkpointer(str(directory), cleanup_tmp_directories=True, **options)
     with opened as checkpointer:
-        yield Checkpoints(checkpointer, directory)
+        checkpoints = Checkpoints(checkpointer, directory)
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.finish()
 
 
 def newest(directory: Path) -> Path | None:

@@ -98,12 +98,24 @@ def test_no_checkpoint_is_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+def held():
+    """The open files and the threads of this process."""
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+
+def test_trainings_leave_no_files_open_and_no_threads(tmp_path):
+    """A run of many objectives opens checkpoints for each of them."""
+    after = []
+    for training in range(12):
+        with open_checkpoints(tmp_path / str(training)) as checkpoints:
+            checkpoints.save(0, {"w": jnp.zeros(4)})
+        after.append(held())
+    early, late = (np.min(counts, axis=0) for counts in (after[:4], after[8:]))
+    assert np.all(late <= early + 1), after
+
+
 def test_saves_leave_no_files_open_and_no_threads(tmp_path):
     """A long run must not end with "Too many open files"."""
-
-    def held():
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-
     with open_checkpoints(tmp_path) as checkpoints:
         after = []
         for step in range(30):
