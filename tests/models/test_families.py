@@ -34,6 +34,17 @@ BASE = {
     "pad_token_id": None,
 }
 WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 700.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+GEMMA = {
+    "norm_placement": "both",
+    "norm_offset": True,
+    "scaled_embedding": True,
+    "activation": "gelu_tanh",
+    "tied": True,
+}
 # Name -> (model_type, keys of config.json, fields of `DecoderConfig` that differ from Llama's).
 KINDS = {
     "llama, biases": (
@@ -55,6 +66,89 @@ KINDS = {
     ),
     "mistral": ("mistral", {"sliding_window": None}, {}),
     "mistral, window": ("mistral", {"sliding_window": 9}, {"sliding_window": 9}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.0,
+            "sliding_window": 7,
+        },
+        GEMMA
+        | {
+            "query_scalar": 24,
+            "attention_softcap": 1.5,
+            "logit_softcap": 2.0,
+            "sliding_window": 7,
+            "full_layers": (1,),
+        },
+    ),
+    "gemma2, no caps, biases": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention"] * 3,
+        },
+        GEMMA | {"query_scalar": 256, "qkv_bias": True, "o_bias": True, "tied": False},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 7,
+            "sliding_window_pattern": 2,
+            "rope_parameters": GEMMA3_ROPE,
+        },
+        GEMMA
+        | {
+            "qk_norm": "head",
+            "query_scalar": 24,
+            "rope_theta": 700.0,
+            "local_rope_theta": 50.0,
+            "sliding_window": 7,
+            "full_layers": (1,),
+        },
+    ),
+    "gemma3, scaled, capped": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "final_logit_softcapping": 2.0,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 700.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+        GEMMA
+        | {
+            "qk_norm": "head",
+            "query_scalar": 256,
+            "logit_softcap": 2.0,
+            "rope_theta": 700.0,
+            "rope_scaling": decoder.LinearRopeScaling(8.0),
+            "local_rope_theta": 50.0,
+            "sliding_window": 4096,
+            "full_layers": (0, 1),
+        },
+    ),
+    "phi3": ("phi3", {}, {}),
+    "phi3, tied, window": (
+        "phi3",
+        {"tie_word_embeddings": True, "sliding_window": 9, "num_key_value_heads": None},
+        {"tied": True, "sliding_window": 9, "num_kv_heads": 4},
+    ),
+    "qwen2, windows in some layers": (
+        "qwen2",
+        WINDOW | {"max_window_layers": 1},
+        {"qkv_bias": True, "sliding_window": 7, "full_layers": (0,)},
+    ),
     "olmo2": ("olmo2", {}, {"qk_norm": "projection", "norm_placement": "post"}),
     "olmo2, biases": (
         "olmo2",
@@ -88,9 +182,11 @@ def test_fields(pair):
     _, folder, fields = pair
     config = hf.load_config(folder)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm", "sliding_window", "norm_placement"):
-        assert getattr(config, name) == fields.get(name, defaults[name]), name
-    assert (config.tied, config.family) == (fields.get("tied", False), fields["family"])
+    differ = {name for name, default in defaults.items() if getattr(config, name) != default}
+    sizes = {name for name, default in defaults.items() if default is dataclasses.MISSING}
+    assert differ - sizes - {"norm_eps"} <= fields.keys()
+    for name, value in fields.items():
+        assert getattr(config, name) == value, name
 
 
 def loaded(folder, dtype="float32"):
@@ -117,13 +213,16 @@ def in_float64(model):
     """transformers computes norms and rotary angles in float32 whatever the dtype: not here."""
 
     def normalise(self, x):
-        mean = x.square().mean(-1, keepdim=True)
-        return self.weight * (x * torch.rsqrt(mean + self.variance_epsilon))
+        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+        scale = self.weight + 1 if "Gemma" in type(self).__name__ else self.weight
+        return scale * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))
 
-    def angles(self, x, position_ids):
+    def angles(self, x, position_ids, layer_type=None):
         powers = torch.arange(0, model.config.head_dim, 2, dtype=torch.float64)
-        theta = model.config.rope_parameters["rope_theta"]
-        angle = position_ids[..., None] * theta ** -(powers / model.config.head_dim)
+        rope = model.config.rope_parameters
+        rope = rope if layer_type is None else rope[layer_type]
+        frequency = rope["rope_theta"] ** -(powers / model.config.head_dim)
+        angle = position_ids[..., None] * frequency / rope.get("factor", 1)
         return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
     if getattr(model.config, "head_dim", None) is None:
@@ -133,11 +232,16 @@ def in_float64(model):
             module.forward = types.MethodType(normalise, module)
         if type(module).__name__.endswith("RotaryEmbedding"):
             module.forward = types.MethodType(angles, module)
+        if hasattr(module, "embed_scale"):
+            module.embed_scale = torch.tensor(model.config.hidden_size**0.5, dtype=torch.float64)
     return model
 
 
-def test_gradients(pair):
+def test_gradients(pair, monkeypatch):
     """The gradient of a sequence's log-likelihood in float64, tensor by tensor."""
+    # Gemma 2's attention casts its scores to float32.
+    softmax = lambda x, dim, dtype=None: x.softmax(dim)
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)
     _, folder, _ = pair
     tokens = np.random.default_rng(1).integers(0, 64, 40).astype(np.int32)
     batch = packing.padded([planning.Sample(tokens, 10)])
@@ -153,10 +257,10 @@ def test_gradients(pair):
     grads = {name: value.grad.numpy() for name, value in exact.named_parameters()}
     table = hf.tensor_table(config)
     assert table.keys() == grads.keys()
-    for name, (leaf, layer, _) in table.items():
-        value = leaf.get(gradient)
-        value = value[layer] if leaf.stacked else value
-        value = value.T if leaf.transposed else value
+    for name, (leaves, layer, _) in table.items():
+        parts = [(leaf, leaf.get(gradient)) for leaf in leaves]
+        parts = [(leaf, part[layer] if leaf.stacked else part) for leaf, part in parts]
+        value = np.concatenate([part.T if leaf.transposed else part for leaf, part in parts])
         assert np.linalg.norm(value - grads[name]) < 1e-8 * np.linalg.norm(grads[name]), name
 
 
@@ -177,8 +281,8 @@ def test_export(pair, tmp_path):
 def test_keys_of_another_family_are_refused(pair, tmp_path):
     _, folder, fields = pair
     raw = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(raw | {"final_logit_softcapping": 30.0}))
-    with pytest.raises(ValueError, match=r"config\.json: unknown key 'final_logit_softcapping'"):
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"logits_scaling": 30.0}))
+    with pytest.raises(ValueError, match=r"config\.json: unknown key 'logits_scaling'"):
         hf.load_config(tmp_path)
 
 
@@ -200,17 +304,58 @@ def refused(tmp_path, **changes):
         ({"model_type": "mistral", "sliding_window": "4k"}, "sliding_window should be of type int"),
         ({"model_type": "qwen2", "use_sliding_window": 1}, "use_sliding_window should be of type"),
         (
-            {"model_type": "qwen2", **WINDOW, "max_window_layers": 2},
-            "only the same window in all layers, or none",
-        ),
-        (
             {"model_type": "qwen2", **WINDOW, "max_window_layers": "2"},
             "max_window_layers should be of type int",
         ),
         (
             {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
-            "only the same window in all layers, or none",
+            "layer_types names layers with 'sliding_attention', but there is no window",
         ),
+        (
+            {"model_type": "gemma2", "sliding_window": None},
+            "layer_types names layers with 'sliding_attention', but there is no window",
+        ),
+        (
+            {"model_type": "gemma2", "layer_types": ["chunked_attention"] * 3},
+            "layer_types: 'chunked_attention' is not supported, only 'full_attention'",
+        ),
+        ({"model_type": "gemma2", "layer_types": "full"}, "layer_types should be a list"),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh'"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "only None"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": None}, "should be of type int"),
+        (
+            {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping=50.0 is not supported, only None",
+        ),
+        (
+            {"model_type": "gemma3_text", "sliding_window_pattern": 0},
+            "sliding_window_pattern should be a positive int, found 0",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e6}},
+            "rope_parameters should have the keys ['full_attention', 'sliding_attention']",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "rope_scaling: rope_type='yarn' is not supported, only 'default' or 'linear'",
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_local_base_freq": 1e3,
+                "rope_parameters": GEMMA3_ROPE,
+            },
+            "rope_local_base_freq=1000.0 contradicts rope_parameters.sliding_attention's 50.0",
+        ),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [1.0]}},
+            "rope_type='longrope' is not supported, only 'default'",
+        ),
+        (
+            {"model_type": "phi3", "rope_parameters": {"partial_rotary_factor": 0.75}},
+            "rope_parameters: partial_rotary_factor=0.75 is not supported, only 1",
+        ),
+        ({"model_type": "phi3", "resid_pdrop": 0.1}, "resid_pdrop=0.1 is not supported, only 0.0"),
         (
             {"model_type": "qwen2", "layer_types": ["full_attention"] * 2},
             "layer_types names 2 layers, but there are 3",
