@@ -167,9 +167,10 @@ def _check_single(raw: dict[str, Any]) -> None:
     for family in families.FAMILIES.values():
         if family.wrapper is not None and (family.wrapper, family.model_type) == (outer, kind):
             raise ValueError(
-                f"{message}: save it by itself with transformers, "
+                f"{message}: save it by itself with transformers 5, "
                 f"{family.architecture}.from_pretrained(SOURCE, "
-                'key_mapping={"^language_model.": ""}).save_pretrained(FOLDER)'
+                'key_mapping={"^language_model.": ""}).save_pretrained(FOLDER, '
+                "save_original_format=False)"
             )
     raise ValueError(f"{message}: only a language model by itself is supported")
 
