@@ -392,7 +392,7 @@ def test_bad_configs(change, message):
         dataclasses.replace(UNTIED, **change)
 
 
-@pytest.mark.parametrize("module", [heads, modules, sharding])
+@pytest.mark.parametrize("module", [heads, sharding])
 def test_examples(module):
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed
