@@ -50,7 +50,8 @@ class Compute:
     """Precision in which weight gradients of a bfloat16 computation are added up over devices;
     `bfloat16` halves that traffic."""
     attention: Literal["xla", "cudnn"] = "xla"
-    """Attention kernel of training steps; `cudnn` needs an NVIDIA GPU and bfloat16."""
+    """Attention kernel of training steps; `cudnn` needs an NVIDIA GPU and bfloat16,
+    and cannot cap scores as Gemma 2 does."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes to save memory: nothing, all but matrix products, or whole
     blocks."""

@@ -42,6 +42,68 @@ def _scaling(factor: float) -> Llama3RopeScaling:
     return Llama3RopeScaling(factor, 1.0, 4.0, 8192)
 
 
+def _gemma2(width: int, mlp: int, layers: int, heads: int, head_dim: int, scalar: int) -> dict:
+    return _GEMMA | {
+        "vocab_size": 256000,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": heads // 2,
+        "head_dim": head_dim,
+        "context": 8192,
+        "query_scalar": scalar,
+        "attention_softcap": 50.0,
+        "logit_softcap": 30.0,
+        "sliding_window": 4096,
+        "full_layers": tuple(range(1, layers, 2)),
+        "family": "gemma2",
+    }
+
+
+def _gemma3(width: int, mlp: int, layers: int) -> dict:
+    return _GEMMA | {
+        "vocab_size": 262144,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_layers": layers,
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "head_dim": 256,
+        "context": 32768,
+        "rope_theta": 1000000.0,
+        "local_rope_theta": 10000.0,
+        "qk_norm": "head",
+        "query_scalar": 256,
+        "sliding_window": 512,
+        "full_layers": tuple(range(5, layers, 6)),
+        "family": "gemma3_text",
+    }
+
+
+def _phi3(width: int, mlp: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 32064,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": width // heads,
+        "context": 4096,
+        "sliding_window": 2047,
+        "family": "phi3",
+    }
+
+
+_GEMMA: dict[str, Any] = {
+    "norm_eps": 1e-6,
+    "norm_offset": True,
+    "norm_placement": "both",
+    "scaled_embedding": True,
+    "activation": "gelu_tanh",
+    "tied": True,
+}
 _QWEN25_7B: dict[str, Any] = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -107,6 +169,13 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": _SMOLLM2_135M,
     "mistral-7b-v0.3": _MISTRAL_7B_V03,
     "mistral-7b-instruct-v0.3": _MISTRAL_7B_V03,
+    "gemma-2-2b": _gemma2(2304, 9216, 26, 8, 256, 256),
+    "gemma-2-9b": _gemma2(3584, 14336, 42, 16, 256, 256),
+    "gemma-2-27b": _gemma2(4608, 36864, 46, 32, 128, 144),
+    "gemma-3-270m": _gemma3(640, 2048, 18),
+    "gemma-3-1b": _gemma3(1152, 6912, 26),
+    "phi-3-mini-4k": _phi3(3072, 8192, 32, 32, 32),
+    "phi-3-medium-4k": _phi3(5120, 17920, 40, 40, 10),
 }
 
 
@@ -128,7 +197,7 @@ def published_shape(name: str, compute: Mapping[str, Any]) -> DecoderConfig:
     32
     """
     # Authors write the same model as Llama-3-8B or Llama3-8B, Qwen3-8B or Qwen-3-8B.
-    plain = re.sub(r"llama-?(?=\d)", "llama-", name.lower())
+    plain = re.sub(r"(llama|gemma|phi)-?(?=\d)", r"\1-", name.lower())
     plain = re.sub(r"qwen-?(?=\d)", "qwen", plain)
     mentions = lambda size: re.search(rf"(?<![a-z0-9]){re.escape(size)}(?![a-z0-9]|\.\d)", plain)
     matches = [size for size in _SHAPES if mentions(size)]

@@ -21,6 +21,21 @@ UNTIED = decoder.DecoderConfig(
     context=64,
 )
 TIED = dataclasses.replace(UNTIED, tied=True)
+GEMMA = dataclasses.replace(
+    TIED,
+    norm_placement="both",
+    norm_offset=True,
+    scaled_embedding=True,
+    activation="gelu_tanh",
+    qk_norm="head",
+    query_scalar=6,
+    attention_softcap=1.5,
+    logit_softcap=3.0,
+    sliding_window=3,
+    full_layers=(1,),
+    local_rope_theta=100.0,
+)
+"""What Gemma 2 has and what Gemma 3 has, in one model."""
 
 
 @functools.cache

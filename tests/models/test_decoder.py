@@ -373,8 +373,18 @@ def test_rope_frequencies():
         ({"head_dim": 5}, "head_dim=5 must be even"),
         ({"attention": "cudnn"}, "attention='cudnn' needs dtype='bfloat16'"),
         ({"qk_norm": "heads"}, "qk_norm='heads' is not one of 'none', 'head', 'projection'"),
-        ({"norm_placement": "both"}, "norm_placement='both' is not one of 'pre', 'post'"),
+        ({"norm_placement": "in"}, "norm_placement='in' is not one of 'pre', 'post', 'both'"),
+        ({"activation": "gelu"}, "activation='gelu' is not one of 'silu', 'gelu_tanh'"),
         ({"sliding_window": 0}, "sliding_window=0 must be at least 1"),
+        ({"full_layers": (1,)}, r"full_layers=\(1,\) needs a sliding_window"),
+        ({"sliding_window": 4, "full_layers": (1, 3)}, "should be some of the 3 layers 0..2"),
+        ({"sliding_window": 4, "full_layers": (1, 0)}, "should be some of the 3 layers 0..2"),
+        ({"sliding_window": 4, "full_layers": (0, 1, 2)}, "for all of them leave it empty"),
+        ({"logit_softcap": 0.0}, "logit_softcap=0.0 must be positive, or None"),
+        (
+            {"attention": "cudnn", "dtype": "bfloat16", "attention_softcap": 50.0},
+            "attention='cudnn' cannot compute attention_softcap=50.0; use attention='xla'",
+        ),
     ],
 )
 def test_bad_configs(change, message):

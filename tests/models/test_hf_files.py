@@ -106,7 +106,10 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "phi3"}, "model_type='phi3' is not supported, only 'llama', 'mistral'"),
+        (
+            {"model_type": "phi2"},
+            "model_type='phi2' is not .* only 'gemma2', 'gemma3_text', 'll",
+        ),
         ({"model_type": "qwen"}, "model_type='qwen' is not .*; perhaps you meant 'qwen[23]'"),
         ({"model_type": ["llama"]}, r"model_type=\['llama'\] is not supported"),
         ({"model_type": "absent"}, "model_type='missing' is not supported"),

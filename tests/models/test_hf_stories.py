@@ -101,7 +101,7 @@ def test_gradient_norms(stories, golden):
     loss, gradient = jax.jit(jax.value_and_grad(mean_nll))(params)
     np.testing.assert_allclose(loss, check["loss"], rtol=1e-5)
     norms = {}
-    for name, (leaf, layer, _) in hf.tensor_table(config).items():
+    for name, ((leaf,), layer, _) in hf.tensor_table(config).items():
         value = np.asarray(leaf.get(gradient), np.float64)
         norms[name] = np.linalg.norm(value[layer] if leaf.stacked else value)
     assert norms.keys() == check["l2"].keys()

@@ -100,7 +100,7 @@ def test_gradients(pair):
     model.zero_grad()
     logp.backward()
     names = dict(model.named_parameters())
-    for name, (leaf, layer, _) in hf.tensor_table(config).items():
+    for name, ((leaf,), layer, _) in hf.tensor_table(config).items():
         value, grad = np.asarray(leaf.get(gradient)), names[name].grad.numpy()
         part = value[layer] if leaf.stacked else value
         part = part.T if leaf.transposed else part

@@ -1,8 +1,10 @@
 """Hub names and the published shapes they stand for."""
 
+import math
+
 import pytest
 
-from jaxunlearn.models import sizes
+from jaxunlearn.models import hf, sizes
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,9 @@ from jaxunlearn.models import sizes
         ("Qwen/Qwen2.5-7B-Instruct", 32768),
         ("someone/qwen-3-8b-forget", 40960),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 8192),
+        ("google/gemma-2-9b-it", 8192),
+        ("someone/tofu_gemma3-1b", 32768),
+        ("microsoft/Phi-3-mini-4k-instruct", 4096),
     ],
 )
 def test_the_longest_size_in_a_name_counts(name, context):
@@ -32,8 +37,29 @@ def test_the_longest_size_in_a_name_counts(name, context):
         "someone/Llama-3-8bit",
         "mistralai/Mistral-7B-v0.1",
         "Qwen/Qwen2.5-Coder-7B",
+        "google/gemma-2b",
+        "microsoft/Phi-3-mini-128k-instruct",
     ],
 )
 def test_other_sizes_are_not_taken_for_known_ones(name):
     with pytest.raises(ValueError, match="its size is not known here; known: llama-2-7b"):
         sizes.published_shape(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("gemma-2-2b", 2_614_341_888),
+        ("gemma-2-9b", 9_241_705_984),
+        ("gemma-2-27b", 27_227_128_320),
+        ("gemma-3-270m", 268_098_176),
+        ("gemma-3-1b", 999_885_952),
+        ("phi-3-mini-4k", 3_821_079_552),
+        ("phi-3-medium-4k", 13_960_238_080),
+    ],
+)
+def test_published_numbers_of_parameters(name, parameters):
+    """The sum over the files of the hub; and a config.json of the family can say it all."""
+    config = sizes.published_shape(name, {})
+    assert sum(math.prod(leaf.shape) for leaf in config.leaves()) == parameters
+    hf.config_json(config, "bfloat16", {})

@@ -13,6 +13,7 @@ from jaxunlearn.data import packing, planning
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.models.decoder import decode, modules
 from tests.models.small_models import (
+    GEMMA,
     UNTIED,
     by_id,
     pack,
@@ -27,6 +28,7 @@ DECODERS = {
     "qk-norm of projections, post": dataclasses.replace(
         UNTIED, qk_norm="projection", norm_placement="post", qkv_bias=True
     ),
+    "gemma": GEMMA,
 }
 each_decoder = pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
 
@@ -204,9 +206,13 @@ def test_decoding_is_recomputing_the_prefix(config, window):
 # Computation
 
 
-@each_decoder
-def test_remat_and_half_precision(config):
-    """The same gradients under remat, and close values and gates in bfloat16."""
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma"])
+def test_remat_and_half_precision(name):
+    """The same gradients under remat, and close values and gates in bfloat16.
+
+    Of a Gemma, whose dots of this size are smaller: test_gemma.py.
+    """
+    config = DECODERS[name]
     params, direction = random_params(config), random_params(config, 7)
     batch = pack(random_sequences((7, 5, 9), 32))
 

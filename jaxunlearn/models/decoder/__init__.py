@@ -3,6 +3,7 @@
 from jaxunlearn.models.decoder.config import (
     STACKED,
     DecoderConfig,
+    LinearRopeScaling,
     Llama3RopeScaling,
     abstract_params,
     init_params,
@@ -24,6 +25,7 @@ __all__ = [
     "STACKED",
     "DecoderConfig",
     "Head",
+    "LinearRopeScaling",
     "Llama3RopeScaling",
     "Outputs",
     "Sampling",

@@ -33,6 +33,17 @@ class Llama3RopeScaling:
     original_context: int
 
 
+@dataclasses.dataclass(frozen=True)
+class LinearRopeScaling:
+    """Positions that count for less (rope_type "linear"): all wavelengths become longer.
+
+    Attributes:
+      factor: wavelengths are multiplied by this.
+    """
+
+    factor: float
+
+
 class Leaf(NamedTuple):
     """One parameter of a model.
 
@@ -72,7 +83,10 @@ class Leaf(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row of the leaf table: path, logical dimensions, initial value, and who has the leaf."""
+    """A row of the leaf table: path, logical dimensions, initial value, and who has the leaf.
+
+    The initial value "scale" of a norm makes it the identity, see `DecoderConfig.norm_offset`.
+    """
 
     path: str
     dims: str
@@ -80,29 +94,35 @@ class _Row(NamedTuple):
     present: Callable[["DecoderConfig"], bool] = lambda config: True
 
 
+def _normalises_outputs(config: "DecoderConfig") -> bool:
+    return config.norm_placement == "both"
+
+
 _TABLE = (
     _Row("embed/embedding", "table width", "normal"),
-    _Row("blocks/attn_norm/scale", "layers norm", "ones"),
+    _Row("blocks/attn_norm/scale", "layers norm", "scale"),
     _Row("blocks/q/kernel", "layers embed heads", "normal"),
     _Row("blocks/q/bias", "layers heads", "zeros", lambda c: c.qkv_bias),
-    _Row("blocks/q_norm/scale", "layers head", "ones", lambda c: c.qk_norm == "head"),
-    _Row("blocks/q_norm/scale", "layers heads", "ones", lambda c: c.qk_norm == "projection"),
+    _Row("blocks/q_norm/scale", "layers head", "scale", lambda c: c.qk_norm == "head"),
+    _Row("blocks/q_norm/scale", "layers heads", "scale", lambda c: c.qk_norm == "projection"),
     _Row("blocks/k/kernel", "layers embed kv_heads", "normal"),
     _Row("blocks/k/bias", "layers kv_heads", "zeros", lambda c: c.qkv_bias),
-    _Row("blocks/k_norm/scale", "layers head", "ones", lambda c: c.qk_norm == "head"),
-    _Row("blocks/k_norm/scale", "layers kv_heads", "ones", lambda c: c.qk_norm == "projection"),
+    _Row("blocks/k_norm/scale", "layers head", "scale", lambda c: c.qk_norm == "head"),
+    _Row("blocks/k_norm/scale", "layers kv_heads", "scale", lambda c: c.qk_norm == "projection"),
     _Row("blocks/v/kernel", "layers embed kv_heads", "normal"),
     _Row("blocks/v/bias", "layers kv_heads", "zeros", lambda c: c.qkv_bias),
     _Row("blocks/o/kernel", "layers heads_in width", "normal"),
     _Row("blocks/o/bias", "layers width", "zeros", lambda c: c.o_bias),
-    _Row("blocks/mlp_norm/scale", "layers norm", "ones"),
+    _Row("blocks/attn_out_norm/scale", "layers norm", "scale", _normalises_outputs),
+    _Row("blocks/mlp_norm/scale", "layers norm", "scale"),
     _Row("blocks/gate/kernel", "layers embed mlp", "normal"),
     _Row("blocks/gate/bias", "layers mlp", "zeros", lambda c: c.mlp_bias),
     _Row("blocks/up/kernel", "layers embed mlp", "normal"),
     _Row("blocks/up/bias", "layers mlp", "zeros", lambda c: c.mlp_bias),
     _Row("blocks/down/kernel", "layers mlp_in width", "normal"),
     _Row("blocks/down/bias", "layers width", "zeros", lambda c: c.mlp_bias),
-    _Row("norm/scale", "norm", "ones"),
+    _Row("blocks/mlp_out_norm/scale", "layers norm", "scale", _normalises_outputs),
+    _Row("norm/scale", "norm", "scale"),
     _Row("lm_head/kernel", "embed vocab", "normal", lambda c: not c.tied),
 )
 
@@ -125,17 +145,30 @@ class DecoderConfig:
       context: longest sequence, in tokens.
       rope_theta: base of the rotary frequencies.
       rope_scaling: change of the rotary frequencies; None leaves them as they are.
+      local_rope_theta: base of the rotary frequencies of layers with a window, which are not
+        scaled; None: those of all layers are the same.
       norm_eps: added to the mean square in every norm.
+      norm_offset: the norms' parameters are the differences of their scales from 1.
       tied: the unembedding is the embedding.
+      scaled_embedding: the embedding's output is multiplied by sqrt(hidden_size), a factor that is
+        rounded to `dtype`, as transformers rounds it to the type of a model's weights: in bfloat16
+        55.5 for a width of 3072, and not 55.43. The unembedding of a tied model is not scaled.
       qkv_bias: the query, key and value projections add a bias.
       o_bias: the output projection of the attention adds a bias.
       mlp_bias: the three projections of the MLP add a bias.
       qk_norm: RMS norm of queries and keys before the rotation: "head" over each head by itself,
         with one scale [head_dim] for all of them; "projection" over all heads together.
+      query_scalar: scores of attention are divided by its square root; None: by that of `head_dim`.
+      attention_softcap: scores s become cap * tanh(s / cap), so that none exceeds the cap; None
+        leaves them as they are.
+      logit_softcap: the same of the logits.
       sliding_window: a token attends to this many tokens of its sequence, itself included; None:
         to all up to itself.
+      full_layers: the layers, in order, that attend to all tokens in spite of a window that the
+        others have.
       norm_placement: "pre" normalises the input of attention and MLP, x + f(norm(x)); "post" their
-        output, x + norm(f(x)).
+        output, x + norm(f(x)); "both" does both, x + norm'(f(norm(x))).
+      activation: of the MLP's gate: "silu", or "gelu_tanh", the GELU in its form with a tanh.
       family: whose files the model is read from and written as, a key of `families.FAMILIES`. It
         changes nothing that is computed.
       dtype: of the computation; parameters may be wider.
@@ -159,15 +192,23 @@ class DecoderConfig:
     head_dim: int
     context: int
     rope_theta: float = 10000.0
-    rope_scaling: Llama3RopeScaling | None = None
+    rope_scaling: Llama3RopeScaling | LinearRopeScaling | None = None
+    local_rope_theta: float | None = None
     norm_eps: float = 1e-5
+    norm_offset: bool = False
     tied: bool = False
+    scaled_embedding: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: Literal["none", "head", "projection"] = "none"
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     sliding_window: int | None = None
-    norm_placement: Literal["pre", "post"] = "pre"
+    full_layers: tuple[int, ...] = ()
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    activation: Literal["silu", "gelu_tanh"] = "silu"
     family: str = "llama"
     dtype: str = "float32"
     precision: Literal["highest", "high", "default"] = "highest"
@@ -183,7 +224,8 @@ class DecoderConfig:
         _check_choice("precision", self.precision, ("highest", "high", "default"))
         _check_choice("reduce", self.reduce, ("float32", "bfloat16"))
         _check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
-        _check_choice("norm_placement", self.norm_placement, ("pre", "post"))
+        _check_choice("norm_placement", self.norm_placement, ("pre", "post", "both"))
+        _check_choice("activation", self.activation, ("silu", "gelu_tanh"))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
@@ -194,13 +236,28 @@ class DecoderConfig:
             raise ValueError(
                 f"sliding_window={self.sliding_window} must be at least 1, or None for no window"
             )
+        _check_full_layers(self)
+        for name in ("local_rope_theta", "query_scalar", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive, or None")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(f"attention='cudnn' needs dtype='bfloat16', not {self.dtype!r}")
+        if self.attention == "cudnn" and self.attention_softcap is not None:
+            raise ValueError(
+                f"attention='cudnn' cannot compute attention_softcap={self.attention_softcap}; "
+                "use attention='xla'"
+            )
 
     @property
     def arithmetic(self) -> str:
         """How products are computed, for tables: "bfloat16", or "float32" and its precision."""
         return f"{self.dtype} {self.precision}" if self.dtype == "float32" else self.dtype
+
+    @property
+    def common_window(self) -> int | None:
+        """The window that all layers have, None where a layer attends to all tokens."""
+        return None if self.full_layers else self.sliding_window
 
     def with_forward_mode(self) -> "DecoderConfig":
         """Returns the same model computed by parts that `jax.jvp` can differentiate.
@@ -231,7 +288,9 @@ class DecoderConfig:
             if row.present(self):
                 dims = tuple(row.dims.split())
                 shape = tuple(sizes[dim] for dim in dims)
-                table.append(Leaf(tuple(row.path.split("/")), dims, shape, row.init))
+                identity = "zeros" if self.norm_offset else "ones"
+                init = identity if row.init == "scale" else row.init
+                table.append(Leaf(tuple(row.path.split("/")), dims, shape, init))
         return tuple(table)
 
 
@@ -259,7 +318,7 @@ _INITIALIZERS = {
 
 
 def init_params(key: jax.Array, config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Tree:
-    """Random parameters as Hugging Face draws them: normal(0, 0.02), norms 1, biases 0.
+    """Random parameters as Hugging Face draws them: normal(0, 0.02), norms scale by 1, biases 0.
 
     Args:
       key: a PRNG key.
@@ -274,6 +333,17 @@ def init_params(key: jax.Array, config: DecoderConfig, dtype: DTypeLike = jnp.fl
     for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
         leaf.put(tree, _INITIALIZERS[leaf.init](leaf_key, leaf.shape, dtype))
     return tree
+
+
+def _check_full_layers(config: DecoderConfig) -> None:
+    full, layers = config.full_layers, config.num_layers
+    if full and config.sliding_window is None:
+        raise ValueError(f"full_layers={full} needs a sliding_window, which the others have")
+    if list(full) != sorted(set(full) & set(range(layers))) or len(full) >= layers:
+        raise ValueError(
+            f"full_layers={full} should be some of the {layers} layers 0..{layers - 1}, in order; "
+            "for all of them leave it empty, with sliding_window=None"
+        )
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from jaxunlearn.models.decoder.sampling import GREEDY, Sampling, drawer
 from jaxunlearn.models.sharding import ROWS, constrain
 
 CachedAttend = Callable[..., jax.Array]
-"""(query, key, value, cached keys and values of the layer) -> the mixed values."""
+"""(query, key, value, mask, cached keys and values of the layer) -> the mixed values."""
 
 
 class Cache(NamedTuple):
@@ -133,10 +133,11 @@ def _read_prompts(
     """Logits [B, V] after the prompts, and their cache with `room` columns more."""
     positions = jnp.arange(prompts.shape[1])[None] - (prompts.shape[1] - lengths[:, None])
     segments = jnp.where(positions < 0, -1, 0)
-    mask = modules.attention_mask(segments, config.sliding_window)
-    causal = modules.causal_attention(config, mask)
-    attend = lambda query, key, value, _: causal(query, key, value)
-    logits, fresh = _run(params, prompts, positions, attend, config)
+    mask = partial(modules.attention_mask, segments)
+    attend = lambda query, key, value, mask, _: modules.causal_attention(config, mask)(
+        query, key, value
+    )
+    logits, fresh = _run(params, prompts, positions, mask, attend, config)
     widths = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
     return logits, _pinned(jax.tree.map(lambda x: jnp.pad(x, widths), fresh))
 
@@ -152,17 +153,21 @@ def _read_last(
     last = state.step - 1
     column = width + last
     columns = jnp.arange(state.cache.key.shape[2])[None]
-    mask = (columns >= width - lengths[:, None]) & (columns <= column)
-    if config.sliding_window is not None:
-        mask &= columns > column - config.sliding_window
 
-    def attend(query, key, value, past):
+    def mask(window):
+        mask = (columns >= width - lengths[:, None]) & (columns <= column)
+        if window is not None:
+            mask &= columns > column - window
+        return mask[:, None, None]
+
+    def attend(query, key, value, mask, past):
         write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=column, axis=1)
         key, value = write(past.key, key), write(past.value, value)
-        return modules.attend(query, key, value, mask[:, None, None], config)
+        return modules.attend(query, key, value, mask, config)
 
     token = jax.lax.dynamic_slice_in_dim(state.tokens, last, 1, axis=1)
-    logits, fresh = _run(params, token, (lengths + last)[:, None], attend, config, state.cache)
+    positions = (lengths + last)[:, None]
+    logits, fresh = _run(params, token, positions, mask, attend, config, state.cache)
     write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, column, axis=2)
     return logits, _pinned(jax.tree.map(write, state.cache, fresh))
 
@@ -171,23 +176,41 @@ def _run(
     params: Tree,
     tokens: jax.Array,
     positions: jax.Array,
+    mask: Callable[[int | None], jax.Array],
     attend: CachedAttend,
     config: DecoderConfig,
     past: Cache | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after the last of the tokens [B, T], and the tokens' keys and values."""
-    rope = modules.rope_tables(positions, config)
+    """Logits [B, V] after the last of the tokens [B, T], and the tokens' keys and values.
+
+    Args:
+      params: see `abstract_params`.
+      tokens: [B, T].
+      positions: [B, T], of the tokens in their sequences.
+      mask: the window of a layer -> which keys its queries see.
+      attend: how a layer mixes the values that it sees.
+      config: the model.
+      past: keys and values of earlier tokens.
+    """
+
+    def angles_and_mask(windowed: bool):
+        rope = modules.rope_tables(positions, config, windowed=windowed)
+        return rope, mask(config.sliding_window if windowed else None)
+
+    seen = modules.by_kind(angles_and_mask, config)
 
     def block(x, layer):
-        params, past = layer
-        own = lambda query, key, value: attend(query, key, value, past)
+        params, past, kind = layer
+        rope, mask = seen(kind)
+        own = lambda query, key, value: attend(query, key, value, mask, past)
         x, sown = _apply(modules.Block(config), params, x, rope, own, mutable="cache")
         (key,), (value,) = sown["cache"]["key"], sown["cache"]["value"]
         return constrain(x, ROWS, None, None), Cache(key, value)
 
     x = _apply(modules.Embed(config), params["embed"], tokens)
-    x, fresh = jax.lax.scan(block, constrain(x, ROWS, None, None), (params["blocks"], past))
-    x = _apply(modules.RMSNorm(config.norm_eps), params["norm"], x[:, -1:])
+    layers = (params["blocks"], past, modules.full_layers(config))
+    x, fresh = jax.lax.scan(block, constrain(x, ROWS, None, None), layers)
+    x = _apply(modules.RMSNorm(config), params["norm"], x[:, -1:])
     return transformer.head_logits(params, x, config)[:, 0], fresh
 
 

@@ -28,9 +28,15 @@ def forward_flops(
     tokens, labels = np.asarray(tokens, np.int64), np.asarray(labels, np.int64)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     block = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    layers = config.num_layers if blocks is None else blocks
+    full = layers if config.sliding_window is None else sum(i < layers for i in config.full_layers)
     # Scores and their mix, of a token with itself and those before it, at most a window of them.
     window = np.minimum(tokens, config.sliding_window or tokens)
-    pairs = window * (window + 1) // 2 + (tokens - window) * window
-    layers = config.num_layers if blocks is None else blocks
+    pairs = full * _pairs(tokens, tokens) + (layers - full) * _pairs(tokens, window)
     head = labels * config.hidden_size * config.vocab_size if blocks is None else 0
-    return 2 * (layers * (tokens * block + 2 * pairs * queries) + head)
+    return 2 * (layers * tokens * block + 2 * pairs * queries + head)
+
+
+def _pairs(tokens: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Queries and keys that meet in sequences of which a query sees at most a window."""
+    return window * (window + 1) // 2 + (tokens - window) * window

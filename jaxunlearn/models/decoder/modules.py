@@ -7,6 +7,7 @@ parameter is read in one place, `_read`, where a probe adds its gated directions
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxunlearn.core import trees
-from jaxunlearn.models.decoder.config import DecoderConfig
+from jaxunlearn.models.decoder.config import DecoderConfig, LinearRopeScaling
 from jaxunlearn.models.decoder.products import paired, product
 from jaxunlearn.models.sharding import ROWS, constrain
 
@@ -24,6 +25,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 Rope = tuple[jax.Array, jax.Array]
 """cos and sin of the rotary angles, each [R, T, 1, H / 2]."""
+
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": partial(nn.gelu, approximate=True)}
+"""The functions that `DecoderConfig.activation` names."""
 
 QUERY_BLOCK = 64
 """Fewest queries of a block of attention."""
@@ -115,24 +119,35 @@ class Unembed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 or wider."""
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 or wider.
 
-    eps: float
+    With `norm_offset` the factor is 1 + scale.
+    """
+
+    config: DecoderConfig
 
     def __call__(self, x: jax.Array) -> jax.Array:
         full = trees.wide(x)
-        normalised = full * jax.lax.rsqrt(jnp.mean(full**2, -1, keepdims=True) + self.eps)
+        mean = jnp.mean(full**2, -1, keepdims=True)
+        normalised = full * jax.lax.rsqrt(mean + self.config.norm_eps)
         use = lambda x, scale: x * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
-        return _read(self, "scale", use, normalised).astype(x.dtype)
+        y = _read(self, "scale", use, normalised)
+        if self.config.norm_offset:
+            y = normalised + y
+        return y.astype(x.dtype)
 
 
 class Embed(nn.Module):
-    """Rows of the embedding, and `attend`, the tied unembedding."""
+    """Rows of the embedding, scaled where the model does so, and `attend`, the tied unembedding."""
 
     config: DecoderConfig
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(self.config.dtype)
+        dtype = self.config.dtype
+        use = lambda tokens, table: jnp.take(table, tokens, axis=0).astype(dtype)
+        if self.config.scaled_embedding:
+            rows, factor = use, jnp.asarray(math.sqrt(self.config.hidden_size), dtype)
+            use = lambda tokens, table: rows(tokens, table) * factor
         return _read(self, "embedding", use, tokens)
 
     def attend(self, x: jax.Array) -> jax.Array:
@@ -153,7 +168,7 @@ class Attention(nn.Module):
 
         def rotated(name: str) -> jax.Array:
             """Queries or keys: normalised where the model has such norms, then rotated."""
-            norm = lambda y: RMSNorm(config.norm_eps, name=f"{name}_norm")(y)
+            norm = lambda y: RMSNorm(config, name=f"{name}_norm")(y)
             y = linear(name)
             if config.qk_norm == "projection":
                 y = norm(y)
@@ -173,14 +188,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """(silu(x @ gate) * (x @ up)) @ down, with biases where the model has them."""
+    """(act(x @ gate) * (x @ up)) @ down, with biases where the model has them."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         linear = lambda name: Linear(self.config, self.config.mlp_bias, name=name)
-        gated = nn.silu(linear("gate")(x)) * linear("up")(x)
+        gated = ACTIVATIONS[self.config.activation](linear("gate")(x)) * linear("up")(x)
         return linear("down")(constrain(gated, ROWS, None, "tensor"))
 
 
@@ -191,23 +206,52 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rope: Rope, attend: Attend):
-        attn_norm, mlp_norm = (
-            RMSNorm(self.config.norm_eps, name=name) for name in ("attn_norm", "mlp_norm")
-        )
+        norm = lambda name: RMSNorm(self.config, name=name)
+        attn_norm, mlp_norm = norm("attn_norm"), norm("mlp_norm")
         attention, mlp = Attention(self.config), MLP(self.config)
         nn.share_scope(self, attention)
         nn.share_scope(self, mlp)
         if self.config.norm_placement == "post":
             x = x + attn_norm(attention(x, rope, attend))
             return x + mlp_norm(mlp(x))
+        if self.config.norm_placement == "both":
+            x = x + norm("attn_out_norm")(attention(attn_norm(x), rope, attend))
+            return x + norm("mlp_out_norm")(mlp(mlp_norm(x)))
         x = x + attention(attn_norm(x), rope, attend)
         return x + mlp(mlp_norm(x))
+
+
+def by_kind(make: Callable[[bool], Any], config: DecoderConfig) -> Callable[[Any], Any]:
+    """What blocks have in common, computed once for each kind of block, outside their scan.
+
+    Args:
+      make: whether a block has the window -> a tree of arrays.
+      config: the model.
+
+    Returns:
+      The entry of a block in `full_layers` -> its tree. Where all blocks are alike, that entry is
+      None, and the program does not choose.
+    """
+    if not config.full_layers:
+        common = make(config.sliding_window is not None)
+        return lambda _: common
+    full, windowed = make(False), make(True)
+    return lambda is_full: jax.tree.map(partial(jnp.where, is_full), full, windowed)
+
+
+def full_layers(config: DecoderConfig) -> jax.Array | None:
+    """Which blocks attend to all in spite of a window, [L] bool; None where all are alike."""
+    if not config.full_layers:
+        return None
+    return jnp.asarray(np.isin(np.arange(config.num_layers), config.full_layers))
 
 
 def causal_attention(config: DecoderConfig, mask: jax.Array) -> Attend:
     """Attention of a whole sequence to itself where the mask [R, 1, T, T] is True."""
     if config.attention == "cudnn":
-        return partial(jax.nn.dot_product_attention, mask=mask, implementation="cudnn")
+        scale = None if config.query_scalar is None else 1 / math.sqrt(config.query_scalar)
+        fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return partial(fused, mask=mask, scale=scale)
     return partial(_attend_causally, mask=mask, config=config)
 
 
@@ -217,9 +261,9 @@ def _attend_causally(
     """`attend` in blocks of queries, each with the keys that its mask can let through.
 
     Keys end with the block: nearly half the scores of packed rows lie in the future, and are not
-    computed. With a window they start with that of the block's first query.
+    computed. With a window that all layers have they start with that of the block's first query.
     """
-    tokens, window = query.shape[1], config.sliding_window
+    tokens, window = query.shape[1], config.common_window
     size = max(QUERY_BLOCK, -(-tokens // MAX_QUERY_BLOCKS))
     # Brought to the layout of the products once, and not once a block.
     query, key, value = _by_head(query, key, value)
@@ -236,6 +280,8 @@ def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v, [R, T, heads, H]; a query head reads its group's key head.
+
+    The model may have another divisor than sqrt(H), or cap the scores.
 
     jax.nn.dot_product_attention is the same but for its softmax, float32 even in float64.
     """
@@ -264,12 +310,23 @@ def _mix(
     rows, heads, group, tokens, head_dim = query.shape
     # The queries of a group are one matrix, because they have their keys in common.
     query = query.reshape(rows, heads, -1, head_dim)
-    scores = paired(query, key, config, axis=1, wide=True) / math.sqrt(head_dim)
+    scores = paired(query, key, config, axis=1, wide=True)
+    scores = scores / math.sqrt(config.query_scalar or head_dim)
+    scores = softcapped(scores, config.attention_softcap)
     scores = scores.reshape(rows, heads, group, tokens, -1)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = paired(weights.reshape(rows, heads, group * tokens, -1), value, config)
     return mixed.reshape(rows, heads, group, tokens, -1)
+
+
+def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), which is near x where x is small, and never exceeds the cap.
+
+    >>> softcapped(jnp.array([0.0, 100.0]), 5.0).tolist()
+    [0.0, 5.0]
+    """
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
@@ -290,26 +347,36 @@ def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     return (causal[None] & (segments[:, :, None] == segments[:, None, :]))[:, None]
 
 
-def rope_frequencies(config: DecoderConfig) -> np.ndarray:
+def rope_frequencies(config: DecoderConfig, *, windowed: bool = False) -> np.ndarray:
     """Rotary frequencies, [H / 2] in radians a token (arXiv 2104.09864).
 
-    theta^(-2i/H); with Llama 3's scaling, wavelengths over context / low_freq_factor are stretched
-    by `factor`, those under context / high_freq_factor kept, and those between blended.
+    theta^(-2i/H); linear scaling stretches all wavelengths by `factor`. With Llama 3's, those over
+    context / low_freq_factor are stretched, those under context / high_freq_factor kept, and those
+    between blended.
+
+    Args:
+      config: the model.
+      windowed: of the layers with a window, which may have a theta of their own, not scaled.
     """
-    frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    scaling = config.rope_scaling
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if windowed and config.local_rope_theta is not None:
+        theta, scaling = config.local_rope_theta, None
+    frequency = theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
     if scaling is None:
         return frequency
+    if isinstance(scaling, LinearRopeScaling):
+        return frequency / scaling.factor
     turns = scaling.original_context * frequency / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
     unchanged = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
     return frequency * (unchanged + (1 - unchanged) / scaling.factor)
 
 
-def rope_tables(positions: jax.Array, config: DecoderConfig) -> Rope:
-    """cos and sin, [R, T, 1, H / 2]."""
+def rope_tables(positions: jax.Array, config: DecoderConfig, *, windowed: bool = False) -> Rope:
+    """cos and sin, [R, T, 1, H / 2], of layers without or with a window."""
     dtype = wide_dtype(config.dtype)
-    frequencies = jnp.asarray(rope_frequencies(config), dtype)[None, None, None]
+    frequencies = rope_frequencies(config, windowed=windowed)
+    frequencies = jnp.asarray(frequencies, dtype)[None, None, None]
     angle = positions[..., None, None].astype(dtype) * frequencies
     return jnp.cos(angle), jnp.sin(angle)
 

@@ -68,7 +68,8 @@ def head_logits(
         module, key, method = modules.Unembed(config), "lm_head", None
     own = [tree[key] for tree in directions]
     logits = _apply(module, params[key], own, gates, final_hidden, method=method)
-    return constrain(logits, ROWS, None, "tensor")
+    logits = constrain(logits, ROWS, None, "tensor")
+    return modules.softcapped(logits, config.logit_softcap)
 
 
 def forward(
@@ -116,12 +117,13 @@ def forward(
     x = _apply(modules.Embed(config), *of("embed"), token_gates("embed"), batch.tokens)
     x = constrain(x, ROWS, None, None)
     # ---- Blocks ----
-    stack = (params["blocks"], tuple(tree["blocks"] for tree in directions), gates.get("blocks"))
+    along = tuple(tree["blocks"] for tree in directions)
+    stack = (params["blocks"], along, gates.get("blocks"), modules.full_layers(config))
     x, hidden = _run_blocks(x, stack, batch, config, tap, split=head is None)
     # ---- Final norm ----
     # It acts on single positions: gather first, and normalise only the positions that are read.
     norm_gates = jax.tree.map(at_labels, token_gates("norm"))
-    final_hidden = _apply(modules.RMSNorm(config.norm_eps), *of("norm"), norm_gates, at_labels(x))
+    final_hidden = _apply(modules.RMSNorm(config), *of("norm"), norm_gates, at_labels(x))
     hidden = final_hidden if tap == config.num_layers else hidden
     if head is None:
         return Outputs(None, hidden, final_hidden)
@@ -182,7 +184,7 @@ def _run_blocks(
 
     Args:
       x: [R, W, D].
-      stack: (parameters, directions, gates) of the blocks, stacked over layers.
+      stack: (parameters, directions, gates, `modules.full_layers`), stacked over layers.
       batch: the packed rows.
       config: the model.
       tap: number of blocks before the hidden states; None, or all of them, reads none here.
@@ -213,14 +215,20 @@ def _run_blocks(
 
 
 def _block(batch: "Packed", config: DecoderConfig) -> Callable:
-    """Returns (x, (parameters, directions, gates) of one block) -> x after it."""
-    # Angles and mask are those of every block: computed once, outside the scan.
-    rope = modules.rope_tables(jnp.asarray(batch.positions), config)
-    mask = modules.attention_mask(jnp.asarray(batch.segments), config.sliding_window)
-    attend = modules.causal_attention(config, mask)
+    """Returns (x, (parameters, directions, gates, kind) of one block) -> x after it."""
+    positions, segments = jnp.asarray(batch.positions), jnp.asarray(batch.segments)
+
+    def angles_and_mask(windowed: bool):
+        window = config.sliding_window if windowed else None
+        rope = modules.rope_tables(positions, config, windowed=windowed)
+        return rope, modules.attention_mask(segments, window)
+
+    seen = modules.by_kind(angles_and_mask, config)
 
     def block(x, layer):
-        params, directions, gates = layer
+        params, directions, gates, kind = layer
+        rope, mask = seen(kind)
+        attend = modules.causal_attention(config, mask)
         # Gates are spread over the tokens here, so that only one block's are spread at a time.
         gates = _token_gates(gates, batch)
         x = _apply(modules.Block(config), params, directions, gates, x, rope, attend)

@@ -9,16 +9,20 @@ from collections.abc import Mapping
 
 from jaxunlearn.core.names import nearest
 from jaxunlearn.models.families.family import Family, Key
+from jaxunlearn.models.families.gemma2 import GEMMA2
+from jaxunlearn.models.families.gemma3 import GEMMA3
 from jaxunlearn.models.families.llama import LLAMA
 from jaxunlearn.models.families.mistral import MISTRAL
 from jaxunlearn.models.families.olmo2 import OLMO2
+from jaxunlearn.models.families.phi3 import PHI3
 from jaxunlearn.models.families.qwen2 import QWEN2
 from jaxunlearn.models.families.qwen3 import QWEN3
 
 __all__ = ["FAMILIES", "Family", "Key", "by_model_type"]
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3)
+    family.model_type: family
+    for family in (GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3)
 }
 """All families by their `model_type`."""
 

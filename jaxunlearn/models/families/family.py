@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxunlearn.models.families.rotary import ALL_ALIKE, Rotary
 from jaxunlearn.models.families.window import FULL_ATTENTION, Window
 
 
@@ -15,11 +16,13 @@ class Key(NamedTuple):
       kind: type of its value: int, float or bool.
       default: the value that transformers takes where the key is missing; `...` where there is no
         good one, and the key must be there. None also lets the key be null.
+      nullable: whether the key may be null, whatever its default.
     """
 
     name: str
     kind: type
     default: Any = ...
+    nullable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +34,17 @@ class Family:
       architecture: its class in transformers, the value of "architectures".
       sizes: {field of `DecoderConfig`: its key of config.json}.
       tensors: {path of a leaf: its name in the files}; "{layer}" stands for the index of the block.
+        Leaves of one name are one tensor, their outputs one after another, in the order of the
+        leaf table.
       constants: fields that have the same value in every model of the family.
       switches: {boolean key of config.json: the fields that it turns on together}.
       window: how config.json says which layers have a sliding window.
+      rotary: how config.json writes the rotary frequencies.
       fixed: {key of config.json: the values under which the decoder computes the model}; all other
-        values are refused.
+        values are refused, and the first of them is written.
+      unread: keys of config.json that change nothing, whatever they say.
+      wrapper: "model_type" of a model of texts and images that holds one of the family, and whose
+        files call its tensors "language_model.NAME".
     """
 
     model_type: str
@@ -45,7 +54,10 @@ class Family:
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     switches: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     window: Window = FULL_ATTENTION
+    rotary: Rotary = ALL_ALIKE
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    wrapper: str | None = None
 
 
 def sizes(context: int, **changes: Key) -> dict[str, Key]:
@@ -110,3 +122,11 @@ QK_NORMS = {
     "blocks/k_norm/scale": BLOCK + "self_attn.k_norm.weight",
 }
 """Names of the norms of queries and keys."""
+
+AROUND_NORMS = {
+    "blocks/attn_norm/scale": BLOCK + "input_layernorm.weight",
+    "blocks/attn_out_norm/scale": BLOCK + "post_attention_layernorm.weight",
+    "blocks/mlp_norm/scale": BLOCK + "pre_feedforward_layernorm.weight",
+    "blocks/mlp_out_norm/scale": BLOCK + "post_feedforward_layernorm.weight",
+}
+"""Names of the norms of a block that normalise the input and the output of attention and MLP."""

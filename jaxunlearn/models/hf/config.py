@@ -12,44 +12,20 @@ from typing import Any
 from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 from jaxunlearn.models import families
-from jaxunlearn.models.decoder import DecoderConfig, Llama3RopeScaling
+from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.families import Family, Key
+from jaxunlearn.models.hf.defaults import DEFAULTS, TOKEN_IDS, UNREAD
 
-_ROPE = {"rope_theta", "rope_scaling", "rope_parameters"}
-# Keys that change the mathematics, and the only values that the decoder computes, of any family.
+# Keys that change the mathematics, and the only values that the decoder computes, of any family
+# that does not say otherwise.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_dropout": (0, None),
+    "attention_dropout": (0.0, None),
     "rope_interleaved": (False,),
     "partial_rotary_factor": (1, None),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
 }
 _MOST = 1e12
 """More than any size of a model."""
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Keys that change no number that is computed here (pretraining_tp only reorders sums).
-_HARMLESS = {
-    *TOKEN_IDS,
-    "architectures",
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "chunk_size_feed_forward",
-    "dtype",
-    "id2label",
-    "initializer_range",
-    "is_llama_config",
-    "label2id",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "pretraining_tp",
-    "return_dict",
-    "task_specific_params",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
 _COMPUTE: tuple[str, ...] = (
     "dtype",
     "precision",
@@ -58,15 +34,6 @@ _COMPUTE: tuple[str, ...] = (
     "remat",
     "head_chunk",
 )
-_ROPE_KEYS = {
-    "default": set(),
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
-}
 
 
 def load_config(folder: str | Path, **compute: Any) -> DecoderConfig:
@@ -107,19 +74,19 @@ def config_json(config: DecoderConfig, dtype: str, token_ids: Mapping[str, Any])
       ValueError: a model that config.json of its family cannot describe.
     """
     family = families.by_model_type(config.family)
+    fixed = {"hidden_act": ("silu",), "attention_dropout": (0.0,), **family.fixed}
     raw = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **{key.name: getattr(config, field) for field, key in family.sizes.items()},
-        **_rope_keys(config),
-        "hidden_act": "silu",
+        **family.rotary.write(config),
+        **{key: values[0] for key, values in fixed.items()},
         **{key: all(_values(config, fields)) for key, fields in family.switches.items()},
-        "attention_dropout": 0.0,
-        **family.window.write(config.sliding_window, config.num_layers),
+        **family.window.write(config),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
-        **{key: token_ids[key] for key in TOKEN_IDS if token_ids.get(key) is not None},
+        **{key: token_ids[key] for key in TOKEN_IDS if key in token_ids},
     }
     _check_same(config, raw)
     return raw
@@ -155,6 +122,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _parse(raw: dict[str, Any], file: Path, compute: Mapping[str, Any]) -> DecoderConfig:
     """The contents of config.json as a `DecoderConfig`; errors name the file."""
     try:
+        _check_single(raw)
         family = families.by_model_type(raw.get("model_type", "missing"))
         problems = [
             *_unsupported(raw, family),
@@ -181,24 +149,47 @@ def _fields(raw: dict[str, Any], family: Family) -> dict[str, Any]:
         fields["head_dim"] = width // heads
     for key, names in family.switches.items():
         fields |= dict.fromkeys(names, raw.get(key, False))
-    fields["rope_theta"], fields["rope_scaling"] = _rope(raw)
-    window = family.window.read(raw, fields["num_layers"])
-    return {**fields, **family.constants, "sliding_window": window, "family": family.model_type}
+    fields |= family.rotary.read(raw) | family.window.read(raw, fields["num_layers"])
+    return {**fields, **family.constants, "family": family.model_type}
+
+
+def _check_single(raw: dict[str, Any]) -> None:
+    """Refuses a model of texts and images, whose config.json holds that of its language model.
+
+    Raises:
+      ValueError: it is such a model; says how to save the language model by itself.
+    """
+    inner = raw.get("text_config")
+    if not isinstance(inner, dict):
+        return
+    outer, kind = raw.get("model_type"), inner.get("model_type", "missing")
+    message = f"model_type={outer!r} holds a language model ({kind!r}, text_config) and others"
+    for family in families.FAMILIES.values():
+        if family.wrapper is not None and (family.wrapper, family.model_type) == (outer, kind):
+            raise ValueError(
+                f"{message}: save it by itself with transformers 5, "
+                f"{family.architecture}.from_pretrained(SOURCE, "
+                'key_mapping={"^language_model.": ""}).save_pretrained(FOLDER, '
+                "save_original_format=False)"
+            )
+    raise ValueError(f"{message}: only a language model by itself is supported")
 
 
 def _unsupported(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for each key whose value the decoder does not compute."""
-    for key, allowed in {**_FIXED, **family.fixed}.items():
+    for key, allowed in {**DEFAULTS, **_FIXED, **family.fixed}.items():
         if key in raw and raw[key] not in allowed:
-            yield f"{key}={raw[key]!r} is not supported, only {allowed[0]!r}"
+            remove = "; remove it if the model does not need it" if key in DEFAULTS else ""
+            yield f"{key}={raw[key]!r} is not supported, only {allowed[0]!r}{remove}"
 
 
 def _unknown(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for each key that no table lists."""
     keys = {key.name for key in family.sizes.values()} | set(family.switches)
-    keys |= {*family.window.keys, *family.fixed, *_FIXED, *_ROPE}
+    keys |= {*family.window.keys, *family.rotary.keys, *family.fixed, *_FIXED}
+    harmless = {*UNREAD, *DEFAULTS, *family.unread}
     for key in raw:
-        if key not in keys | _HARMLESS and not key.startswith("transformers.js"):
+        if key not in keys | harmless and not key.startswith("transformers.js"):
             yield (
                 f"unknown key {key!r} (value {raw[key]!r}) might change what the model "
                 f"computes{nearest(key, sorted(keys))}; remove it if it does not"
@@ -212,7 +203,7 @@ def _mistyped(raw: dict[str, Any], family: Family) -> Iterator[str]:
         value = raw.get(key.name, key.default)
         number = isinstance(value, (int, float) if key.kind is float else key.kind)
         fits = number and isinstance(value, bool) == (key.kind is bool)
-        if not fits and not (value is None and key.default is None):
+        if not fits and not (value is None and (key.default is None or key.nullable)):
             problem = f"found {value!r}" if key.name in raw else "and is missing"
             yield f"{key.name} should be of type {key.kind.__name__}, {problem}"
         elif key.kind is not bool and isinstance(value, int | float) and not 0 < value < _MOST:
@@ -221,7 +212,7 @@ def _mistyped(raw: dict[str, Any], family: Family) -> Iterator[str]:
 
 def _unreadable(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for rotary frequencies or windows that the decoder does not compute."""
-    readers: list[Callable[[], Any]] = [partial(_rope, raw)]
+    readers: list[Callable[[], Any]] = [partial(family.rotary.read, raw)]
     num_layers = raw.get("num_hidden_layers")
     if isinstance(num_layers, int):
         readers.append(partial(family.window.read, raw, num_layers))
@@ -230,64 +221,3 @@ def _unreadable(raw: dict[str, Any], family: Family) -> Iterator[str]:
             read()
         except ValueError as error:
             yield str(error)
-
-
-def _rope_keys(config: DecoderConfig) -> dict[str, Any]:
-    """The rotary frequencies as transformers 4 and 5 read them."""
-    scaling, rope = config.rope_scaling, {"rope_type": "default"}
-    if scaling is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
-    return {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if scaling is None else rope,
-        "rope_parameters": rope | {"rope_theta": config.rope_theta},
-    }
-
-
-def _rope(raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-    """theta and scaling, from rope_parameters (transformers 5) or rope_theta and rope_scaling."""
-    keys = [key for key in ("rope_parameters", "rope_scaling") if raw.get(key)]
-    for key in keys:
-        if not isinstance(raw[key], dict):
-            raise ValueError(f"{key} should be an object, found {raw[key]!r}")
-    forms = {key: _rope_form(raw, key) for key in keys}
-    if len(forms) == 2 and forms["rope_parameters"] != forms["rope_scaling"]:
-        raise ValueError("rope_parameters and rope_scaling contradict each other")
-    key, rope = next(iter(forms.items()), ("rope_theta", _rope_form(raw, "rope_theta")))
-    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
-    if raw.get("rope_theta") is not None and raw["rope_theta"] != theta:
-        raise ValueError(f"rope_theta={raw['rope_theta']!r} contradicts {key}'s {theta!r}")
-    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-        raise ValueError(
-            f"{key}: rope_type={kind!r} is not supported, only {' or '.join(map(repr, _ROPE_KEYS))}"
-        )
-    if set(rope) != _ROPE_KEYS[kind]:
-        expected = sorted(_ROPE_KEYS[kind]) or "no further keys"
-        raise ValueError(f"{key}: {kind!r} takes {expected}, found {sorted(rope)}")
-    for name, value in {"rope_theta": theta, **rope}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name} should be a number, found {value!r}")
-        if not 0 < value < _MOST:
-            raise ValueError(f"{name} should be positive and below {_MOST:.0e}, found {value!r}")
-    if kind == "default":
-        return theta, None
-    context = rope.pop("original_max_position_embeddings")
-    return theta, Llama3RopeScaling(**rope, original_context=context)
-
-
-def _rope_form(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    """One dict with rope_theta and rope_type, whichever way they are written."""
-    # Without the key, as in Llama-2's files, the frequencies are the default ones.
-    form = dict(raw[key]) if isinstance(raw.get(key), dict) else {}
-    older = form.pop("type", "default")
-    form.setdefault("rope_type", older)
-    form.setdefault("rope_theta", raw.get("rope_theta") or 10000.0)
-    if form.get("partial_rotary_factor") == 1:
-        del form["partial_rotary_factor"]
-    return form

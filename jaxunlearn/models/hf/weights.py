@@ -27,7 +27,8 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import families
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.decoder.config import Leaf
-from jaxunlearn.models.hf.config import TOKEN_IDS, config_json
+from jaxunlearn.models.hf.config import config_json
+from jaxunlearn.models.hf.defaults import TOKEN_IDS
 from jaxunlearn.models.hf.sharded_read import Read, read_array
 
 if TYPE_CHECKING:  # transformers is imported where it is used
@@ -90,7 +91,7 @@ def load_params(
         _check_tied(slices, config)
         for leaf in config.leaves():
             sharding = single if shardings is None else leaf.get(shardings)
-            read = _reader(leaf, _name_pattern(leaf, config), slices, dtype)
+            read = _reader(leaf, config, slices, dtype)
             leaf.put(tree, read_array(leaf.shape, dtype, sharding, read, max_in_flight))
     return tree
 
@@ -247,26 +248,36 @@ class Tensor(NamedTuple):
     """One tensor of the files.
 
     Attributes:
-      leaf: the parameter that it is a part of.
-      layer: its index along the leaf's axis of layers, 0 for a leaf without one.
+      leaves: the parameters that it holds, one after another along its first axis; most hold one.
+      layer: its index along the leaves' axis of layers, 0 for a leaf without one.
       shape: in the files.
     """
 
-    leaf: Leaf
+    leaves: tuple[Leaf, ...]
     layer: int
     shape: tuple[int, ...]
 
 
 def tensor_table(config: DecoderConfig) -> dict[str, Tensor]:
     """The tensors of a model's files by their names, in the order of the model."""
-    table = {}
+    table: dict[str, Tensor] = {}
     for leaf in config.leaves():
-        shape = leaf.shape[1:] if leaf.stacked else leaf.shape
         for layer in range(leaf.shape[0] if leaf.stacked else 1):
             name = _name_pattern(leaf, config).format(layer=layer)
-            table[name] = Tensor(leaf, layer, shape[::-1] if leaf.transposed else shape)
+            leaves, shape = (leaf,), _file_shape(leaf)
+            if name in table:
+                before = table[name]
+                leaves, shape = before.leaves + leaves, (before.shape[0] + shape[0], *shape[1:])
+            table[name] = Tensor(leaves, layer, shape)
     first = {"embed": -1, "blocks": 0, "norm": config.num_layers, "lm_head": config.num_layers}
-    return dict(sorted(table.items(), key=lambda item: first[item[1].leaf.path[0]] + item[1].layer))
+    place = lambda tensor: first[tensor.leaves[0].path[0]] + tensor.layer
+    return dict(sorted(table.items(), key=lambda item: place(item[1])))
+
+
+def _file_shape(leaf: Leaf) -> tuple[int, ...]:
+    """The shape of one layer of a leaf in the files."""
+    shape = leaf.shape[1:] if leaf.stacked else leaf.shape
+    return shape[::-1] if leaf.transposed else shape
 
 
 def _name_pattern(leaf: Leaf, config: DecoderConfig) -> str:
@@ -279,12 +290,21 @@ def _name_pattern(leaf: Leaf, config: DecoderConfig) -> str:
         raise ValueError(message) from None
 
 
-def _reader(leaf: Leaf, pattern: str, slices: dict[str, tuple[Path, Any]], dtype: np.dtype) -> Read:
+def _reader(
+    leaf: Leaf, config: DecoderConfig, slices: dict[str, tuple[Path, Any]], dtype: np.dtype
+) -> Read:
     """Returns index of a leaf -> its part, read from the files of the layers concerned."""
+    pattern = _name_pattern(leaf, config)
     names = [pattern.format(layer=layer) for layer in range(leaf.shape[0])]
+    # Where a tensor holds several leaves, this one follows those before it in the leaf table.
+    leaves = list(config.leaves())
+    shared = [x for x in leaves[: leaves.index(leaf)] if _name_pattern(x, config) == pattern]
+    offset = sum(_file_shape(x)[0] for x in shared)
 
     def layer_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        part = slices[name][1][index[::-1] if leaf.transposed else index]
+        rows, *rest = index[::-1] if leaf.transposed else index
+        first, stop, _ = rows.indices(_file_shape(leaf)[0])
+        part = slices[name][1][(slice(first + offset, stop + offset), *rest)]
         return part.T if leaf.transposed else part
 
     def read(index: Any) -> np.ndarray:
@@ -319,8 +339,8 @@ def _write_tensors(
 def _files(params: Tree, config: DecoderConfig, max_shard_bytes: int) -> dict[str, list[str]]:
     """{file: the tensors in it}, filled up in the order of the model."""
     sizes = {}
-    for name, (leaf, _, shape) in tensor_table(config).items():
-        sizes[name] = math.prod(shape) * leaf.get(params).dtype.itemsize + _ENTRY
+    for name, (leaves, _, shape) in tensor_table(config).items():
+        sizes[name] = math.prod(shape) * leaves[0].get(params).dtype.itemsize + _ENTRY
     shards = _shards(sizes, max_shard_bytes)
     if len(shards) == 1:
         return {_SINGLE: shards[0]}
@@ -342,9 +362,15 @@ def _shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
 
 def _pull(params: Tree, tensor: Tensor) -> np.ndarray:
     """One tensor on the host, as Hugging Face lays it out."""
-    leaf, value = tensor.leaf, tensor.leaf.get(params)
-    value = trees.on_host(value[tensor.layer] if leaf.stacked else value)
-    return np.ascontiguousarray(value.T if leaf.transposed else value).reshape(tensor.shape)
+
+    def part(leaf: Leaf) -> np.ndarray:
+        value = leaf.get(params)
+        value = trees.on_host(value[tensor.layer] if leaf.stacked else value)
+        return value.T if leaf.transposed else value
+
+    parts = [part(leaf) for leaf in tensor.leaves]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.ascontiguousarray(whole).reshape(tensor.shape)
 
 
 def _write_companions(
@@ -362,5 +388,6 @@ def _write_companions(
                 shutil.copy(Path(source) / name, folder / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        token_ids = {name: getattr(tokenizer, name, None) for name in TOKEN_IDS} | token_ids
+        own = {name: getattr(tokenizer, name, None) for name in TOKEN_IDS}
+        token_ids = {name: token for name, token in own.items() if token is not None} | token_ids
     (folder / "config.json").write_text(json.dumps(describe(token_ids), indent=2) + "\n")
