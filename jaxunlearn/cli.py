@@ -284,6 +284,7 @@ def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
 
     # Nothing runs on the devices of the mesh: only the compiler must know how many there are.
     hosts.use_cpu(config.compute.data * config.compute.fsdp * config.compute.tensor)
+    hosts.allow_transfers()
     from jaxunlearn.forecasting.show import forecast
 
     forecast(
@@ -358,6 +359,7 @@ def _export(command: ExportCommand, _: list[str]) -> None:
     from jaxunlearn.core import hosts
 
     hosts.use_cpu()  # nothing is computed, and hosts have more memory than accelerators
+    hosts.allow_transfers()
     from jaxunlearn.pipeline.export import export
 
     console = Console()

@@ -121,7 +121,6 @@ def use_cpu(devices: int | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     if devices is not None:
         jax.config.update("jax_num_cpu_devices", max(devices, 1))
-    allow_transfers()
 
 
 def is_first() -> bool:

@@ -67,6 +67,13 @@ def test_the_users_platform_stays(monkeypatch):
     assert changed == {"jax_platforms": "cpu", "jax_num_cpu_devices": 1}
 
 
+def test_a_command_moves_arrays_whatever_the_environment_says(monkeypatch):
+    with jax.transfer_guard("disallow"):
+        changed = updates(monkeypatch)
+        hosts.start()
+    assert changed["jax_transfer_guard"] == "allow"
+
+
 def test_programs_of_accelerators_are_kept_where_the_user_says(monkeypatch, tmp_path):
     changed = updates(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
