@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objectives:
-    """Several objectives of the log-probabilities of one forward pass, for `g_effects_of`."""
+    """Several objectives of the log-probabilities of one forward pass, for `programs.g_by_jvp`."""
 
     model: DecoderConfig
     names: tuple[str, ...] = LIKELIHOOD
@@ -187,8 +187,8 @@ def _of_objectives(job: Job, k: int) -> Way:
     losses = Objectives(job.config)
 
     def fn(params: Tree, packed: Any, directions: tuple[Tree, ...]) -> jax.Array:
-        found = effects.g_effects_of(losses, params, [Rows(packed)], directions[0])
-        return jnp.stack(list(found.values()))
+        found = programs.g_by_jvp(params, Rows(packed), directions[0], losses_fn=losses)
+        return jnp.stack([effect / count for effect, count in found.values()])
 
     return _uncollected("G-effects of objectives", job, k, fn)
 
