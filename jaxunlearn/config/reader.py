@@ -56,7 +56,9 @@ def loads(text: str, source: str, *, lines: bool = False) -> Config:
     except RecursionError:
         raise ConfigError(f"{source}: not valid YAML: it is nested too deeply") from None
     if node is None:
-        raise ConfigError(f"{source}: the configuration is empty")
+        raise ConfigError(
+            f"{source}: the configuration is empty; `jaxunlearn run --keys` shows what may be in it"
+        )
     return _Reader(source, lines).read(Config, node, "")
 
 
@@ -77,7 +79,7 @@ def check_readable(config: Config) -> None:
     text = dump(config)
     again = dump(loads(text, "configuration"))
     for key, written, read in differences(yaml.safe_load(text), yaml.safe_load(again)):
-        raise ConfigError(f"{key}: {written!r} would be read back as {read!r}")
+        raise ConfigError(f"{key}: {written!r} would be read back as {read!r}; choose another text")
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -176,7 +178,7 @@ class _Reader:
                 place = f"'{key}'" if key else "the file"
                 self._fail(name, f"a key of {place} must be text, not a list or mapping")
             if name.value in seen:
-                self._fail(name, f"key '{_join(key, name.value)}' is given twice")
+                self._fail(name, f"key '{_join(key, name.value)}' is given twice; keep one")
             seen.add(name.value)
         return items
 

@@ -88,7 +88,10 @@ def connect(
             coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"cannot join the other processes: {error}") from error
+        raise ValueError(
+            f"cannot join the other processes: {error}; start all of them, with one address"
+            " that each of them reaches"
+        ) from error
 
 
 def keep_compilations() -> None:

@@ -275,7 +275,9 @@ def encode_documents(
     chunks, ids = [], []
     for i, tokens in enumerate(_plain(tokenizer, texts) if texts else []):
         if not tokens:
-            raise ValueError(f"{source}:{i}: the tokenizer makes no tokens of the text")
+            raise ValueError(
+                f"{source}:{i}: the tokenizer makes no tokens of the text; remove the row"
+            )
         whole = [*bos, *tokens, eos]
         for start in range(1, len(whole), step):
             first = bos or whole[start - 1 : start]
@@ -348,13 +350,17 @@ def _check_spelling(tokenizer: Any, texts: Iterable[str], where: str | None) -> 
             place = "" if where is None else f"{where}: "
             at = max(text.index(found[0]) - 40, 0)
             raise ValueError(
-                f"{place}the text spells a BOS or EOS token, {found[0]!r}: {text[at : at + 120]!r}"
+                f"{place}the text spells a BOS or EOS token, {found[0]!r}: {text[at : at + 120]!r};"
+                " remove it from the text"
             )
 
 
 def _eos(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no EOS token, which every answer ends with")
+        raise ValueError(
+            "the tokenizer has no EOS token, which every answer ends with; name one in its"
+            " tokenizer_config.json (eos_token)"
+        )
     return tokenizer.eos_token_id
 
 
@@ -369,7 +375,10 @@ def _encode_tofu(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Sampl
     ):
         shared = len(prompt_ids) - 1
         if ids[:shared] != prompt_ids[:shared]:
-            raise ValueError(f"the answer changes the tokens of its own prompt: {text!r}")
+            raise ValueError(
+                f"the answer changes the tokens of its own prompt: {text!r}; begin the answer"
+                " with a letter or a space"
+            )
         sequences.append(Sample(np.array([*bos, *ids, eos], np.int32), len(bos) + len(prompt_ids)))
     return sequences
 
@@ -519,7 +528,10 @@ class Encoder:
             count = len(encoded.dropped)
             self.notes.append(f"{source}: {count} rows over {self._context} tokens left out")
         if not encoded.sequences:
-            raise ValueError(f"{source}: no row fits the context of {self._context} tokens")
+            raise ValueError(
+                f"{source}: no row fits the context of {self._context} tokens; shorten the rows, or"
+                " take a model with a longer context"
+            )
         self._check_vocabulary(encoded.sequences, source)
         return encoded.sequences, encoded.kept_ids.tolist()
 
@@ -583,7 +595,10 @@ class Encoder:
                 items.rows.append(row)
                 items.sequences.append([by_id[i] for i in ids])
         if not items.rows:
-            raise ValueError(f"{source}: no row fits the context of {self._context} tokens")
+            raise ValueError(
+                f"{source}: no row fits the context of {self._context} tokens; shorten the rows, or"
+                " take a model with a longer context"
+            )
         return items
 
     def _encoded(self, rows: DataRows, source: str) -> Encoded:

@@ -156,7 +156,7 @@ def _found(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
     """The columns to read that are there, each once."""
     doubled = [name for name in wanted if list(names).count(name) > 1]
     if doubled:
-        raise ValueError(f"the column {doubled[0]!r} is there twice")
+        raise ValueError(f"the column {doubled[0]!r} is there twice; keep one")
     return [name for name in wanted if name in names]
 
 

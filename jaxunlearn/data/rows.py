@@ -169,7 +169,10 @@ class _RowReader:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            self.fail(f"{name} holds half of a surrogate pair, which is no character")
+            self.fail(
+                f"{name} holds half of a surrogate pair, which is no character; write the"
+                " whole pair"
+            )
         return text
 
     def _optional(self, name: str, column: str, value: Any) -> Any:

@@ -80,7 +80,9 @@ class Sources:
         except SourceError as error:
             raise SourceError(f"{key}: {error}") from error
         if not rows:
-            raise ValueError(f"{key}: split {split!r} of {self._source} is empty")
+            raise ValueError(
+                f"{key}: split {split!r} of {self._source} is empty; expected at least one row"
+            )
         return rows
 
     def refusals(self) -> list[str]:

@@ -64,7 +64,7 @@ def guide_weights(
     if not unlearn.shape == retain.shape == labels.shape:
         raise ValueError(
             f"guide_weights: unlearn {unlearn.shape}, retain {retain.shape} and mask"
-            f" {labels.shape} differ"
+            f" {labels.shape} must have one shape"
         )
     removal, harm = _reach(unlearn, norms[0]), _reach(retain, norms[1])
     score = jnp.where(labels, jnp.maximum(removal - penalty * harm, 0), 0)

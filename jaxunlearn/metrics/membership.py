@@ -235,5 +235,7 @@ def _tokens(mask: np.ndarray) -> np.ndarray:
     """[n] the number of labels of each text; raises where it is 0."""
     tokens = np.asarray(mask).sum(-1)
     if not tokens.all():
-        raise ValueError(f"text {int(np.argmin(tokens))} has no labels, hence no score")
+        raise ValueError(
+            f"text {int(np.argmin(tokens))} has no labels, hence no score; leave it out"
+        )
     return tokens

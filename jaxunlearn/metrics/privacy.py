@@ -141,7 +141,10 @@ def table(
     """
     for scores in (holdout, *(retain_model or ())):
         if scores.keys() != forget.keys():
-            raise ValueError(f"attacks differ: {sorted(forget)} and {sorted(scores)}")
+            raise ValueError(
+                f"attacks differ: {sorted(forget)} and {sorted(scores)}; give every set of"
+                " texts the same"
+            )
     rows = []
     for attack in forget:
         area = auc_interval(forget[attack], holdout[attack], seed=seed)

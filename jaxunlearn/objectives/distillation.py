@@ -37,7 +37,9 @@ def undial(
     [1.3863]
     """
     if ref_logits.shape != logits.shape:
-        raise ValueError(f"ref_logits {ref_logits.shape} and logits {logits.shape} differ")
+        raise ValueError(
+            f"ref_logits {ref_logits.shape} and logits {logits.shape} must have one shape"
+        )
     check_labels("logits", logits, "labels", labels)
     ref_logits = wide(jax.lax.stop_gradient(ref_logits))
     lowered = jnp.where(is_label(ref_logits, labels), ref_logits - beta, ref_logits)

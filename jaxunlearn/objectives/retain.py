@@ -53,7 +53,9 @@ def kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     0.6931
     """
     if ref_logits.shape != logits.shape:
-        raise ValueError(f"ref_logits {ref_logits.shape} and logits {logits.shape} differ")
+        raise ValueError(
+            f"ref_logits {ref_logits.shape} and logits {logits.shape} must have one shape"
+        )
     return divergence(wide(logits), wide(jax.lax.stop_gradient(ref_logits)))
 
 
@@ -78,5 +80,7 @@ def rr(hidden: jax.Array, ref_hidden: jax.Array) -> jax.Array:
     [3.0, 3.0]
     """
     if ref_hidden.shape != hidden.shape:
-        raise ValueError(f"ref_hidden {ref_hidden.shape} and hidden {hidden.shape} differ")
+        raise ValueError(
+            f"ref_hidden {ref_hidden.shape} and hidden {hidden.shape} must have one shape"
+        )
     return jnp.sum(jnp.square(wide(hidden) - wide(jax.lax.stop_gradient(ref_hidden))), axis=-1)

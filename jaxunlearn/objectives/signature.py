@@ -193,7 +193,10 @@ def _regular_arguments(name: str, function: Loss) -> tuple[str, ...]:
     regular = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     for parameter in regular:
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            raise ValueError(f"{name}: argument {str(parameter)!r} cannot be passed by its name")
+            raise ValueError(
+                f"{name}: argument {str(parameter)!r} cannot be passed by its name; declare it"
+                " without / and *"
+            )
     return tuple(p.name for p in regular)
 
 

@@ -47,7 +47,10 @@ def _check_samples(prepared: Prepared) -> None:
     for key, samples in sets.items():
         size = config.finetune.batch_size
         if not samples or order.num_steps(len(samples), size, 1) < 1:
-            raise ValueError(f"{key}: {len(samples)} samples make no batch of {size}")
+            raise ValueError(
+                f"{key}: {len(samples)} samples make no batch of {size}; lower the batch size,"
+                " or give more samples"
+            )
 
 
 def _check_schedules(prepared: Prepared) -> None:

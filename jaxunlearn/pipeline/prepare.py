@@ -259,7 +259,10 @@ class _LeftOut:
         rows = sources.require(split, key)
         kept = _without(rows, self._forget)
         if not kept:
-            raise ValueError(f"{key}: every row of {split!r} is also in data.forget")
+            raise ValueError(
+                f"{key}: every row of {split!r} is also in data.forget; name a split with"
+                " other rows"
+            )
         if len(kept) < len(rows):
             count = len(rows) - len(kept)
             self.notes.append(f"{key} ({split}): {count} rows of the forget set left out")

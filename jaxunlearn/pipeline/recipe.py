@@ -260,7 +260,7 @@ def check_start(base: dict[str, Any]) -> None:
         if not math.isfinite(base[f"{split}_nll"]):
             raise FloatingPointError(
                 f"the model before unlearning is broken: its NLL on the {split} set is"
-                f" {base[f'{split}_nll']}"
+                f" {base[f'{split}_nll']}; lower finetune.lr, or take another model"
             )
 
 

@@ -37,7 +37,7 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
         files.write_text(folder.config, dump(joined))
         files.write_json(folder.inputs, {**known, **digests})
 
-    hosts.first_does(join, f"{folder.path}: the first process cannot open the folder")
+    hosts.first_does(join, f"{folder.path}: the first process cannot open the folder; it says why")
     hosts.wait("the folder is open")
 
 
@@ -69,7 +69,7 @@ def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[s
     """
     hosts.first_does(
         lambda: _same_inputs(folder, inputs.digests(prepared)),
-        f"{folder.path}: the first process found other inputs",
+        f"{folder.path}: the first process found other inputs; it says which",
     )
     manifest.check_together(folder, without=without)
 
@@ -81,7 +81,8 @@ def _joined(folder: RunFolder, config: Config) -> Config:
     if not folder.config.exists():
         if folder.path.exists() and any(folder.path.iterdir()):
             raise ValueError(
-                f"{folder.path}: not empty and no run of ours (there is no config.yaml)"
+                f"{folder.path}: not empty and no run of ours (there is no config.yaml); choose"
+                " another --out"
             )
         return config
     earlier = load(folder.config)

@@ -79,7 +79,9 @@ def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
         files.remove_unfinished(folder.path)
         check(folder, without=without)
 
-    hosts.first_does(tidy_and_check, f"{folder.path}: the first process found damage")
+    hosts.first_does(
+        tidy_and_check, f"{folder.path}: the first process found damage; it says where"
+    )
 
 
 def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:

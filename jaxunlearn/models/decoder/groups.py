@@ -31,7 +31,10 @@ def layer_groups(
     blocks = sorted((n for n in names if n.startswith("block_")), key=lambda n: int(n[6:]))
     first, second = cuts or (math.ceil(len(blocks) / 3), math.ceil(2 * len(blocks) / 3))
     if not 0 <= first <= second <= len(blocks):
-        raise ValueError(f"layer cuts {cuts} do not fit {len(blocks)} blocks")
+        raise ValueError(
+            f"layer cuts {cuts} do not fit {len(blocks)} blocks; expected two numbers in"
+            f" 0..{len(blocks)}, the smaller one first"
+        )
     members = {
         "embed": [n for n in names if n == "embed"],
         "shallow": blocks[:first],

@@ -134,7 +134,7 @@ def _read(
     (key, form), *others = forms.items() or [(base[0], _plain(base[0], {}, base[1] or default))]
     for other, another in others:
         if form != another:
-            raise ValueError(f"{key} and {other} contradict each other")
+            raise ValueError(f"{key} and {other} contradict each other; remove one of them")
     theta, kind = form.pop("rope_theta"), form.pop("rope_type")
     if base[1] is not None and base[1] != theta:
         raise ValueError(f"{base[0]}={base[1]!r} contradicts {key}'s {theta!r}")

@@ -209,7 +209,10 @@ def _check_tensors(
     table = tensor_table(config)
     for name, (_, _, shape) in table.items():
         if name not in slices:
-            raise ValueError(f"{folder}: tensor {name} of shape {shape} is missing")
+            raise ValueError(
+                f"{folder}: tensor {name} of shape {shape} is missing; download the model again, or"
+                " correct its config.json"
+            )
         file, actual = slices[name][0], tuple(slices[name][1].get_shape())
         if actual != shape:
             raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
