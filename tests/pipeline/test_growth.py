@@ -22,10 +22,9 @@ from jaxunlearn.config import Objective
 from jaxunlearn.training.checkpoint import Checkpoints
 from tests.pipeline.tiny import replace, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="what is held is in /proc"),
-]
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/maps").is_file(), reason="what is held is in /proc"
+)
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY, RUNS = 500, 10, 8
@@ -100,6 +99,7 @@ def moments(kind: str, out: Path) -> list[tuple[int, Held]]:
     return [(number, Held(*counts)) for number, *counts in rows]
 
 
+@pytest.mark.slow
 def test_a_long_run_does_not_grow(tmp_path):
     """A save under way holds more or less by chance; what is never given back adds to them all."""
     after = moments("steps", tmp_path)
@@ -123,6 +123,7 @@ def test_a_long_run_does_not_grow(tmp_path):
     assert resident[1] <= 1.01 * resident[0], after
 
 
+@pytest.mark.nightly
 def test_many_runs_in_one_process_do_not_grow(tmp_path):
     """A notebook makes many; what each left behind would add to every count."""
     after = [held for _, held in moments("runs", tmp_path)]
