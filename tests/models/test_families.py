@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+import tracemalloc
 import types
 
 import jax
@@ -459,6 +460,10 @@ def refused(tmp_path, **changes):
             "layer_types: 'chunked_attention' is not supported, only 'full_attention'",
         ),
         ({"model_type": "gemma2", "layer_types": "full"}, "layer_types should be a list"),
+        (
+            {"model_type": "gemma2", "num_hidden_layers": 10**11},
+            "num_hidden_layers should be positive and below 1e+04, found 100000000000",
+        ),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh'"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "only None"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": None}, "should be of type int"),
@@ -667,3 +672,12 @@ def test_tensors_that_a_family_does_not_have(tmp_path):
     config = dataclasses.replace(UNTIED, qk_norm="head")
     with pytest.raises(ValueError, match="blocks/q_norm/scale: models of the family 'llama'"):
         hf.load_params(tmp_path / "model", config)
+
+
+def test_the_number_of_layers_costs_nothing():
+    """A configuration with equal layers holds nothing for each of them."""
+    tracemalloc.start()
+    dataclasses.replace(UNTIED, num_layers=10**9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6

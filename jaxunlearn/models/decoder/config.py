@@ -337,9 +337,12 @@ def init_params(key: jax.Array, config: DecoderConfig, dtype: DTypeLike = jnp.fl
 
 def _check_full_layers(config: DecoderConfig) -> None:
     full, layers = config.full_layers, config.num_layers
-    if full and config.sliding_window is None:
+    if not full:
+        return
+    if config.sliding_window is None:
         raise ValueError(f"full_layers={full} needs a sliding_window, which the others have")
-    if list(full) != sorted(set(full) & set(range(layers))) or len(full) >= layers:
+    some = list(full) == sorted(set(full)) and full[0] >= 0 and full[-1] < layers
+    if not some or len(full) == layers:
         raise ValueError(
             f"full_layers={full} should be some of the {layers} layers 0..{layers - 1}, in order; "
             "for all of them leave it empty, with sliding_window=None"

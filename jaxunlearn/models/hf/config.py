@@ -26,6 +26,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 _MOST = 1e12
 """More than any size of a model."""
+_MOST_LAYERS = 10_000
+"""More than the blocks of any model. What is said of each of them is read into a list."""
 _COMPUTE: tuple[str, ...] = (
     "dtype",
     "precision",
@@ -201,20 +203,21 @@ def _mistyped(raw: dict[str, Any], family: Family) -> Iterator[str]:
     switches = [Key(name, bool, False) for name in family.switches]
     for key in [*family.sizes.values(), *switches]:
         value = raw.get(key.name, key.default)
+        most = _MOST_LAYERS if key == family.sizes["num_layers"] else _MOST
         number = isinstance(value, (int, float) if key.kind is float else key.kind)
         fits = number and isinstance(value, bool) == (key.kind is bool)
         if not fits and not (value is None and (key.default is None or key.nullable)):
             problem = f"found {value!r}" if key.name in raw else "and is missing"
             yield f"{key.name} should be of type {key.kind.__name__}, {problem}"
-        elif key.kind is not bool and isinstance(value, int | float) and not 0 < value < _MOST:
-            yield f"{key.name} should be positive and below {_MOST:.0e}, found {value!r}"
+        elif key.kind is not bool and isinstance(value, int | float) and not 0 < value < most:
+            yield f"{key.name} should be positive and below {most:.0e}, found {value!r}"
 
 
 def _unreadable(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for rotary frequencies or windows that the decoder does not compute."""
     readers: list[Callable[[], Any]] = [partial(family.rotary.read, raw)]
     num_layers = raw.get("num_hidden_layers")
-    if isinstance(num_layers, int):
+    if isinstance(num_layers, int) and 0 < num_layers < _MOST_LAYERS:
         readers.append(partial(family.window.read, raw, num_layers))
     for read in readers:
         try:
