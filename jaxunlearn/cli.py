@@ -338,14 +338,14 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
 
 
 def _report(command: ReportCommand, _: list[str]) -> None:
-    runs = [run for named in map(user_path, command.runs) for run in (seeds(named) or [named])]
+    named = [user_path(run) for run in command.runs]
+    runs = [run for folder in named for run in (seeds(folder) or [folder])]
     if not runs:
         raise ConfigError("report: name the folder of a run, or of several to compare them")
     if len(runs) > 1:
         from jaxunlearn.reporting.report import compare_runs
 
-        one = len(command.runs) == 1
-        alone = user_path(command.runs[0]) if one else runs[0].parent / "comparison"
+        alone = named[0] if len(named) == 1 else runs[0].parent / "comparison"
         compare_runs(runs, command.out or alone, Console())
         return
     if command.out is not None:

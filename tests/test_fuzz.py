@@ -145,11 +145,16 @@ def configuration(folder):
 
 
 def rows(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
 
     read = encode_found(tokenizer, Columns())
     return Reader("rows.jsonl", as_lines(data), read, lines, as_lines, said="rows")
+
+
+def authors():
+    """Rows about two authors, and a tokenizer for them."""
+    data = fictional.generate(0, authors=2, questions=2)["full"]
+    return data, fictional.train_tokenizer(data, vocab_size=300)
 
 
 def encode_found(tokenizer, columns):
@@ -161,15 +166,13 @@ def encode_found(tokenizer, columns):
 
 
 def json_rows(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     read = encode_found(tokenizer, Columns())
     return Reader("rows.json", as_json(data), read, json.loads, as_json, said="rows")
 
 
 def conversations(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     turns = [
         {"messages": [{"role": role, "content": row[key]} for role, key in ROLES]} for row in data
     ]
@@ -178,24 +181,21 @@ def conversations(folder):
 
 
 def documents(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     content = as_lines([{"text": row["answer"] * 9} for row in data])
     read = encode_found(tokenizer, Columns(text="text"))
     return Reader("rows.jsonl", content, read, lines, as_lines, said="rows")
 
 
 def csv_rows(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     quoted = [f'"{row["question"]}","{row["answer"]}"\n' for row in data]
     content = "".join(["question,answer\n", *quoted]).encode()
     return Reader("rows.csv", content, encode_found(tokenizer, Columns()), said="rows")
 
 
 def parquet_rows(folder):
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     pq.write_table(pa.Table.from_pylist(data), folder / "rows.parquet")
     content = (folder / "rows.parquet").read_bytes()
     return Reader("rows.parquet", content, encode_found(tokenizer, Columns()), said="rows")
@@ -203,8 +203,7 @@ def parquet_rows(folder):
 
 def saved_dataset(folder):
     """The folder that `datasets` writes: its state is mutated, which names the file of the rows."""
-    data = fictional.generate(0, authors=2, questions=2)["full"]
-    tokenizer = fictional.train_tokenizer(data, vocab_size=300)
+    data, tokenizer = authors()
     datasets.Dataset.from_list(data).save_to_disk(folder / "rows")
     content = (folder / "rows" / "state.json").read_bytes()
 

@@ -21,6 +21,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"; perhaps you meant {close[0]!r}" if close else ""
 
 
+def shortened(text: str) -> str:
+    """Returns the first words of a text, on one line, for an error message.
+
+    >>> shortened("two\\nlines")
+    'two lines'
+    """
+    words = " ".join(text.split())
+    return words if len(words) <= 160 else f"{words[:160]} …"
+
+
 def check_list(key: str, names: Iterable[str], error: type[ValueError] = ValueError) -> None:
     """Checks that names are not one string, which Python would read letter by letter.
 

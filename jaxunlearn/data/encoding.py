@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.names import nearest, shortened
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.rows import DataRows, Turn
@@ -86,14 +86,8 @@ def load_tokenizer(path_or_name: str) -> Any:
         raise FileNotFoundError(
             f"no tokenizer at {str(path_or_name)!r}: expected a folder with tokenizer.json and"
             " tokenizer_config.json, or the name of a model on the Hugging Face hub"
-            f" ({_short(error)})"
+            f" ({shortened(str(error)) or type(error).__name__})"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    """The first words of an error, on one line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 160 else f"{words[:160]} …"
 
 
 def encode(
@@ -266,19 +260,17 @@ def encode_documents(
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 2")
     texts = []
     for i, row in enumerate(rows):
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{source}:{i}: expected a non-empty 'text', got {text!r}")
-        _check_spelling(tokenizer, [text], f"{source}:{i}")
-        texts.append(text)
-    bos, eos, step = _bos(tokenizer), _eos(tokenizer), chunk_tokens - 1
+        _check_text(row, "text", f"{source}:{i}")
+        _check_spelling(tokenizer, [row["text"]], f"{source}:{i}")
+        texts.append(row["text"])
+    bos, end, step = _bos(tokenizer), eos(tokenizer), chunk_tokens - 1
     chunks, ids = [], []
     for i, tokens in enumerate(_plain(tokenizer, texts) if texts else []):
         if not tokens:
             raise ValueError(
                 f"{source}:{i}: the tokenizer makes no tokens of the text; remove the row"
             )
-        whole = [*bos, *tokens, eos]
+        whole = [*bos, *tokens, end]
         for start in range(1, len(whole), step):
             first = bos or whole[start - 1 : start]
             chunk = [*first, *whole[start : start + step]]
@@ -295,12 +287,16 @@ def _checked(
     checked = []
     for i, row in enumerate(rows):
         for key in ("question", "answer"):
-            text = row.get(key)
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{source}:{i}: expected a non-empty {key!r}, got {text!r}")
+            _check_text(row, key, f"{source}:{i}")
         _check_history(row, f"{source}:{i}", prompt)
         checked.append(row)
     return checked
+
+
+def _check_text(row: Mapping[str, Any], key: str, where: str) -> None:
+    text = row.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: expected a non-empty {key!r}, got {text!r}")
 
 
 def _check_prompt(prompt: Prompt) -> None:
@@ -324,7 +320,7 @@ def _check_history(row: Mapping[str, Any], where: str, prompt: Prompt) -> None:
 
 def _encode_all(tokenizer: Any, rows: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[Sample]:
     """Encodes checked rows; refuses texts that spell a special token."""
-    _eos(tokenizer)
+    eos(tokenizer)
     _check_spelling(tokenizer, _prompt_texts(prompt), "prompt")
     for row in rows:
         earlier = [turn["content"] for turn in row.get("history", ())]
@@ -355,7 +351,12 @@ def _check_spelling(tokenizer: Any, texts: Iterable[str], where: str | None) -> 
             )
 
 
-def _eos(tokenizer: Any) -> int:
+def eos(tokenizer: Any) -> int:
+    """Returns the token that ends every answer.
+
+    Raises:
+      ValueError: the tokenizer has none.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no EOS token, which every answer ends with; name one in its"
@@ -527,11 +528,7 @@ class Encoder:
         if encoded.dropped:
             count = len(encoded.dropped)
             self.notes.append(f"{source}: {count} rows over {self._context} tokens left out")
-        if not encoded.sequences:
-            raise ValueError(
-                f"{source}: no row fits the context of {self._context} tokens; shorten the rows, or"
-                " take a model with a longer context"
-            )
+        self._check_fits(encoded.sequences, source)
         self._check_vocabulary(encoded.sequences, source)
         return encoded.sequences, encoded.kept_ids.tolist()
 
@@ -594,11 +591,7 @@ class Encoder:
             if all(i in by_id for i in ids):
                 items.rows.append(row)
                 items.sequences.append([by_id[i] for i in ids])
-        if not items.rows:
-            raise ValueError(
-                f"{source}: no row fits the context of {self._context} tokens; shorten the rows, or"
-                " take a model with a longer context"
-            )
+        self._check_fits(items.rows, source)
         return items
 
     def _encoded(self, rows: DataRows, source: str) -> Encoded:
@@ -614,6 +607,14 @@ class Encoder:
             too_long=self._too_long,
             source=source,
         )
+
+    def _check_fits(self, fitting: Sequence[Any], source: str) -> None:
+        """Refuses data of which no row fits the context."""
+        if not fitting:
+            raise ValueError(
+                f"{source}: no row fits the context of {self._context} tokens; shorten the rows, or"
+                " take a model with a longer context"
+            )
 
     def _check_vocabulary(self, samples: Sequence[Sample], source: str) -> None:
         """Refuses tokens that the model has no embedding for: it would compute with NaN."""

@@ -11,7 +11,7 @@ A row is one of
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.names import nearest, shortened
 
 DataRows = list[dict[str, Any]]
 
@@ -165,7 +165,7 @@ class _RowReader:
 
     def _checked(self, text: Any, name: str) -> str:
         if not isinstance(text, str):
-            self.fail(f"{name} must be a string, got {_shortened(text)}")
+            self.fail(f"{name} must be a string, got {shortened(repr(text))}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
@@ -180,14 +180,14 @@ class _RowReader:
         if name != "perturbed_answer":
             return self._checked(value, column)
         if not isinstance(value, list):
-            self.fail(f"{column} must be a list of strings, got {_shortened(value)}")
+            self.fail(f"{column} must be a list of strings, got {shortened(repr(value))}")
         return [self._checked(text, f"{column}[{i}]") for i, text in enumerate(value)]
 
     def _conversation(self, turns: Any) -> dict[str, Any]:
         """The last answer of a conversation, its question, and the turns before them."""
         column = repr(self._columns.messages)
         if not isinstance(turns, list):
-            self.fail(f"{column} must be a list of turns, got {_shortened(turns)}")
+            self.fail(f"{column} must be a list of turns, got {shortened(repr(turns))}")
         read = [self._turn(turn, f"{column}[{i}]") for i, turn in enumerate(turns)]
         roles = [turn["role"] for turn in read]
         if roles[-2:] != ["user", "assistant"]:
@@ -204,15 +204,9 @@ class _RowReader:
 
     def _turn(self, turn: Any, name: str) -> Turn:
         if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
-            self.fail(f"{name} must have 'role' and 'content', got {_shortened(turn)}")
+            self.fail(f"{name} must have 'role' and 'content', got {shortened(repr(turn))}")
         role = turn["role"]
         if role not in ROLES:
             hint = nearest(str(role), ROLES)
             self.fail(f"{name}: the role must be one of {', '.join(ROLES)}, not {role!r}{hint}")
         return {"role": role, "content": self._checked(turn["content"], f"the content of {name}")}
-
-
-def _shortened(value: Any) -> str:
-    """A value as Python writes it, at most a line of it."""
-    words = repr(value)
-    return words if len(words) <= 160 else f"{words[:160]} .."

@@ -150,6 +150,20 @@ def check_sums(pairs: Mapping[str, Any]) -> None:
             )
 
 
+def check_counts(counts: Mapping[str, Any]) -> None:
+    """Checks that there is something to average over.
+
+    Args:
+      counts: {name of the loss or the function: its count, added up over all batches}.
+
+    Raises:
+      ValueError: a count is 0; names it.
+    """
+    for name, count in counts.items():
+        if count == 0:
+            raise ValueError(f"{name}: nothing to average over (a count of 0 in every batch)")
+
+
 def check_log_probs(shape: tuple[int, ...], batch: Any) -> None:
     """Checks the shape of what a `sample_logp_fn` returned for a batch.
 

@@ -109,8 +109,8 @@ def g_effect(
     with products(precision):
         values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
     norms = _norms(direction, rows, grouping)
-    names = tuple(_grouping.row_names(params, by=rows, grouping=grouping))
-    effect = GEffect(values, None, None, norms, names)
+    row_names = tuple(_grouping.row_names(params, by=rows, grouping=grouping))
+    effect = GEffect(values, None, None, norms, row_names)
     return effect.total() if by == "total" else effect
 
 
@@ -196,9 +196,7 @@ def g_effects_of(
                 totals[name] = (sums[0] + effect, sums[1] + count)
     if not totals:
         raise ValueError("g_effects_of needs at least one batch, got none")
-    for name, (_, count) in totals.items():
-        if count == 0:
-            raise ValueError(f"{name}: nothing to average over (a count of 0 in every batch)")
+    _checks.check_counts({name: count for name, (_, count) in totals.items()})
     return {name: total / count for name, (total, count) in totals.items()}
 
 
@@ -260,8 +258,7 @@ def _by_gates(
     if not pairs:
         raise ValueError("g_effect needs at least one batch, got none")
     sums, counts = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *pairs)
-    if counts == 0:
-        raise ValueError("g_effect: nothing to average over (a count of 0 in every batch)")
+    _checks.check_counts({"g_effect": counts})
     return sums / counts
 
 

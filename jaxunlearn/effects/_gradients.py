@@ -109,9 +109,7 @@ def dataset_gradients(
         for batch in itertools.chain(first, remaining):
             totals = gradient_sums(params, batch, totals, frozen, **options)
     sums, counts, gradients = totals
-    for name, count in counts.items():
-        if count == 0:
-            raise ValueError(f"{name}: nothing to average over (a count of 0 in every batch)")
+    _checks.check_counts(counts)
     # The one division: sums of batches are exact parts of the whole only before it.
     return {
         name: Gradient(sums[name] / counts[name], _scale(gradients[name], 1 / counts[name]))
@@ -191,8 +189,7 @@ def _forward(params, batch, frozen, losses_fn):
 
     def sums(wide_params):
         # The gradient is taken with respect to wide parameters, so that it is wide itself.
-        narrow = jax.tree.map(lambda w, p: w.astype(p.dtype), wide_params, params)
-        pairs = losses_fn(combine(narrow, frozen), batch)
+        pairs = losses_fn(combine(trees.like(wide_params, params), frozen), batch)
         _checks.check_sums(pairs)
         values = {n: trees.wide(s) for n, (s, _) in pairs.items()}
         # Counts are data: a count that depends on the parameters must not add to the gradient.

@@ -91,11 +91,7 @@ def continuations(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no EOS token, which every answer ends with; name one in its"
-            " tokenizer_config.json (eos_token)"
-        )
+    encoding.eos(tokenizer)
     _check_room(encoded, lambda i: tokenizer.decode(encoded[i]), max_new_tokens, config)
     texts = [""] * len(encoded)
     for ids in _batches(encoded, batch_size):

@@ -117,19 +117,20 @@ def _paraphrased(context: Context, over: str, split: str) -> DataRows | None:
     """
     key = f"{over}_paraphrased"
     name, rows = find_split(context, key, split)
-    if getattr(context.splits, key) is not None and (rows is None or not paraphrased_rows(rows)):
+    paraphrased = paraphrased_rows(rows or [])
+    if paraphrased is not None:
+        return paraphrased
+    if getattr(context.splits, key) is not None:
         raise ValueError(
             f"evaluate.splits.{key}: {name!r} has no paraphrased questions (the column"
             f" {context.config.data.paraphrased_question_key!r}, data.paraphrased_question_key)"
         )
-    if rows is None or (paraphrased := paraphrased_rows(rows)) is None:
-        perturbed = sibling(split, "_perturbed")
-        if over == "forget":
-            _, rows = find_split(context, "forget_perturbed", perturbed)
-        else:
-            rows = context.sources.find(perturbed)
-        paraphrased = paraphrased_rows(rows or [])
-    return paraphrased
+    perturbed = sibling(split, "_perturbed")
+    if over == "forget":
+        _, rows = find_split(context, "forget_perturbed", perturbed)
+    else:
+        rows = context.sources.find(perturbed)
+    return paraphrased_rows(rows or [])
 
 
 def paraphrased_rows(rows: DataRows) -> DataRows | None:

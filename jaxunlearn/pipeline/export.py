@@ -65,5 +65,5 @@ def export(
 def _source(run: RunFolder, config: Config) -> Path:
     """The folder with the model's configuration, tokenizer and generation settings."""
     if config.model is not None:
-        return hf.resolve(user_path(config.model))
+        return hf.resolve(config.model)
     return stored.stage_folder(run, config, BASE)

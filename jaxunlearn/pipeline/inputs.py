@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxunlearn.core.paths import user_path
 from jaxunlearn.data.digests import of_parts, of_samples
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline.prepare import Prepared
@@ -29,7 +28,7 @@ def digests(prepared: Prepared) -> dict[str, str]:
     optional = {"data.retain": prepared.sets.retain, "finetune.splits": prepared.finetune}
     found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
     if config.model is not None:
-        found["model"] = _of_files(hf.resolve(user_path(config.model)))
+        found["model"] = _of_files(hf.resolve(config.model))
     return found
 
 

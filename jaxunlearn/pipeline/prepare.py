@@ -12,7 +12,6 @@ from rich.console import Console
 from jaxunlearn.config import Config, validate
 from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
-from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.encoding import Encoder, Prompt
@@ -99,7 +98,7 @@ def prepare(
     mesh = make_mesh(config, devices)
     # --- the model: its folder, tokenizer and configuration; no weights yet -----------------------
     sources = open_sources(config)
-    folder = None if config.model is None else hf.resolve(user_path(config.model))
+    folder = None if config.model is None else hf.resolve(config.model)
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     encoder = make_encoder(config, tokenizer, model)

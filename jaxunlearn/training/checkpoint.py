@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core import trees
+from jaxunlearn.core.names import shortened
 from jaxunlearn.core.trees import Tree
 
 Leaf = tuple[tuple[int, ...], str]
@@ -225,7 +226,7 @@ def _reading(folder: Path) -> Iterator[None]:
         of_machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if of_machine or "RESOURCE_EXHAUSTED" in words:
             raise
-        raise _damaged(folder, words[:160]) from error
+        raise _damaged(folder, shortened(words)) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -192,12 +192,7 @@ def _run(
       config: the model.
       past: keys and values of earlier tokens.
     """
-
-    def angles_and_mask(windowed: bool):
-        rope = modules.rope_tables(positions, config, windowed=windowed)
-        return rope, mask(config.sliding_window if windowed else None)
-
-    seen = modules.by_kind(angles_and_mask, config)
+    seen = modules.by_kind(positions, mask, config)
 
     def block(x, layer):
         params, past, kind = layer

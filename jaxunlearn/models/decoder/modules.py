@@ -221,17 +221,25 @@ class Block(nn.Module):
         return x + mlp(mlp_norm(x))
 
 
-def by_kind(make: Callable[[bool], Any], config: DecoderConfig) -> Callable[[Any], Any]:
-    """What blocks have in common, computed once for each kind of block, outside their scan.
+def by_kind(
+    positions: jax.Array, mask: Callable[[int | None], jax.Array], config: DecoderConfig
+) -> Callable[[Any], tuple[Rope, jax.Array]]:
+    """Angles and masks of the blocks, computed once for each kind of block, outside their scan.
 
     Args:
-      make: whether a block has the window -> a tree of arrays.
+      positions: [R, T], of the tokens in their sequences.
+      mask: the window of a block -> which keys its queries see.
       config: the model.
 
     Returns:
-      The entry of a block in `full_layers` -> its tree. Where all blocks are alike, that entry is
-      None, and the program does not choose.
+      The entry of a block in `full_layers` -> its angles and mask. Where all blocks are alike, that
+      entry is None, and the program does not choose.
     """
+
+    def make(windowed: bool) -> tuple[Rope, jax.Array]:
+        rope = rope_tables(positions, config, windowed=windowed)
+        return rope, mask(config.sliding_window if windowed else None)
+
     if not config.full_layers:
         common = make(config.sliding_window is not None)
         return lambda _: common

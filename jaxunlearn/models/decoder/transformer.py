@@ -216,14 +216,8 @@ def _run_blocks(
 
 def _block(batch: "Packed", config: DecoderConfig) -> Callable:
     """Returns (x, (parameters, directions, gates, kind) of one block) -> x after it."""
-    positions, segments = jnp.asarray(batch.positions), jnp.asarray(batch.segments)
-
-    def angles_and_mask(windowed: bool):
-        window = config.sliding_window if windowed else None
-        rope = modules.rope_tables(positions, config, windowed=windowed)
-        return rope, modules.attention_mask(segments, window)
-
-    seen = modules.by_kind(angles_and_mask, config)
+    mask = partial(modules.attention_mask, jnp.asarray(batch.segments))
+    seen = modules.by_kind(jnp.asarray(batch.positions), mask, config)
 
     def block(x, layer):
         params, directions, gates, kind = layer

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: a Llama whose files hold q, k and v in one tensor, gate and up in another."""
+"""Phi-3: a Llama whose files hold q, k and v in one tensor, gate and up in another."""
 
 from jaxunlearn.models.families.family import BLOCK, PRE_NORMS, TENSORS, Family, Key, sizes
 from jaxunlearn.models.families.rotary import all_alike

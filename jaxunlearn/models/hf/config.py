@@ -76,7 +76,7 @@ def config_json(config: DecoderConfig, dtype: str, token_ids: Mapping[str, Any])
       ValueError: a model that config.json of its family cannot describe.
     """
     family = families.by_model_type(config.family)
-    fixed = {"hidden_act": ("silu",), "attention_dropout": (0.0,), **family.fixed}
+    fixed = {key: _FIXED[key] for key in ("hidden_act", "attention_dropout")} | dict(family.fixed)
     raw = {
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from jaxunlearn.core.paths import user_path
+
 _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
 
 
@@ -18,7 +20,7 @@ def resolve(model: str | Path) -> Path:
       FileNotFoundError: neither a folder nor a name that the hub knows.
       PermissionError: a gated model whose licence is not accepted.
     """
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if folder.is_dir():
         return folder
     name = str(model)
