@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.config import Config, Objective
+from jaxunlearn.config import Config, Objective, Prompt
 from jaxunlearn.data import packing, planning
 from jaxunlearn.data.encoding import load_tokenizer
 from jaxunlearn.models import decoder, hf, sizes
@@ -114,7 +114,7 @@ def test_greedy_text(smollm2, golden, folder):
 def test_a_run_starts_from_it_and_exports_it(folder, golden, tmp_path):
     """Steps too small to change a log-probability leave the exported model the pretrained one."""
     config = replace(
-        data={"prompt": "chat"},
+        data={"prompt": Prompt(style="chat")},
         finetune={"epochs": 0},
         unlearn={"epochs": 1, "batch_size": 1, "lr": 1e-12},
         objectives={"npo": Objective(retain="gd")},
