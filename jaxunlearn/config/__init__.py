@@ -20,6 +20,7 @@ from jaxunlearn.config.schema import (
     Unlearn,
 )
 from jaxunlearn.config.sweep import sweep
+from jaxunlearn.config.train import Lora, Train
 from jaxunlearn.config.validate import validate
 
 __all__ = [
@@ -32,12 +33,14 @@ __all__ = [
     "Fictional",
     "FineTune",
     "Guide",
+    "Lora",
     "Measure",
     "NewModel",
     "Objective",
     "Prompt",
     "Relearn",
     "Splits",
+    "Train",
     "Unlearn",
     "check_readable",
     "differences",

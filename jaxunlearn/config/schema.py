@@ -8,6 +8,8 @@ changed configuration with `dataclasses.replace` instead.
 import dataclasses
 from typing import ClassVar, Literal
 
+from jaxunlearn.config.train import Train
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be read or used; the message names the key."""
@@ -382,6 +384,8 @@ class Config:
     """Fine-tuning before unlearning."""
     unlearn: Unlearn = Unlearn()
     """The schedule of unlearning."""
+    train: Train = Train()
+    """The parameters that unlearning may change."""
     objectives: dict[str, Objective] = dataclasses.field(default_factory=_default_objectives)
     """The objectives by name; each one starts from the same model."""
     measure: Measure = Measure()

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from jaxunlearn.config.schema import Config, ConfigError, Data, Objective, Prompt
+from jaxunlearn.config.train import Lora, Train
 from jaxunlearn.core.names import nearest
 
 RESERVED_NAMES = ("before", "base", "retrained")
@@ -80,6 +81,8 @@ RANGES: Mapping[str, Range] = {
     "unlearn.keep_checkpoints": at_least(1),
     # 0 would stop all updates, and a negative norm would turn the gradient round.
     "unlearn.clip_norm": POSITIVE,
+    "train.lora.rank": at_least(1),
+    "train.lora.alpha": POSITIVE,
     "objectives.*.hyper.*": FINITE,
     "objectives.*.gamma": FINITE,
     "objectives.*.retain_hyper.*": FINITE,
@@ -124,6 +127,7 @@ def validate(config: Config) -> None:
         _check_new_model(config)
     _check_data(config.data)
     _check_batches(config)
+    _check_train(config)
     _check_measurements(config)
     if not config.objectives:
         raise ConfigError("objectives: there are none; name at least one")
@@ -211,6 +215,30 @@ def _check_batches(config: Config) -> None:
         raise ConfigError(
             f"compute.attention: cudnn needs compute.dtype: bfloat16, not {config.compute.dtype}"
         )
+
+
+def _check_train(config: Config) -> None:
+    """Checks that what trains is said once, and that no key of it is without effect."""
+    train, lora = config.train, config.train.lora
+    for name in ("alpha", "targets"):
+        if not lora.used and getattr(lora, name) != getattr(Lora(), name):
+            raise ConfigError(f"train.lora.{name}: needs train.lora.rank")
+    if lora.used and train.only:
+        raise ConfigError("train.only: with train.lora the adapters alone train; give one of them")
+    if lora.start is not None and config.finetune.epochs:
+        raise ConfigError(
+            "train.lora.start: the adapter belongs to the model as it is; set finetune.epochs: 0"
+        )
+    if lora.start is not None and config.model is None:
+        raise ConfigError("train.lora.start: needs the model of the adapter; set model")
+    if not lora.used and not train.only and train.frozen_dtype != Train().frozen_dtype:
+        raise ConfigError("train.frozen_dtype: nothing is frozen; set train.lora or train.only")
+    for pattern in train.only:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            message = f"train.only: {pattern!r} is no regular expression: {error}"
+            raise ConfigError(message) from error
 
 
 def _check_measurements(config: Config) -> None:

@@ -78,8 +78,8 @@ def g_effect(
         (one scalar per layer or tensor in the reverse pass): the lean way for large models.
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked.
-      trainable: which leaves take part, see `Trainable`; by default all of a floating type. Gates
-        move whole layers, so method="gates" takes no frozen leaves.
+      trainable: which leaves take part, see `Trainable`; by default all of a floating type. For
+        method="gates" the function gets a probe whose directions are None at frozen leaves.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
@@ -87,8 +87,7 @@ def g_effect(
 
     Raises:
       ValueError: another `by`, `method` or `precision`, no batches, a direction that is not like
-        the parameters, a count of zero, a grouping that does not fit the parameters, or
-        method="gates" with frozen leaves.
+        the parameters, a count of zero, or a grouping that does not fit the parameters.
       TypeError: method="gates", and `risk_fn` has no argument `probe` or `params` is no mapping;
         and as in `dataset_gradient`.
     """
@@ -103,13 +102,13 @@ def g_effect(
         options: Any = dict(trainable=trainable, precision=precision)
         risk = _gradients.dataset_gradient(risk_fn, params, batches, **options)
         return g_effect_between(risk.gradient, direction, by=by, grouping=grouping)
-    _probes.require(risk_fn, frozen, "g_effect", "method='full'")
+    _probes.require(risk_fn, "g_effect", "method='full'")
     # The total is the sum of the layers, so that both have the same rounding.
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     with products(precision):
-        values = _by_gates(risk_fn, params, batches, direction, rows, grouping)
+        values = _by_gates(risk_fn, (chosen, frozen), batches, direction, rows, grouping)
     norms = _norms(direction, rows, grouping)
-    row_names = tuple(_grouping.row_names(params, by=rows, grouping=grouping))
+    row_names = tuple(_grouping.row_names(chosen, by=rows, grouping=grouping))
     effect = GEffect(values, None, None, norms, row_names)
     return effect.total() if by == "total" else effect
 
@@ -224,18 +223,21 @@ def g_by_jvp(params, batch, direction, frozen=None, *, losses_fn):
 
 
 @partial(jax.jit, static_argnames=("risk_fn", "by", "grouping"))
-def g_by_gates(params, batch, direction, *, risk_fn, by, grouping):
+def g_by_gates(params, batch, direction, frozen=None, *, risk_fn, by, grouping):
     """[rows], count: grad (sum of a batch's risk) . direction by layer or tensor, never formed.
 
     Args:
-      params, batch, direction, risk_fn: as in `g_effect`, for one batch.
+      params: mapping of layers, along which the direction goes.
+      batch, direction, risk_fn: as in `g_effect`, for one batch.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
       by: "layer" or "tensor".
       grouping: how leaves form rows.
     """
     probe = _probes.make(params, (direction,), by=by, grouping=grouping)
 
     def risk(gates):
-        return risk_fn(params, batch, probe={"directions": probe["directions"], "gates": gates})
+        own = {"directions": probe["directions"], "gates": gates}
+        return risk_fn(combine(params, frozen), batch, probe=own)
 
     gates, count = jax.grad(risk, has_aux=True)(probe["gates"])
     # One direction, and one gate for all samples.
@@ -244,17 +246,16 @@ def g_by_gates(params, batch, direction, *, risk_fn, by, grouping):
 
 def _by_gates(
     risk_fn: Callable[..., Any],
-    params: Tree,
+    parts: tuple[Tree, Tree],
     batches: Iterable[Any],
     direction: Tree,
     by: _rows.By,
     grouping: Grouping,
 ) -> jax.Array:
     """[rows]: sums and counts are added over batches, and divided once."""
-    pairs = [
-        g_by_gates(params, batch, direction, risk_fn=risk_fn, by=by, grouping=grouping)
-        for batch in batches
-    ]
+    params, frozen = parts
+    options: dict[str, Any] = dict(risk_fn=risk_fn, by=by, grouping=grouping)
+    pairs = [g_by_gates(params, batch, direction, frozen, **options) for batch in batches]
     if not pairs:
         raise ValueError("g_effect needs at least one batch, got none")
     sums, counts = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *pairs)

@@ -80,8 +80,9 @@ def pg_effect(
       grouping: how leaves form rows, and which leaves are stacked over layers; by default rows
         follow from the paths of leaves and nothing is stacked. A model that scans its layers needs
         it wherever a `probe` is used, also by sample.
-      trainable: which leaves take part, see `Trainable`; by default all of a floating type. Gates
-        move whole layers, so method="gates" takes no frozen leaves.
+      trainable: which leaves take part, see `Trainable`; by default all of a floating type. For
+        method="gates" the function gets a probe whose directions are None at frozen leaves, which
+        not every model reads; "auto" takes another method where leaves are frozen.
       precision: of the float32 products whose function states none, see `Precision`.
 
     Returns:
@@ -89,8 +90,8 @@ def pg_effect(
 
     Raises:
       ValueError: no batches, no directions, one that is not like the parameters, log-probabilities
-        of another shape, another `by` or `method`, a method that cannot give what `by` asks or
-        leave out what is frozen, a grouping that does not fit the parameters, or another precision.
+        of another shape, another `by` or `method`, a method that cannot give what `by` asks, a
+        grouping that does not fit the parameters, or another precision.
       TypeError: method="gates" and the function has no argument `probe`, or method="jvp" and the
         function holds a `jax.custom_vjp`, such as fused attention, which has no forward mode; one
         batch instead of several, one direction instead of a mapping, or a call under `jax.jit`.
@@ -108,10 +109,8 @@ def pg_effect(
         options: dict[str, Any] = dict(by=by, memory=memory, grouping=grouping)
         options |= dict(trainable=trainable, precision=precision)
         method = choose_pg_method(sample_logp_fn, params, batches[0], directions, **options).method
-    compute = _evaluator(sample_logp_fn, frozen, by, method)
-    options = dict(fn=sample_logp_fn, by=by, grouping=grouping)
-    # Gates move all leaves; the other programs take those that stand still as well.
-    options |= {} if method == "gates" else {"frozen": frozen}
+    compute = _evaluator(sample_logp_fn, by, method)
+    options = dict(fn=sample_logp_fn, by=by, grouping=grouping, frozen=frozen)
     options |= {"microbatch": microbatch} if method == "vmap" else {}
     with products(precision):
         along = tuple(directions.values())
@@ -223,7 +222,7 @@ def _choose_by_rows(
 ) -> PgChoice:
     """The choice for values by layer or tensor, which forward mode cannot give."""
     if frozen is not None:
-        return PgChoice("vmap", f"by {by}, and gates cannot leave out frozen leaves")
+        return PgChoice("vmap", f"by {by}, and not every model can gate a part of its leaves")
     if not gated:
         return PgChoice("vmap", f"by {by}, for a function without an argument `probe`")
     if by == "layer" and not _probes.rows_are_keys(params, grouping):
@@ -243,9 +242,7 @@ def _no_forward_mode(fn: Callable[..., Any], by: By) -> str:
     )
 
 
-def _evaluator(
-    fn: Callable[..., Any], frozen: Tree, by: By, method: Method
-) -> Callable[..., jax.Array]:
+def _evaluator(fn: Callable[..., Any], by: By, method: Method) -> Callable[..., jax.Array]:
     """The compiled function of a method, once it is known to give what is asked."""
     if by not in GIVES[method]:
         able = [name for name, forms in GIVES.items() if by in forms]
@@ -253,9 +250,7 @@ def _evaluator(
             f"pg_effect: method {method!r} gives no values by {by!r}; use {' or '.join(able)}"
         )
     if method == "gates":
-        _probes.require(
-            fn, frozen, "pg_effect", "method='jvp' (by sample or token) or method='vmap'"
-        )
+        _probes.require(fn, "pg_effect", "method='jvp' (by sample or token) or method='vmap'")
     return {"jvp": pg_by_jvp, "gates": pg_by_gates, "vmap": pg_by_vmap}[method]
 
 
@@ -298,13 +293,14 @@ def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
 
 
 @partial(jax.jit, static_argnames=("fn", "by", "grouping"))
-def pg_by_gates(params, batch, directions, *, fn, by, grouping):
+def pg_by_gates(params, batch, directions, frozen=None, *, fn, by, grouping):
     """PG-effects of one batch by a reverse pass with respect to gates.
 
     Args:
-      params: mapping of layers.
+      params: mapping of layers, along which the directions go.
       batch: one pytree of packed rows.
       directions: K trees like `params`; rounded to its types.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
       fn: `sample_logp_fn` of `pg_effect`, with an argument `probe`.
       by: "sample", "layer" or "tensor".
       grouping: how leaves form rows, and which leaves are stacked over layers.
@@ -314,7 +310,8 @@ def pg_by_gates(params, batch, directions, *, fn, by, grouping):
     """
     _checks.check_choice("pg_by_gates", "by", by, GIVES["gates"])
     directions = tuple(trees.like(v, params) for v in directions)
-    shape = jax.eval_shape(fn, params, batch).shape
+    whole = combine(params, frozen)
+    shape = jax.eval_shape(fn, whole, batch).shape
     _checks.check_log_probs(shape, batch)
     samples = shape[0]
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
@@ -323,7 +320,7 @@ def pg_by_gates(params, batch, directions, *, fn, by, grouping):
     # A sample's gates touch that sample alone, so the gradient of the sum over samples holds the
     # derivative of each.
     def total(gates):
-        return trees.wide(fn(params, batch, probe={"directions": directions, "gates": gates})).sum()
+        return trees.wide(fn(whole, batch, probe={"directions": directions, "gates": gates})).sum()
 
     gates = jax.grad(total)(probe["gates"])
     table = _probes.to_rows(gates, params, by, grouping)  # [rows, K, B]

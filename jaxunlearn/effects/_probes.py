@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
-from jaxunlearn.effects._paths import leaf_names
 from jaxunlearn.effects._rows import concatenate, tensor_rows
 
 Probe = dict[str, Any]
@@ -37,7 +36,8 @@ def make(
     """A probe whose gates are all zero: the model's output is unchanged.
 
     Args:
-      params: mapping of layers.
+      params: mapping of layers, with None in the places of frozen leaves; a layer without others
+        has no gates.
       directions: K trees like `params`.
       samples: gates per layer and direction; 1 = one gate shared by all samples.
       by: a gate per "layer", or per "tensor": then a tree of gates in the place of a layer's.
@@ -69,7 +69,10 @@ def make(
         # Every tensor of a layer starts from the same zeros, but has a gate of its own.
         return jax.tree.map(lambda _: zeros, params[key]) if by == "tensor" else zeros
 
-    return {"directions": tuple(directions), "gates": {key: gates(key) for key in params}}
+    return {
+        "directions": tuple(directions),
+        "gates": {key: gates(key) for key in dict.fromkeys(keys)},
+    }
 
 
 def to_rows(gates: Mapping[Any, Any], params: Tree, by: By, grouping: Grouping) -> jax.Array:
@@ -133,18 +136,12 @@ def accepts(function: Callable[..., Any]) -> bool:
     return "probe" in inspect.signature(function).parameters
 
 
-def require(function: Callable[..., Any], frozen: Tree, caller: str, others: str) -> None:
-    """Checks that a function can be gated, and that all of its parameters are.
+def require(function: Callable[..., Any], caller: str, others: str) -> None:
+    """Checks that a function can be gated.
 
     Raises:
       TypeError: names the function, the missing argument and the methods that work without it.
-      ValueError: there are frozen leaves.
     """
-    if frozen is not None:
-        raise ValueError(
-            f"{caller}(method='gates') moves whole layers and cannot leave out the frozen leaves,"
-            f" such as {leaf_names(frozen)[0]}; use {others}"
-        )
     if not accepts(function):
         name = getattr(function, "__qualname__", repr(function))
         raise TypeError(

@@ -4,7 +4,7 @@
 batch, and add up. Each is a `jax.jit` function of one batch, so it has `.lower` and takes
 `jax.ShapeDtypeStruct`; functions and groupings are static keyword arguments. Parameters come as the
 two trees of `effects.partition`: `params`, the leaves with respect to which is differentiated, and
-`frozen`, the others, None where there are none. Programs with gates take the first alone.
+`frozen`, the others, None where there are none.
 
 | program | what it computes | behind |
 |---|---|---|

@@ -46,25 +46,24 @@ class MeasuredRisk:
       split: D.
       gradient: R(D) and its gradient, parked; None where effects are read through gates, which
         takes a pass over D for each direction but keeps no gradient in memory.
+      trainable: which parameters take part.
     """
 
     risk: Risk
     split: Split
     gradient: effects.Gradient | None
+    trainable: effects.Trainable = None
 
     def effect(self, params: Tree, direction: Tree, offload: Offload) -> effects.GEffect:
         """The G-effect of a direction on the risk, by layer.
 
         Args:
           params: theta.
-          direction: like `params`: the gradient of an objective.
+          direction: the gradient of an objective, None at frozen parameters.
           offload: how gradients are parked.
         """
         if self.gradient is None:
-            batches = self.split.batches
-            return effects.g_effect(
-                self.risk, params, batches, direction, method="gates", grouping=GROUPING
-            )
+            return self._gated(params, direction)
         return effects.g_effect_between(
             offload.back(self.gradient.gradient), direction, grouping=GROUPING
         )
@@ -73,42 +72,57 @@ class MeasuredRisk:
         """grad R(old) . (new - old) by layer: the change of the risk to first order.
 
         Args:
-          old: theta, parked.
-          new: later parameters.
+          old: theta's parameters that train, parked.
+          new: later parameters, all of them.
           offload: how `old` and the gradient are parked.
 
         Returns:
           [layers], in the order of `effects.layer_names`.
         """
+        new, frozen = effects.partition(new, self.trainable)
         if self.gradient is None:
-            params = offload.back(old)
-            difference = _difference(new, params)
-            batches = self.split.batches
-            effect = effects.g_effect(
-                self.risk, params, batches, difference, method="gates", grouping=GROUPING
-            )
-            return trees.on_host(effect.value)
+            own = offload.back(old)
+            params = effects.combine(own, frozen)
+            return trees.on_host(self._gated(params, _difference(new, own)).value)
         return trees.on_host(_moved_dots(self.gradient.gradient, new, old, offload))
 
+    def _gated(self, params: Tree, direction: Tree) -> effects.GEffect:
+        """The effect of a direction at theta, read through gates."""
+        return effects.g_effect(
+            self.risk,
+            params,
+            self.split.batches,
+            direction,
+            method="gates",
+            grouping=GROUPING,
+            trainable=self.trainable,
+        )
 
-def unlearn_gradients(params: Tree, term: Term, batches: Sequence[Batch]) -> UnlearnGradients:
+
+def unlearn_gradients(
+    params: Tree, term: Term, batches: Sequence[Batch], trainable: effects.Trainable = None
+) -> UnlearnGradients:
     """grad R(D_u) and grad L_u(D_u) from one forward pass.
 
     Args:
       params: theta.
       term: the objective.
       batches: all of D_u, from `StepBatches.measured`.
+      trainable: which parameters have a gradient.
     """
-    gradients = effects.dataset_gradients(RiskAndObjective(term), params, batches)
+    losses = RiskAndObjective(term)
+    gradients = effects.dataset_gradients(losses, params, batches, trainable=trainable)
     risk = gradients["risk"]
     # Plain ascent minimises -R: its gradient is known without a backward pass of its own.
     objective = gradients["objective"] if "objective" in gradients else _negative(risk)
     return UnlearnGradients(risk, objective)
 
 
-def objective_gradient(params: Tree, term: Term, batches: Sequence[Batch]) -> effects.Gradient:
+def objective_gradient(
+    params: Tree, term: Term, batches: Sequence[Batch], trainable: effects.Trainable = None
+) -> effects.Gradient:
     """grad L_u(D_u) alone, see `unlearn_gradients`."""
-    return effects.dataset_gradient(term, params, batches)
+    return effects.dataset_gradient(term, params, batches, trainable=trainable)
 
 
 def token_effects(
@@ -116,6 +130,7 @@ def token_effects(
     model: DecoderConfig,
     forget: Split,
     directions: Mapping[str, Tree],
+    trainable: effects.Trainable = None,
 ) -> dict[str, np.ndarray]:
     """PG-effects of every label token of D_u.
 
@@ -124,6 +139,7 @@ def token_effects(
       model: its configuration.
       forget: D_u.
       directions: {risk: its gradient}.
+      trainable: which parameters take part.
 
     Returns:
       {risk: [n, S]}, 0 off the labels.
@@ -131,6 +147,7 @@ def token_effects(
     # Forward mode gives all tokens in one pass, and fused attention has no forward mode.
     logp = TokenLogProbs(model.with_forward_mode())
     options: dict[str, Any] = {"by": "token", "method": "jvp", "grouping": GROUPING}
+    options["trainable"] = trainable
     values = effects.pg_effect(logp, params, forget.batches, directions, **options)
     return {risk: _by_sample(forget, value) for risk, value in values.items()}
 
@@ -141,18 +158,21 @@ def row_effects(
     forget: Split,
     directions: Mapping[str, Tree],
     by: str,
+    trainable: effects.Trainable = None,
 ) -> dict[str, np.ndarray]:
     """PG-effects of every sample of D_u by layer or tensor, from one reverse pass through gates.
 
     Args:
       params, model, forget, directions: as in `token_effects`.
       by: "layer" or "tensor": the columns are `effects.layer_names` or `effects.tensor_names`.
+      trainable: which parameters take part.
 
     Returns:
       {risk: [n, layers or tensors]}.
     """
     logp, batches = SampleLogProbs(model), forget.batches
     options: dict[str, Any] = {"by": by, "method": "gates", "grouping": GROUPING}
+    options["trainable"] = trainable
     values = effects.pg_effect(logp, params, batches, directions, **options)
     return {risk: _by_sample(forget, value) for risk, value in values.items()}
 

@@ -39,6 +39,7 @@ class Guidance:
       retain: the samples whose risk gradient defines harm; None where `steps` is empty.
       folder: the run's, which stores the weights in one file for each of `steps`.
       offload: parks one gradient while the other is formed.
+      trainable: which parameters take part.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Guidance:
     retain: Split | None
     folder: RunFolder
     offload: Offload
+    trainable: effects.Trainable = None
 
     def before(self, step: int) -> np.ndarray | None:
         """The weights that hold before a step of an interrupted run, [n, S], or None.
@@ -67,12 +69,15 @@ class Guidance:
         assert self.retain is not None  # there are steps
         term = self.task.loss.unlearn
         risk = Risk(term.model, term.reduction)
+        gradient_over = lambda split: effects.dataset_gradient(
+            risk, params, split.batches, trainable=self.trainable
+        )
         # The retain gradient is parked first: forming a gradient takes more memory than holding it.
-        parked = self.offload.away(effects.dataset_gradient(risk, params, self.retain.batches))
-        unlearn = effects.dataset_gradient(risk, params, self.forget.batches)
+        parked = self.offload.away(gradient_over(self.retain))
+        unlearn = gradient_over(self.forget)
         directions = {"unlearn": unlearn.gradient, "retain": self.offload.back(parked).gradient}
         norms = {name: _norm(direction) for name, direction in directions.items()}
-        values = token_effects(params, term.model, self.forget, directions)
+        values = token_effects(params, term.model, self.forget, directions, self.trainable)
         weights = weigh(values, norms, self.mask, self.task.guide)
         files.write_array(self._file(step), weights)
         return weights

@@ -20,14 +20,14 @@ from jaxunlearn.measurement.statistics import SetStatistics, Splits
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.objectives import Objective
 from jaxunlearn.record import tables
-from jaxunlearn.training.batch import Batch
+from jaxunlearn.training.batch import Batch, Split
 from jaxunlearn.training.losses import GROUPING, Risk, Term
 from jaxunlearn.training.offload import Offload
 
 SharedGradients = dict[Risk, effects.Gradient]
 
-# Parameter-sized arrays that an `Interval` keeps: theta_t, and the gradients of both risks if they
-# are formed. A forecast of a run's memory adds these up.
+# Arrays that an `Interval` keeps, each of the size of what trains: theta_t, and the gradients of
+# both risks if they are formed. A forecast of a run's memory adds these up.
 INTERVAL_TREES = {"full": 3, "gates": 1}
 # Those that `Measurer.shared` keeps for each reduction among the objectives.
 SHARED_TREES = {"full": 1, "gates": 0}
@@ -48,6 +48,7 @@ class Measurer:
       folder: of the run, for its tables.
       shared: grad R(D_r) at theta_0 by risk, parked. At step 0 all objectives share theta_0: the
         first to measure there leaves it for the others.
+      trainable: which parameters take part in the effects.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Measurer:
     offload: Offload
     folder: Path
     shared: SharedGradients
+    trainable: effects.Trainable = None
 
     @property
     def model(self) -> DecoderConfig:
@@ -123,7 +125,7 @@ class Measurer:
             step=step,
             rows=effect_rows,
             risks=risks,
-            params=self.offload.copied(params),
+            params=self.offload.copied(effects.partition(params, self.trainable)[0]),
             values=stats.risks(self.term.reduction),
         )
 
@@ -139,15 +141,15 @@ class Measurer:
         # grad R(D_r) comes first and is parked: one pass over D_u then forms two more gradients,
         # and the third would not fit next to them on a device that a model nearly fills.
         retain_gradient = self._retain_gradient(step, params)
-        unlearn = gradients.unlearn_gradients(params, self.term, batches)
+        unlearn = gradients.unlearn_gradients(params, self.term, batches, self.trainable)
         direction = unlearn.objective.gradient
-        retain = MeasuredRisk(self.risk, self.splits.retain, retain_gradient)
+        retain = self._risk_over(self.splits.retain, retain_gradient)
         on_forget = effects.g_effect_between(unlearn.risk.gradient, direction, grouping=GROUPING)
         on_retain = retain.effect(params, direction, self.offload)
         effect_rows = self._effect_rows("unlearn", on_forget, float(unlearn.risk.value), lr)
         effect_rows += self._effect_rows("retain", on_retain, float(retain_gradient.value), lr)
         parked = self.offload.away(unlearn.risk)
-        forget = MeasuredRisk(self.risk, self.splits.forget, parked)
+        forget = self._risk_over(self.splits.forget, parked)
         return {"unlearn": forget, "retain": retain}, effect_rows
 
     def _gated(
@@ -159,9 +161,11 @@ class Measurer:
         lr: float,
     ) -> tuple[dict[str, MeasuredRisk], tables.TableRows]:
         """Both risks without gradients, and the rows of `g_effect`, read through gates."""
-        direction = gradients.objective_gradient(params, self.term, batches).gradient
+        direction = gradients.objective_gradient(
+            params, self.term, batches, self.trainable
+        ).gradient
         risks = {
-            name: MeasuredRisk(self.risk, split, None)
+            name: self._risk_over(split, None)
             for name, split in zip(("unlearn", "retain"), self.splits, strict=True)
         }
         values = stats.risks(self.term.reduction)
@@ -171,12 +175,15 @@ class Measurer:
             effect_rows += self._effect_rows(name, effect, values[name], lr)
         return risks, effect_rows
 
+    def _risk_over(self, split: Split, gradient: effects.Gradient | None) -> MeasuredRisk:
+        return MeasuredRisk(self.risk, split, gradient, self.trainable)
+
     def _retain_gradient(self, step: int, params: Tree) -> effects.Gradient:
         """grad R(D_r), parked."""
         if step == 0 and self.risk in self.shared:
             return self.shared[self.risk]
-        retain = self.splits.retain.batches
-        gradient = self.offload.away(effects.dataset_gradient(self.risk, params, retain))
+        retain, options = self.splits.retain.batches, {"trainable": self.trainable}
+        gradient = self.offload.away(effects.dataset_gradient(self.risk, params, retain, **options))
         if step == 0:
             self.shared[self.risk] = gradient
         return gradient
@@ -195,7 +202,9 @@ class Measurer:
         directions = {
             name: self.offload.back(risk.gradient).gradient
             if risk.gradient is not None
-            else effects.dataset_gradient(risk.risk, params, risk.split.batches).gradient
+            else effects.dataset_gradient(
+                risk.risk, params, risk.split.batches, trainable=self.trainable
+            ).gradient
             for name, risk in risks.items()
         }
         common = self._provenance
@@ -203,7 +212,7 @@ class Measurer:
         table: tables.TableRows = []
         tokens = step in self.spec.token_steps or "token" in by
         if tokens or "sample" in by:
-            values = gradients.token_effects(params, self.model, forget, directions)
+            values = gradients.token_effects(params, self.model, forget, directions, self.trainable)
             totals = {risk: v.sum(-1, dtype=np.float64)[:, None] for risk, v in values.items()}
             table += rows.pg_rows(totals, ("total",), weights, mask, **common)
             if tokens:
@@ -212,10 +221,11 @@ class Measurer:
         row_names = {"layer": effects.layer_names, "tensor": effects.tensor_names}
         for kind, names in row_names.items():
             if kind in by:
-                values = gradients.row_effects(params, self.model, forget, directions, kind)
-                table += rows.pg_rows(
-                    values, names(params, grouping=GROUPING), weights, mask, **common
+                values = gradients.row_effects(
+                    params, self.model, forget, directions, kind, self.trainable
                 )
+                columns = names(params, grouping=GROUPING, trainable=self.trainable)
+                table += rows.pg_rows(values, columns, weights, mask, **common)
         self._write("pg_effect", step, table)
 
     def _effect_rows(
@@ -236,7 +246,7 @@ class Interval:
       step: the measured step t.
       rows: the rows of `g_effect`.
       risks: both risks at theta_t.
-      params: a copy of theta_t, parked.
+      params: a copy of the parameters of theta_t that train, parked.
       values: R(D_u) and R(D_r) at theta_t.
     """
 
@@ -277,10 +287,9 @@ class Interval:
 
     def _record(self, params: Tree, stats: SetStatistics, *, predicted: str, realised: str) -> None:
         """Fills in two columns: the first-order change of the risks, and the real one."""
-        names, after = (
-            effects.layer_names(params, grouping=GROUPING),
-            stats.risks(self.measurer.term.reduction),
-        )
+        trainable, reduction = self.measurer.trainable, self.measurer.term.reduction
+        names = effects.layer_names(params, grouping=GROUPING, trainable=trainable)
+        after = stats.risks(reduction)
         for risk, measured in self.risks.items():
             change = measured.predicted_change(self.params, params, self.measurer.offload)
             by_layer = dict(zip(names, map(float, change), strict=True))

@@ -26,6 +26,7 @@ ROWS = ("data", "fsdp")
 """The axes that split the rows of a batch."""
 
 # - "layers": the axis that `scan` runs along; every device needs every layer.
+# - "rank": of adapters, which are small.
 # - "norm", "head", "width": vectors, or the outputs of o and down. Vectors are too small to split;
 #   the outputs are the residual stream, of which every device of a row's group holds all columns.
 # - `tensor` splits heads and the MLP's width: q, k, v, gate and up by their outputs, with their
@@ -48,6 +49,7 @@ RULES: dict[str, Axis] = {
     "mlp": "tensor",
     "mlp_in": ("tensor", "fsdp"),
     "vocab": "tensor",
+    "rank": None,
 }
 """Logical dimension of a parameter -> mesh axis or axes, None for a copy on every device."""
 

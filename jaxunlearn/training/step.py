@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxunlearn import effects
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.training.losses import GROUPING, Loss, Metrics, RetainLoss
@@ -22,7 +23,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: [] int32, the updates applied so far.
-      params: the parameters.
+      params: the parameters that train, None in the places of frozen ones.
       opt_state: the optimiser's state, which includes both moments of Adam.
     """
 
@@ -94,6 +95,7 @@ def train_step(
     state: TrainState,
     batch: Tree,
     lr: jax.Array | float,
+    frozen: Tree = None,
     *,
     loss: Loss,
     tx: optax.GradientTransformation,
@@ -107,6 +109,8 @@ def train_step(
       batch: the input of the loss; where gradients are accumulated, a `Batch` whose rows have a
         leading axis over the parts.
       lr: [], the learning rate, by which the optimiser's updates are scaled.
+      frozen: the parameters that `state` lacks, see `effects.partition`; None where it has all. No
+        gradient of theirs is formed, and they are not donated.
       loss: (params, batch) -> (scalar, {name: scalar}). To be accumulated it also takes `counts`
         and has a method of that name, as `losses.UnlearnLoss`.
       tx: the optimiser, at a learning rate of 1.
@@ -119,10 +123,10 @@ def train_step(
       The new state, and {"loss", "grad_norm", the loss's own parts}: scalars on the device.
     """
     gradient_of = _accumulated_gradient if accumulate > 1 else _gradient
-    (value, parts), gradient = gradient_of(loss, state.params, batch)
+    (value, parts), gradient = gradient_of(loss, state.params, frozen, batch)
     extra = {}
     if guard is not None:
-        (_, guard_parts), extra["retain_gradient"] = gradient_of(guard, state.params, batch)
+        (_, guard_parts), extra["retain_gradient"] = gradient_of(guard, state.params, frozen, batch)
         parts = parts | guard_parts
     updates, opt_state = tx.update(gradient, state.opt_state, state.params, **extra)
     updates = jax.tree.map(lambda update: jnp.asarray(lr, update.dtype) * update, updates)
@@ -144,10 +148,11 @@ class Trainer:
         loss: Loss,
         tx: optax.GradientTransformation,
         *,
+        frozen: Tree = None,
         accumulate: int = 1,
         guard: RetainLoss | None = None,
     ):
-        self.state = state
+        self.state, self._frozen = state, frozen
         self._options: dict[str, Any] = {
             "loss": loss,
             "tx": tx,
@@ -157,12 +162,13 @@ class Trainer:
 
     @property
     def params(self) -> Tree:
-        """The parameters as they are now."""
-        return self.state.params
+        """All parameters as they are now, frozen ones included."""
+        return effects.combine(self.state.params, self._frozen)
 
     def update(self, batch: Tree, lr: float) -> Metrics:
         """Applies one update and returns its metrics, scalars on the device."""
-        self.state, metrics = train_step(self.state, batch, np.float32(lr), **self._options)
+        rate = np.float32(lr)
+        self.state, metrics = train_step(self.state, batch, rate, self._frozen, **self._options)
         return metrics
 
     @contextlib.contextmanager
@@ -178,12 +184,13 @@ class Trainer:
         self.state = self.state._replace(opt_state=offload.back(moments))
 
 
-def _gradient(loss: Any, params: Tree, batch: Tree) -> Tree:
+def _gradient(loss: Any, params: Tree, frozen: Tree, batch: Tree) -> Tree:
     """((loss, parts), gradient) of a whole batch."""
-    return jax.value_and_grad(loss, has_aux=True)(params, batch)
+    of_trainable = lambda p: loss(effects.combine(p, frozen), batch)
+    return jax.value_and_grad(of_trainable, has_aux=True)(params)
 
 
-def _accumulated_gradient(loss: Any, params: Tree, batch: Any) -> Tree:
+def _accumulated_gradient(loss: Any, params: Tree, frozen: Tree, batch: Any) -> Tree:
     """((loss, parts), gradient) of a batch whose rows come in parts along the leading axis."""
     # The constants have no axis of parts: they are put back into each part.
     parts, constants = batch._replace(constants=None), batch.constants
@@ -191,7 +198,8 @@ def _accumulated_gradient(loss: Any, params: Tree, batch: Any) -> Tree:
 
     def part_gradient(part: Any) -> Tree:
         whole = part._replace(constants=constants)
-        return jax.value_and_grad(loss, has_aux=True)(params, whole, counts)
+        of_trainable = lambda p: loss(effects.combine(p, frozen), whole, counts)
+        return jax.value_and_grad(of_trainable, has_aux=True)(params)
 
     first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
     add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradient(part)), None)

@@ -5,15 +5,8 @@ configuration has; how a family's files name them is written in `jaxunlearn.mode
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
-
-from jaxunlearn.core.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +37,38 @@ class LinearRopeScaling:
     factor: float
 
 
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+"""The matrices of a block, which may have adapters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685): x W + (alpha / rank) (x A) B in the place of x W.
+
+    Attributes:
+      rank: r: A is [in, r] and B is [r, out].
+      alpha: adapters are scaled by alpha / rank.
+      targets: the matrices of every block that have adapters, some of `MATRICES`.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = MATRICES
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank} must be at least 1")
+        if not self.targets:
+            raise ValueError(f"lora.targets is empty; name some of {', '.join(MATRICES)}")
+        for target in self.targets:
+            _check_choice("lora.targets", target, MATRICES)
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, the factor of (x A) B."""
+        return self.alpha / self.rank
+
+
 class Leaf(NamedTuple):
     """One parameter of a model.
 
@@ -51,7 +76,8 @@ class Leaf(NamedTuple):
       path: keys in the tree of parameters.
       dims: names of the logical dimensions, see `sharding.RULES`.
       shape: of the array; the parameters of all blocks are stacked along a first axis "layers".
-      init: how a new model draws it: "normal", "ones" or "zeros".
+      init: how a new model draws it: "normal", "ones", "zeros", or "kaiming", see
+        `params.INITIALIZERS`.
     """
 
     path: tuple[str, ...]
@@ -68,6 +94,11 @@ class Leaf(NamedTuple):
     def transposed(self) -> bool:
         """Whether Hugging Face's files hold the transpose: they write linear maps as [out, in]."""
         return self.path[-1] == "kernel"
+
+    @property
+    def of_adapter(self) -> bool:
+        """Whether it is one of the two matrices of an adapter."""
+        return self.path[-1] in ADAPTER_KEYS
 
     def put(self, tree: dict[str, Any], value: Any) -> None:
         """Sets this leaf of a tree; creates the dictionaries on its path."""
@@ -126,6 +157,9 @@ _TABLE = (
     _Row("lm_head/kernel", "embed vocab", "normal", lambda c: not c.tied),
 )
 
+ADAPTER_KEYS = ("lora_a", "lora_b")
+"""The keys of A and B beside the kernel that they adapt."""
+
 STACKED = {"blocks": "block"}
 """The keys of the parameters whose leaves are stacked over layers, and what one layer is called."""
 
@@ -181,6 +215,7 @@ class DecoderConfig:
       remat: what the reverse pass recomputes: "none", all but matrix products ("dots"), or blocks
         in "full".
       head_chunk: labels of a row per chunk of the head; 0 chooses.
+      lora: the adapters of the blocks' matrices; None: there are none.
     """
 
     vocab_size: int
@@ -216,6 +251,7 @@ class DecoderConfig:
     attention: Literal["xla", "cudnn"] = "xla"
     remat: Literal["none", "dots", "full"] = "none"
     head_chunk: int = 0
+    lora: Lora | None = None
 
     def __post_init__(self):
         _check_choice("attention", self.attention, ("xla", "cudnn"))
@@ -282,57 +318,31 @@ class DecoderConfig:
             "mlp": self.intermediate_size,
             "mlp_in": self.intermediate_size,
             "vocab": self.vocab_size,
+            "rank": 0 if self.lora is None else self.lora.rank,
         }
         table = []
-        for row in _TABLE:
-            if row.present(self):
-                dims = tuple(row.dims.split())
-                shape = tuple(sizes[dim] for dim in dims)
-                identity = "zeros" if self.norm_offset else "ones"
-                init = identity if row.init == "scale" else row.init
-                table.append(Leaf(tuple(row.path.split("/")), dims, shape, init))
+        for row in _rows(self):
+            dims = tuple(row.dims.split())
+            shape = tuple(sizes[dim] for dim in dims)
+            identity = "zeros" if self.norm_offset else "ones"
+            init = identity if row.init == "scale" else row.init
+            table.append(Leaf(tuple(row.path.split("/")), dims, shape, init))
         return tuple(table)
 
 
-def abstract_params(config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Tree:
-    """Shapes of the parameters, nothing allocated.
-
-    Args:
-      config: the model.
-      dtype: of every leaf.
-
-    Returns:
-      A tree of `jax.ShapeDtypeStruct`.
-    """
-    tree: dict[str, Any] = {}
-    for leaf in config.leaves():
-        leaf.put(tree, jax.ShapeDtypeStruct(leaf.shape, dtype))
-    return tree
-
-
-_INITIALIZERS = {
-    "normal": nn.initializers.normal(0.02),
-    "ones": nn.initializers.ones,
-    "zeros": nn.initializers.zeros,
-}
-
-
-def init_params(key: jax.Array, config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> Tree:
-    """Random parameters as Hugging Face draws them: normal(0, 0.02), norms scale by 1, biases 0.
-
-    Args:
-      key: a PRNG key.
-      config: the model.
-      dtype: of every leaf.
-
-    Returns:
-      The parameters.
-    """
-    tree: dict[str, Any] = {}
-    leaves = config.leaves()
-    for leaf, leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
-        leaf.put(tree, _INITIALIZERS[leaf.init](leaf_key, leaf.shape, dtype))
-    return tree
+def _rows(config: DecoderConfig) -> Iterator[_Row]:
+    """The rows of the leaf table that a model has; an adapter's follow that of its matrix."""
+    targets = () if config.lora is None else config.lora.targets
+    adapted = {f"blocks/{target}/kernel" for target in targets}
+    for row in _TABLE:
+        if not row.present(config):
+            continue
+        yield row
+        if row.path in adapted:
+            layers, inputs, outputs = row.dims.split()
+            a, b = (row.path.replace("kernel", key) for key in ADAPTER_KEYS)
+            yield _Row(a, f"{layers} {inputs} rank", "kaiming")
+            yield _Row(b, f"{layers} rank {outputs}", "zeros")
 
 
 def _check_full_layers(config: DecoderConfig) -> None:

@@ -3,9 +3,19 @@
 import numpy as np
 
 from jaxunlearn.models.decoder.config import DecoderConfig
+from jaxunlearn.models.decoder.lora import adapter_leaves
 
 GRADIENT = 3
 """Forward passes that a gradient takes: the reverse pass has two products for each forward one."""
+
+
+def gradient_passes(config: DecoderConfig) -> int:
+    """Forward passes that the gradient of what trains takes.
+
+    Beside adapters the matrices are frozen: the product that forms a matrix's gradient is not
+    needed, only that which hands the gradient on to its input.
+    """
+    return GRADIENT if config.lora is None else GRADIENT - 1
 
 
 def forward_flops(
@@ -28,6 +38,7 @@ def forward_flops(
     tokens, labels = np.asarray(tokens, np.int64), np.asarray(labels, np.int64)
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     block = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    block += sum(leaf.shape[1] * leaf.shape[2] for leaf in adapter_leaves(config))
     layers = config.num_layers if blocks is None else blocks
     full = layers if config.sliding_window is None else sum(i < layers for i in config.full_layers)
     # Scores and their mix, of a token with itself and those before it, at most a window of them.

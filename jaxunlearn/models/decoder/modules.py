@@ -52,12 +52,12 @@ def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Arra
       x: [R, T, ...].
     """
     y = use(x, module.get_variable("params", name))
-    # Without a probe the program is that of the plain model.
-    if not module.has_variable("gates", name):
+    gates, directions = (module.get_variable(kind, name) for kind in ("gates", "direction"))
+    # Without a probe the program is that of the plain model; frozen parameters have no directions.
+    if directions is None:
         return y
     # Gates of the layers below act through y. Inside the gated term they are a second-order effect,
     # which is 0 at a = 0, so no gradient flows into x there.
-    gates, directions = (module.get_variable(kind, name) for kind in ("gates", "direction"))
     return _gated(use, y, gates, jax.lax.stop_gradient(x), directions)
 
 
@@ -92,14 +92,17 @@ def _gated_tangent(use, primals, tangents):
 
 
 class Linear(nn.Module):
-    """x @ kernel, plus a bias where the model has one."""
+    """x @ kernel, plus an adapter, plus a bias, where the model has them."""
 
     config: DecoderConfig
     use_bias: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         use = lambda x, kernel: product(x, kernel, self.config)
-        y = _read(self, "kernel", use, x.astype(self.config.dtype))
+        x, lora = x.astype(self.config.dtype), self.config.lora
+        y = _read(self, "kernel", use, x)
+        if lora is not None and self.name in lora.targets:
+            y = y + lora.scale * _read(self, "lora_b", use, _read(self, "lora_a", use, x))
         if not self.use_bias:
             return y
         # The bias is spread over the tokens before it is read, for each has gates of its own.

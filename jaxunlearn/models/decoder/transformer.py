@@ -99,7 +99,8 @@ def forward(
         blocks after the tap cost nothing unless `final_hidden` is used.
       probe: {"directions": K trees like params, "gates": {layer: [K, B], blocks: [L, K, B]}}, B = 1
         for all samples at once, a tree of arrays for gates by tensor. Gates are 0 and change no
-        value: d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>.
+        value: d logp(b) / d gate[layer, k, b] = <grad_layer logp(b), V_k>. Directions are None at
+        frozen parameters, and layers without others have no gates.
 
     Returns:
       Outputs.
@@ -285,9 +286,8 @@ def _head_chunk(shape: tuple[int, ...], config: DecoderConfig) -> int:
 
 def _head_layout(params: Tree, config: DecoderConfig) -> Tree:
     """The unembedding, gathered over `fsdp` here once, instead of once a chunk of the head."""
-    if config.tied:
-        return {"embed": {"embedding": constrain(params["embed"]["embedding"], "tensor", None)}}
-    return {"lm_head": {"kernel": constrain(params["lm_head"]["kernel"], None, "tensor")}}
+    key, axes = ("embed", ("tensor", None)) if config.tied else ("lm_head", (None, "tensor"))
+    return {key: jax.tree.map(lambda x: constrain(x, *axes), params[key])}
 
 
 def _cast(params: Tree, config: DecoderConfig) -> Tree:
@@ -306,8 +306,10 @@ def _apply(
     """Applies a part to its parameters and, leaf by leaf, the directions and gates of a probe."""
     variables = {"params": params}
     if gates is not None:
-        # One array gates all parameters of the part; a tree of them has one for each.
-        each = gates if isinstance(gates, Mapping) else jax.tree.map(lambda _: gates, params)
+        # One array gates all parameters of the part; a tree of them has one for each. Frozen ones
+        # have None in the place of their directions and gates.
+        along = directions[0]
+        each = gates if isinstance(gates, Mapping) else jax.tree.map(lambda _: gates, along)
         variables["gates"] = each
         variables["direction"] = jax.tree.map(lambda *leaves: leaves, *directions)
     return module.apply(variables, *args, method=method)
