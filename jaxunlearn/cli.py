@@ -167,6 +167,8 @@ class ExportCommand:
     """Folder to write, which must not exist or be empty."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the tensors written."""
+    adapter: Switch = False
+    """Write the adapters of a run with train.lora alone, as a folder that PEFT loads."""
 
 
 Command = (
@@ -363,7 +365,8 @@ def _export(command: ExportCommand, _: list[str]) -> None:
     from jaxunlearn.pipeline.export import export
 
     console = Console()
-    export(command.run, command.objective, command.folder, command.dtype, console=console)
+    options = {"adapter": command.adapter, "console": console}
+    export(command.run, command.objective, command.folder, command.dtype, **options)
 
 
 _FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {

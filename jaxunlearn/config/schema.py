@@ -384,7 +384,7 @@ class Config:
     """Fine-tuning before unlearning."""
     unlearn: Unlearn = Unlearn()
     """The schedule of unlearning."""
-    train: Train = Train()
+    train: Train = dataclasses.field(default_factory=Train)
     """The parameters that unlearning may change."""
     objectives: dict[str, Objective] = dataclasses.field(default_factory=_default_objectives)
     """The objectives by name; each one starts from the same model."""

@@ -99,9 +99,9 @@ def programs(prepared: Prepared) -> Iterator[Program]:
 
 def learning(prepared: Prepared) -> Iterator[Program]:
     """The programs of fine-tuning and of the reference pass."""
-    params = resident.sharded_params(prepared)
     if prepared.config.finetune.epochs:
-        yield from _finetuning(prepared, params)
+        yield from _finetuning(prepared, resident.plain_params(prepared))
+    params = resident.sharded_params(prepared)
     passes: list[tuple[Split, int | None]] = []
 
     def record(name: str, samples: Sequence[Sample], values: Sequence[LabelValue]):
@@ -117,14 +117,14 @@ def learning(prepared: Prepared) -> Iterator[Program]:
     largest, tap = max(passes, key=lambda one: one[0].packed[0].tokens.size)
     calls = sum(len(split.batches) for split, _ in passes)
     args = (params, largest.batches[0].packed)
-    static = {"model": prepared.model, "tap": tap}
+    static = {"model": prepared.unlearn_model, "tap": tap}
     make = functools.partial(_program, prepared, "reference pass", calls, largest, 0)
     yield make(label_references, args, static)
 
 
 def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
     """The train step of each of some objectives."""
-    params, references = resident.sharded_params(prepared), _references(prepared)
+    (params, frozen), references = resident.parts(prepared), _references(prepared)
     spec = prepared.config.unlearn
     for task in tasks:
         feed = step_batches(prepared, task, references)
@@ -140,7 +140,7 @@ def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
             resident_bytes=resident.between_measurements(prepared),
             mesh=prepared.mesh,
             function=train_step,
-            args=(abstract_state(params, tx), batch, RATE),
+            args=(abstract_state(params, tx), batch, RATE, frozen),
             static={"loss": task.loss, "tx": tx, "accumulate": parts, "guard": task.guard},
         )
 
@@ -167,7 +167,7 @@ def measuring(prepared: Prepared) -> Iterator[Program]:
     resident_bytes = resident.while_counting(prepared)
     make = functools.partial(_program, prepared, "statistics", calls, retain, resident_bytes)
     args = (params, retain.batches[0].packed)
-    yield make(label_statistics, args, {"model": prepared.model})
+    yield make(label_statistics, args, {"model": prepared.unlearn_model})
 
     with_backward = [task for task in tasks if not task.loss.unlearn.objective.ascent]
     task = (*with_backward, *tasks)[0]
@@ -185,12 +185,12 @@ def guiding(prepared: Prepared) -> Iterator[Program]:
     tasks = [task for task in prepared.tasks if "guide" in task.needs]
     if not tasks:
         return
-    params, size = _params(prepared)
+    (params, frozen), size = resident.parts(prepared), resident.trainable_bytes(prepared)
     offloads = prepared.config.compute.offload
     count = sum(len(refresh_steps(task, prepared.steps)) for task in tasks)
     resident_bytes = resident.while_refreshing(prepared)
     forget = prepared.layout.split(prepared.sets.forget, _references(prepared).forget)
-    risk = Risk(prepared.model, tasks[0].loss.unlearn.reduction)
+    risk = Risk(prepared.unlearn_model, tasks[0].loss.unlearn.reduction)
     splits = {"R(retain)": (guide_retain(prepared), 0), "R(D_u)": (forget, 1)}
     for name, (split, gradients) in splits.items():
         # Next to the pass: the gradient formed before it.
@@ -204,7 +204,7 @@ def guiding(prepared: Prepared) -> Iterator[Program]:
     make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
     yield make(
         effect_programs.pg_by_jvp,
-        (params, forget.batches[0], (params, params)),
+        (params, forget.batches[0], (params, params), frozen),
         token_options(prepared),
     )
 
@@ -227,7 +227,7 @@ def _formed(
     make = functools.partial(
         _program, prepared, "grad R(D_r)", retain_calls, retain, resident_bytes
     )
-    risk = effect_programs.SingleLoss(Risk(prepared.model, term.reduction))
+    risk = effect_programs.SingleLoss(Risk(prepared.unlearn_model, term.reduction))
     yield make(*_gradients(prepared, risk, retain.batches))
 
     resident_bytes += resident.risk_gradients(prepared)
@@ -245,7 +245,7 @@ def _gated(
     retain: Split,
 ) -> Iterator[Program]:
     """The pass that forms an objective's gradient, and those that read it through gates."""
-    params, _ = _params(prepared)
+    params, frozen = resident.parts(prepared)
     resident_bytes, term = resident.while_measuring(prepared), task.loss.unlearn
     name = f"grad L of {task.name}"
     make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
@@ -256,20 +256,20 @@ def _gated(
         calls = passes * len(split.batches)
         name = f"G-effect on {name} (gates)"
         make = functools.partial(_program, prepared, name, calls, split, resident_bytes)
-        risk = Risk(prepared.model, term.reduction)
+        risk = Risk(prepared.unlearn_model, term.reduction)
         static = {"risk_fn": risk, "by": "layer", "grouping": GROUPING}
-        yield make(effect_programs.g_by_gates, (params, split.batches[0], params), static)
+        yield make(effect_programs.g_by_gates, (params, split.batches[0], params, frozen), static)
 
 
 def _pg_effects(prepared: Prepared, forget: Split) -> Iterator[Program]:
     """The passes for PG-effects along the gradients of both risks."""
-    measure, (params, _) = prepared.config.measure, _params(prepared)
+    measure, (params, frozen) = prepared.config.measure, resident.parts(prepared)
     steps = [step for step in measure.pg_steps if step < prepared.steps]
     if not steps:
         return
     resident_bytes = resident.while_measuring(prepared)
     calls = len(prepared.tasks) * len(steps) * len(forget.batches)
-    args = (params, forget.batches[0], (params, params))
+    args = (params, forget.batches[0], (params, params), frozen)
     if {"sample", "token"} & set(measure.pg_by) or measure.token_steps:
         make = functools.partial(
             _program, prepared, "PG-effects (jvp)", calls, forget, resident_bytes
@@ -279,13 +279,14 @@ def _pg_effects(prepared: Prepared, forget: Split) -> Iterator[Program]:
         if by in measure.pg_by:
             name = f"PG-effects by {by} (gates)"
             make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
-            static = {"fn": SampleLogProbs(prepared.model), "by": by, "grouping": GROUPING}
+            logp = SampleLogProbs(prepared.unlearn_model)
+            static = {"fn": logp, "by": by, "grouping": GROUPING}
             yield make(effect_programs.pg_by_gates, args, static)
 
 
 def token_options(prepared: Prepared) -> dict[str, Any]:
     """The static arguments with which the run calls `pg_by_jvp` for PG-effects by token."""
-    logp = TokenLogProbs(prepared.model.with_forward_mode())
+    logp = TokenLogProbs(prepared.unlearn_model.with_forward_mode())
     return {"fn": logp, "by": "token", "grouping": GROUPING}
 
 
@@ -328,30 +329,26 @@ def _gradients(
 
     Of several batches the sums over those so far are an argument too.
     """
-    params, _ = _params(prepared)
+    params, frozen = resident.parts(prepared)
     static = {"losses_fn": losses, "shardings": trees.named_shardings(params)}
-    args = (params, batches[0])
-    if len(batches) > 1:
-        args = (*args, _sums(prepared, args, static))
-    return effect_programs.gradient_sums, args, static
+    several = len(batches) > 1
+    totals = _sums(prepared, params, batches[0], frozen, static) if several else None
+    return effect_programs.gradient_sums, (params, batches[0], totals, frozen), static
 
 
-def _sums(prepared: Prepared, args: tuple[Any, ...], static: Mapping[str, Any]) -> Tree:
+def _sums(
+    prepared: Prepared, params: Tree, batch: Any, frozen: Tree, static: Mapping[str, Any]
+) -> Tree:
     """The running sums of gradients as shapes, sharded like the parameters; scalars are not."""
+    make = functools.partial(effect_programs.zero_sums, **static)
     with jax.set_mesh(prepared.mesh):
-        zeros = jax.eval_shape(functools.partial(effect_programs.zero_sums, **static), *args)
+        zeros = jax.eval_shape(make, params, batch, frozen)
     values, counts, gradients = zeros
     everywhere = jax.NamedSharding(prepared.mesh, jax.P())
     scalars = jax.tree.map(lambda _: everywhere, (values, counts))
-    like_params = jax.tree.map(lambda x: x.sharding, args[0])
+    like_params = jax.tree.map(lambda x: x.sharding, params)
     shardings = (*scalars, {name: like_params for name in gradients})
     return trees.with_shardings(zeros, shardings)
-
-
-def _params(prepared: Prepared) -> tuple[Tree, int]:
-    """The parameters as shapes, and their bytes on one device."""
-    params = resident.sharded_params(prepared)
-    return params, resident.device_bytes(params)
 
 
 def _references(prepared: Prepared) -> References:
@@ -373,7 +370,7 @@ def _zero_caches(
     caches = {}
     for value in values:
         assert value.of_reference is not None
-        forward = functools.partial(label_references, model=prepared.model, tap=value.tap)
+        forward = functools.partial(label_references, model=prepared.unlearn_model, tap=value.tap)
         with jax.set_mesh(prepared.mesh):
             outputs = jax.eval_shape(forward, params, rows.packed)
         shape = value.of_reference(outputs).shape[2:]

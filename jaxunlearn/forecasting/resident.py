@@ -1,7 +1,8 @@
 """The bytes that a run keeps in memory while a program runs, and those that it leaves on the disk.
 
-Only parameter-sized arrays are counted: everything else is small compared with them. The modules
-that keep such arrays declare their number.
+Only arrays of the size of what trains are counted: everything else is small compared with them, and
+the frozen parameters are an argument of every program. The modules that keep such arrays declare
+their number.
 """
 
 import jax
@@ -11,19 +12,33 @@ from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.measurement.interval import INTERVAL_TREES, SHARED_TREES
 from jaxunlearn.models import sharding
-from jaxunlearn.models.decoder import abstract_params
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline.prepare import Prepared
 
 THETA_0 = 1
-"""Parameter-sized arrays of the model before unlearning, from which every objective starts."""
+"""Arrays of the size of what trains, of the model from which every objective starts."""
 MOMENTS = 2
-"""Parameter-sized arrays of Adam's moments."""
+"""Arrays of the size of what trains, of Adam's moments."""
+
+
+def plain_params(prepared: Prepared) -> Tree:
+    """The parameters of the model that is fine-tuned, as shapes on the run's mesh."""
+    return _on_mesh(prepared.model, prepared)
 
 
 def sharded_params(prepared: Prepared) -> Tree:
-    """The parameters as shapes on the run's mesh."""
-    shardings = sharding.param_shardings(prepared.model, prepared.mesh)
-    return trees.with_shardings(abstract_params(prepared.model), shardings)
+    """The parameters of the model that unlearns, as shapes on the run's mesh."""
+    return prepared.scope.as_kept(_on_mesh(prepared.unlearn_model, prepared))
+
+
+def parts(prepared: Prepared) -> tuple[Tree, Tree]:
+    """Those of `sharded_params` that train, and the frozen ones; None where all train."""
+    return prepared.scope.split(sharded_params(prepared))
+
+
+def trainable_bytes(prepared: Prepared) -> int:
+    """Bytes on one device of the parameters that train."""
+    return device_bytes(parts(prepared)[0])
 
 
 def device_bytes(params: Tree) -> int:
@@ -47,7 +62,7 @@ def while_measuring(prepared: Prepared) -> int:
 def while_counting(prepared: Prepared) -> int:
     """Bytes per device that a run keeps while it computes the statistics of a measurement."""
     # The moments are parked only after the statistics, even where the run offloads.
-    moments = MOMENTS * device_bytes(sharded_params(prepared))
+    moments = MOMENTS * trainable_bytes(prepared)
     return moments + between_measurements(prepared)
 
 
@@ -69,7 +84,7 @@ def host_bytes(prepared: Prepared) -> int:
     # arrays: no more than those. A refresh between measurements parks both and a gradient on top.
     more = MOMENTS + 1 if any("guide" in task.needs for task in prepared.tasks) else 0
     count = max(_between(prepared), THETA_0 + MOMENTS + _shared(prepared)) + more
-    return count * device_bytes(sharded_params(prepared))
+    return count * trainable_bytes(prepared)
 
 
 def disk_bytes(prepared: Prepared) -> int:
@@ -79,22 +94,22 @@ def disk_bytes(prepared: Prepared) -> int:
     and the last state of each fine-tuning.
     """
     config, tasks = prepared.config, len(prepared.tasks)
-    leaves = jax.tree.leaves(abstract_params(prepared.model))
-    params = sum(x.size * x.dtype.itemsize for x in leaves)
+    params, own = (_bytes(tree) for tree in (plain_params(prepared), parts(prepared)[0]))
     finetuned = bool(config.finetune.epochs) + config.finetune.retrained
-    states = tasks * config.unlearn.keep_checkpoints + finetuned + 1
-    return params * (3 * states + finetuned)
+    states = tasks * config.unlearn.keep_checkpoints
+    # The state that is being written is of a fine-tuning, or else of an objective.
+    return 3 * own * states + params * 4 * finetuned + 3 * (params if finetuned else own)
 
 
 def _between(prepared: Prepared) -> int:
-    """Parameter-sized arrays that a run keeps between measurements, without its train state."""
+    """Arrays of that size that a run keeps between measurements, without its train state."""
     if not prepared.measured_steps:
         return THETA_0
     return THETA_0 + INTERVAL_TREES[prepared.config.measure.gradients] + _shared(prepared)
 
 
 def _shared(prepared: Prepared) -> int:
-    """Parameter-sized arrays that the measurements at theta_0 share among objectives."""
+    """Arrays of that size that the measurements at theta_0 share among objectives."""
     if not prepared.measured_steps:
         return 0
     reductions = {task.loss.unlearn.reduction for task in prepared.tasks}
@@ -102,7 +117,16 @@ def _shared(prepared: Prepared) -> int:
 
 
 def _on_device(prepared: Prepared, count: int) -> int:
-    """Bytes per device of parameter-sized arrays, none where they are parked on the host."""
+    """Bytes per device of arrays of that size, none where they are parked on the host."""
     if prepared.config.compute.offload:
         return 0
-    return count * device_bytes(sharded_params(prepared))
+    return count * trainable_bytes(prepared)
+
+
+def _on_mesh(model: DecoderConfig, prepared: Prepared) -> Tree:
+    shardings = sharding.param_shardings(model, prepared.mesh)
+    return trees.with_shardings(abstract_params(model), shardings)
+
+
+def _bytes(params: Tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))

@@ -14,6 +14,7 @@ from jaxunlearn.data.sources import part_of
 from jaxunlearn.models import sizes
 from jaxunlearn.pipeline import prepare
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.scope import make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import make_tasks
 
@@ -64,7 +65,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     mesh = prepare.make_mesh(config, devices)
     model = sizes.published_shape(config.model, prepare.compute_options(config))
     data, spec = config.data, config.finetune
-    tasks = make_tasks(config, model)
+    unlearn_model = with_adapters(config.train, model)
+    tasks = make_tasks(config, unlearn_model)
     # --- samples of assumed lengths; every refusal has the mean length ----------------------------
     forget = _assumed(data.forget)
     finetune = [s for name in spec.splits for s in _assumed(name)] if spec.epochs else []
@@ -79,6 +81,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         layout=prepare.make_layout(config, mesh, model, abstract=True),
         tokenizer=None,
         model=model,
+        unlearn_model=unlearn_model,
+        scope=make_scope(config.train, unlearn_model),
         initial=lambda: None,
         sources=prepare.open_sources(config),
         sets=SampleSets(forget, _assumed(data.retain) if needs_pool else [], refusals),

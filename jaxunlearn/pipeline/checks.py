@@ -22,7 +22,7 @@ def check(prepared: Prepared) -> None:
     Raises:
       ValueError: the first problem; names the key and the values that are possible.
     """
-    sharding.param_shardings(prepared.model, prepared.mesh)
+    sharding.param_shardings(prepared.unlearn_model, prepared.mesh)
     _check_samples(prepared)
     _check_schedules(prepared)
     _check_measurements(prepared)

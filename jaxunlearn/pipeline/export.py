@@ -12,10 +12,11 @@ from jaxunlearn.config import Config
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import hf
-from jaxunlearn.models.decoder import abstract_params
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline import stored
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.training.scope import with_adapters
 
 DTYPES = ("float32", "bfloat16")
 
@@ -26,22 +27,28 @@ def export(
     folder: str | Path,
     dtype: str = "float32",
     *,
+    adapter: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Writes the final parameters of an objective as a folder that transformers loads.
+    """Writes the final parameters of an objective as a folder that transformers or PEFT loads.
+
+    The adapters of a run with `train.lora` are merged into the model, unless they alone are asked
+    for.
 
     Args:
       run: the run's folder.
       objective: its name in the configuration, or `base` or `retrained`.
       folder: the folder to make; it appears whole or not at all.
       dtype: of the tensors: "float32" as they were trained, or "bfloat16".
+      adapter: write the adapters alone, as PEFT does.
       console: for a line about the result; default: nothing is printed.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError, FileNotFoundError: no such run, objective or dtype, or one that is not finished.
+      ValueError, FileNotFoundError: no such run, objective or dtype, one that is not finished, or
+        no adapters where they are asked for.
       FileExistsError: the folder is not empty.
     """
     if dtype not in DTYPES:
@@ -54,12 +61,33 @@ def export(
     source = _source(source_run, config)
     model = hf.load_config(source)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: device, abstract_params(model))
-    params = stored.final_params(source_run, config, objective, model, shardings, dtype)
-    hf.save_params(target, params, model, source=source)
+    place = lambda model: jax.tree.map(lambda _: device, abstract_params(model))
+    if adapter:
+        unlearn_model = _with_adapters(source_run, config, objective, model)
+        own = stored.trainable_params(source_run, config, objective, unlearn_model, place)
+        base = config.model or str(source)
+        hf.save_adapters(target, own, unlearn_model, base=base, dtype=dtype)
+    else:
+        params = stored.final_params(source_run, config, objective, model, place, dtype)
+        hf.save_params(target, params, model, source=source)
     console = console or quiet_console()
     console.print(f"{objective} of {source_run.path} is in {target}", markup=False, highlight=False)
     return target
+
+
+def _with_adapters(
+    run: RunFolder, config: Config, objective: str, model: DecoderConfig
+) -> DecoderConfig:
+    """The model with the adapters of a run.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if not config.train.lora.used:
+        raise ValueError(f"{run.path}: the run has no adapters (train.lora); leave out --adapter")
+    if objective in stored.STAGES:
+        raise ValueError(f"{objective} has no adapters; name an objective, or leave out --adapter")
+    return with_adapters(config.train, model)
 
 
 def _source(run: RunFolder, config: Config) -> Path:

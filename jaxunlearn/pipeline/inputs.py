@@ -29,6 +29,8 @@ def digests(prepared: Prepared) -> dict[str, str]:
     found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
     if config.model is not None:
         found["model"] = _of_files(hf.resolve(config.model))
+    if config.train.lora.start is not None:
+        found["train.lora.start"] = _of_files(hf.resolve_adapter(config.train.lora.start))
     return found
 
 
@@ -39,7 +41,7 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 def _of_files(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

@@ -20,11 +20,12 @@ from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.rows import Columns, DataRows, row_key
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding
-from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
+from jaxunlearn.training.scope import Scope, make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import Task, make_tasks
 
@@ -38,7 +39,10 @@ class Prepared:
       layout: the mesh, and how samples become batches on it.
       tokenizer: of the model.
       model: the model's configuration.
-      initial: makes the parameters before fine-tuning, sharded.
+      unlearn_model: that of the model that unlearns: with the adapters of `train.lora`, if any.
+      scope: which of its parameters train.
+      initial: makes the parameters of `model` before fine-tuning, sharded. Where there is none,
+        frozen ones have the type in which the run keeps them.
       sources: the rows of every split.
       sets: the samples that unlearning draws from: D_u, the retain pool, substitute answers.
       retain_eval: the retain set D_r, on which retention is measured.
@@ -53,6 +57,8 @@ class Prepared:
     layout: Layout
     tokenizer: Any
     model: DecoderConfig
+    unlearn_model: DecoderConfig
+    scope: Scope
     initial: Callable[[], Tree]
     sources: Sources
     sets: SampleSets
@@ -102,7 +108,9 @@ def prepare(
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     encoder = make_encoder(config, tokenizer, model)
-    tasks = make_tasks(config, model) if unlearns else ()
+    unlearn_model = with_adapters(config.train, model)
+    scope = make_scope(config.train, unlearn_model)
+    tasks = make_tasks(config, unlearn_model) if unlearns else ()
     _check_substitutes(config, tasks)
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
@@ -128,7 +136,9 @@ def prepare(
         layout=make_layout(config, mesh, model),
         tokenizer=tokenizer,
         model=model,
-        initial=lambda: _parameters(config, model, mesh, folder),
+        unlearn_model=unlearn_model,
+        scope=scope,
+        initial=lambda: initial_params(config, model, sharding.param_shardings(model, mesh), scope),
         sources=sources,
         sets=SampleSets(forget, retain, refusals),
         retain_eval=retain_eval,
@@ -322,13 +332,22 @@ def _model(config: Config, tokenizer: Any, folder: Path | None) -> DecoderConfig
     return DecoderConfig(**sizes, **compute)
 
 
-def _parameters(
-    config: Config, model: DecoderConfig, mesh: jax.sharding.Mesh, folder: Path | None
-) -> Tree:
-    """The parameters before fine-tuning, sharded: from the model's folder, or random ones."""
-    shardings = sharding.param_shardings(model, mesh)
-    if folder is not None:
-        params = hf.load_params(folder, model, shardings=shardings)
+def initial_params(config: Config, model: DecoderConfig, shardings: Tree, scope: Scope) -> Tree:
+    """The parameters before fine-tuning: from the model's folder, or random ones.
+
+    Args:
+      config: of the run.
+      model: the plain model.
+      shardings: where each parameter goes.
+      scope: says in which type each is kept, where there is no fine-tuning, which trains them all.
+    """
+    if config.model is not None:
+        folder = hf.resolve(config.model)
+        kept = abstract_params(model)
+        if not config.finetune.epochs:
+            kept = scope.as_kept(kept)
+        dtypes = jax.tree.map(lambda x: x.dtype, kept)
+        params = hf.load_params(folder, model, shardings=shardings, dtype=dtypes)
         _check_finite(params, folder)
         return params
     key = jax.random.key(config.seed)

@@ -31,6 +31,7 @@ from jaxunlearn.pipeline.evaluate import (
     requested_evaluation,
 )
 from jaxunlearn.pipeline.finetune import finetune
+from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
@@ -198,8 +199,11 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     starting: dict[str, Any] = {}
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
-    base = finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
-    base_statistics = splits.statistics(base, prepared.model)
+    model = prepared.unlearn_model
+    base = starting_params(
+        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
+    )
+    base_statistics = splits.statistics(base, model)
     starting[BASE] = base_statistics.summary()
     check_start(starting[BASE])
     summary.print_starting_point(starting[BASE], console)
@@ -221,15 +225,16 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
             prepared.tasks,
             sets,
             layout=layout,
-            model=prepared.model,
+            model=model,
             unlearn=config.unlearn,
             folder=folder,
-            on_pass=lambda split: count_passes(part, split, prepared.model, 1),
+            on_pass=lambda split: count_passes(part, split, model, 1),
         )
     manifest.seal(folder, manifest.REFERENCES, [folder.references], redo=folder.references)
     offload = Offload(config.compute.offload)
-    parked = offload.away(base)
-    del base  # the parked theta_0 serves every objective
+    start, frozen = prepared.scope.split(base)
+    parked = offload.away(start)
+    del base, start  # the parked theta_0 serves every objective
 
     # --- the objectives, one after the other ------------------------------------------------------
     context = UnlearnContext(
@@ -238,6 +243,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         stages=stages,
         offload=offload,
         base=parked,
+        frozen=frozen,
         references=references,
         splits=splits._replace(forget=layout.split(sets.forget, references.forget)),
         base_statistics=base_statistics,

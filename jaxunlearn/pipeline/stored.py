@@ -4,6 +4,8 @@ From a checkpoint only the parameters are read, so that the optimiser's moments 
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,10 +15,12 @@ from jaxunlearn.core import files, trees
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import hf, sharding
-from jaxunlearn.models.decoder import DecoderConfig, abstract_params
-from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.models.decoder import DecoderConfig, abstract_params, merge_adapters
+from jaxunlearn.pipeline.origin import starting_params
+from jaxunlearn.pipeline.prepare import Prepared, initial_params
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder, seeds
 from jaxunlearn.training.checkpoint import newest, read_params
+from jaxunlearn.training.scope import make_scope, with_adapters
 
 STAGES = (BASE, RETRAINED)
 """Models that a run writes as folders in the Hugging Face format."""
@@ -73,9 +77,10 @@ def stage_params(folder: RunFolder, prepared: Prepared, name: str) -> Tree:
       ValueError, FileNotFoundError: no such model, or one that is not finished.
     """
     if name == BASE and not prepared.config.finetune.epochs:
-        return prepared.initial()
-    shardings = sharding.param_shardings(prepared.model, prepared.mesh)
-    return final_params(folder, prepared.config, name, prepared.model, shardings)
+        theta_0 = starting_params(prepared, prepared.initial())
+        return merge_adapters(theta_0, prepared.unlearn_model, donate=True)
+    place = partial(sharding.param_shardings, mesh=prepared.mesh)
+    return final_params(folder, prepared.config, name, prepared.model, place)
 
 
 def final_params(
@@ -83,18 +88,18 @@ def final_params(
     config: Config,
     name: str,
     model: DecoderConfig,
-    shardings: Tree,
+    place: Callable[[DecoderConfig], Tree],
     dtype: str = "float32",
 ) -> Tree:
-    """The parameters of a model that a run made.
+    """The parameters of a model that a run made; adapters are merged into their matrices.
 
     Args:
       folder: of the run.
       config: from `configuration`.
       name: `BASE`, `RETRAINED` or an objective.
-      model: of the run.
-      shardings: where each parameter goes.
-      dtype: what they are converted to while they are read.
+      model: of the run, without adapters.
+      place: a model -> where each of its parameters goes.
+      dtype: what they are converted to.
 
     Raises:
       ValueError, FileNotFoundError: no such model, or one that is not finished.
@@ -102,9 +107,51 @@ def final_params(
     check_name(folder, config, name)
     if name in STAGES:
         source = stage_folder(folder, config, name)
-        return hf.load_params(source, model, shardings=shardings, dtype=dtype)
-    like = trees.with_shardings(abstract_params(model, jax.numpy.dtype(dtype)), shardings)
-    return read_params(final_step(folder, name), like)
+        return hf.load_params(source, model, shardings=place(model), dtype=dtype)
+    unlearn_model = with_adapters(config.train, model)
+    scope = make_scope(config.train, unlearn_model)
+    if scope.rule is None:
+        abstract = abstract_params(model, jax.numpy.dtype(dtype))
+        like = trees.with_shardings(abstract, place(model))
+        return read_params(final_step(folder, name), like)
+    # --- the frozen parameters are those of the model before unlearning ---------------------------
+    own = trainable_params(folder, config, name, unlearn_model, place)
+    if config.finetune.epochs:
+        source = stage_folder(folder, config, BASE)
+        base = hf.load_params(source, model, shardings=place(model))
+    else:
+        base = initial_params(config, model, place(model), scope)
+    base, params = scope.as_kept(base), {}
+    for leaf in unlearn_model.leaves():
+        value = leaf.get(own)
+        leaf.put(params, leaf.get(base) if value is None else value)
+    merged = merge_adapters(params, unlearn_model, donate=True)
+    return jax.tree.map(lambda x: x.astype(dtype), merged)
+
+
+def trainable_params(
+    folder: RunFolder,
+    config: Config,
+    name: str,
+    unlearn_model: DecoderConfig,
+    place: Callable[[DecoderConfig], Tree],
+) -> Tree:
+    """The final parameters of an objective that were trained, None in the places of frozen ones.
+
+    Args:
+      folder, config, place: as in `final_params`.
+      name: an objective.
+      unlearn_model: of the run, with its adapters.
+
+    Returns:
+      The parameters, float32.
+
+    Raises:
+      FileNotFoundError: the objective is not finished.
+    """
+    whole = trees.with_shardings(abstract_params(unlearn_model), place(unlearn_model))
+    own, _ = make_scope(config.train, unlearn_model).split(whole)
+    return read_params(final_step(folder, name), own)
 
 
 def check_name(folder: RunFolder, config: Config, name: str) -> None:

@@ -17,6 +17,7 @@ from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.guidance import Guidance, guide_retain_samples, refresh_steps
 from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
 from jaxunlearn.measurement.statistics import SetStatistics, Splits
+from jaxunlearn.models.decoder import merge_adapters
 from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.trace import Trace
@@ -48,7 +49,8 @@ class UnlearnContext:
       folder: its folder.
       stages: times the objectives, and shows progress.
       offload: where arrays are parked.
-      base: theta_0, parked; never donated.
+      base: the parameters of theta_0 that train, parked; never donated.
+      frozen: the others, on the devices; None where all train. No objective changes or copies them.
       references: outputs of theta_0 on the samples.
       splits: D_u with the references that objectives read, and D_r.
       base_statistics: of both sets at theta_0.
@@ -62,6 +64,7 @@ class UnlearnContext:
     stages: Stages
     offload: Offload
     base: Tree
+    frozen: Tree
     references: References
     splits: Splits
     base_statistics: SetStatistics
@@ -192,7 +195,8 @@ class _Loop(NamedTuple):
             trainer.parked_moments(context.offload),
         ):
             name = self.plan.measurer.name
-            best_step.evaluate(context.evaluation, context.folder, name, step, trainer.params)
+            params = merge_adapters(trainer.params, context.prepared.unlearn_model)
+            best_step.evaluate(context.evaluation, context.folder, name, step, params)
 
 
 def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, Any]:
@@ -224,7 +228,8 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         # --- from theta_0, or from the newest checkpoint of an interrupted start ------------------
         with stage.part("load"):
             state = checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
-        trainer = Trainer(state, task.loss, plan.tx, accumulate=spec.accumulate, guard=task.guard)
+        options = {"accumulate": spec.accumulate, "guard": task.guard}
+        trainer = Trainer(state, task.loss, plan.tx, frozen=context.frozen, **options)
         first = int(state.step)
         del state  # the trainer donates it
         # Whatever an interrupted start recorded from this step on is recorded again.
@@ -403,6 +408,7 @@ def _plan(context: UnlearnContext, task: Task) -> _Plan:
             offload=context.offload,
             folder=context.folder.path,
             shared=context.shared,
+            trainable=prepared.scope.rule,
         ),
     )
 
@@ -419,4 +425,5 @@ def _guidance(context: UnlearnContext, task: Task, steps: int) -> Guidance:
         retain=retain,
         folder=context.folder,
         offload=context.offload,
+        trainable=context.prepared.scope.rule,
     )

@@ -153,7 +153,7 @@ class StepBatches:
         if retain is not None:
             terms.append((retain, [self._sets.retain[i] for i in self._retain_ids(step)]))
         forwards = (sample_flops(t.model, samples, t.blocks) for t, samples in terms)
-        return decoder.GRADIENT * sum(forwards)
+        return decoder.gradient_passes(term.model) * sum(forwards)
 
     def _part(self, step: int, slots: np.ndarray, guide: np.ndarray | None) -> Batch:
         """The part of a step's batch in some of its slots, in numpy."""

@@ -131,6 +131,8 @@ def _check_agrees(train: Train, lora: Lora) -> None:
 
 
 def _cast(leaf: Any, dtype: str) -> Any:
+    if leaf.dtype == dtype:
+        return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.update(dtype=dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
     return leaf.astype(dtype)

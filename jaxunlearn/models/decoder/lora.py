@@ -68,7 +68,8 @@ def _merge_part(part: Mapping[str, Any], config: DecoderConfig, donate: bool) ->
     plain = {key: leaf for key, leaf in part.items() if key not in ADAPTER_KEYS}
     if len(plain) < len(part):
         assert config.lora is not None  # the parameters are those of the configuration
-        merge = _merge_in_place if donate else _merge
+        # A narrower matrix has no room for the sum.
+        merge = _merge_in_place if donate and part["kernel"].dtype.itemsize >= 4 else _merge
         # Left alone, the compiler might spread the sum over devices otherwise than the matrix.
         options = {"scale": config.lora.scale, "shardings": trees.named_shardings(part["kernel"])}
         plain["kernel"] = merge(part["kernel"], *(part[key] for key in ADAPTER_KEYS), **options)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxunlearn.core import files
 from jaxunlearn.core.paths import user_path
 
 _PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
@@ -19,6 +20,26 @@ def resolve(model: str | Path) -> Path:
     Raises:
       FileNotFoundError: neither a folder nor a name that the hub knows.
       PermissionError: a gated model whose licence is not accepted.
+      ValueError: it is an adapter of a model; says what to write instead.
+    """
+    folder = resolve_adapter(model)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and not (folder / "config.json").is_file():
+        content = files.read_json(adapter)
+        named = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+        base = named or "BASE"
+        raise ValueError(
+            f"{model}: is a PEFT adapter of {base} and no model; write model: {base} and"
+            f" train: {{lora: {{start: {model}}}}}"
+        )
+    return folder
+
+
+def resolve_adapter(model: str | Path) -> Path:
+    """The local folder of an adapter as PEFT writes it, or of a model, see `resolve`.
+
+    Raises:
+      FileNotFoundError, PermissionError: as `resolve`.
     """
     folder = user_path(model)
     if folder.is_dir():

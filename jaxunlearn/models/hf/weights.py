@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,7 +63,7 @@ def load_params(
     config: DecoderConfig,
     *,
     shardings: Tree = None,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | Mapping[str, Any] = jnp.float32,
 ) -> Tree:
     """Reads the parameters of a model folder.
 
@@ -71,7 +71,7 @@ def load_params(
       folder: holds model.safetensors, or an index and its shards.
       config: from `load_config`.
       shardings: tree of shardings (`sharding.param_shardings`); None puts all on the first device.
-      dtype: of the parameters, whatever the files' is.
+      dtype: of the parameters, whatever the files' is; or a tree of dtypes like the parameters.
 
     Returns:
       The parameters.
@@ -83,7 +83,7 @@ def load_params(
     """
     folder, tree = Path(folder), {}
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    dtype = jnp.dtype(dtype)
+    dtype_of = lambda leaf: jnp.dtype(leaf.get(dtype) if isinstance(dtype, Mapping) else dtype)
     max_in_flight = max(sum(math.prod(leaf.shape) for leaf in config.leaves()) // _SHARE, _FEW)
     with contextlib.ExitStack() as stack:
         slices = _open_tensors(folder, stack)
@@ -91,8 +91,8 @@ def load_params(
         _check_tied(slices, config)
         for leaf in config.leaves():
             sharding = single if shardings is None else leaf.get(shardings)
-            read = _reader(leaf, config, slices, dtype)
-            leaf.put(tree, read_array(leaf.shape, dtype, sharding, read, max_in_flight))
+            read = _reader(leaf, config, slices, dtype_of(leaf))
+            leaf.put(tree, read_array(leaf.shape, dtype_of(leaf), sharding, read, max_in_flight))
     return tree
 
 
