@@ -182,8 +182,10 @@ class Measurer:
         """grad R(D_r), parked."""
         if step == 0 and self.risk in self.shared:
             return self.shared[self.risk]
-        retain, options = self.splits.retain.batches, {"trainable": self.trainable}
-        gradient = self.offload.away(effects.dataset_gradient(self.risk, params, retain, **options))
+        retain = self.splits.retain.batches
+        formed = effects.dataset_gradient(self.risk, params, retain, trainable=self.trainable)
+        gradient = self.offload.away(formed)
+        del formed  # its copy on the devices is not needed any more
         if step == 0:
             self.shared[self.risk] = gradient
         return gradient

@@ -19,7 +19,7 @@ from jaxunlearn.models.decoder.config import ADAPTER_KEYS
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _WEIGHT = "base_model.model.", ".weight"
-_LETTERS = dict(zip(ADAPTER_KEYS, ("lora_A", "lora_B"), strict=True))
+_LETTERS: Mapping[str, str] = dict(zip(ADAPTER_KEYS, ("lora_A", "lora_B"), strict=True))
 
 # The values under which a key changes nothing that is computed here.
 _ALLOWED: Mapping[str, tuple[Any, ...]] = {
