@@ -48,7 +48,7 @@ def write_report(
     figure_tables = _figure_tables(run, config, results)
     figures = draw.draw_all(figure_tables, folder.figures)
     # --- summary.md: the same tables as in the terminal -------------------------------------------
-    overview = summary.summary_table(run, results)
+    overview = summary.summary_table(run, results)._replace(captions=summary.notes(config))
     evaluation = list(_evaluation_tables(run, config))
     # --- report.html ------------------------------------------------------------------------------
     effects = summary.effects_table(run)
@@ -148,10 +148,12 @@ def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dic
     content: dict[str, Any] = {name: tables.read(run, name) for name in stored}
     layers = [*content["g_effect"]["layer"], *map(series.layer_of, content["pg_effect"]["layer"])]
     names = [name for name in dict.fromkeys(layers) if name != "total"]
+    # All blocks have effects or, where their parameters are frozen, none has.
+    cuts = config.measure.layer_cuts if any(map(decoder.is_block, names)) else None
     meta = {
         "title": config.name,
         "warning": summary.warning(results[BASE]),
-        "groups": decoder.layer_groups(names, config.measure.layer_cuts) if names else {},
+        "groups": decoder.layer_groups(names, cuts) if names else {},
     }
     attacks = attack_results.read(run)
     if attacks is None:

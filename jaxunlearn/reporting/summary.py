@@ -85,6 +85,14 @@ def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
     return TextTable(COLUMNS, rows)
 
 
+def notes(config: schema.Config) -> tuple[str, ...]:
+    """Sentences about a run below its summary: which parameters train, where not all do."""
+    words = config.train.words
+    if words is None:
+        return ()
+    return (f"trains: {words}. Effects are those on the parameters that train.",)
+
+
 def effects_table(run: Path) -> TextTable | None:
     """The totals of the G-effect at their peak and at the last measured step; None without any.
 

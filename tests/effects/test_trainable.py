@@ -275,21 +275,46 @@ def test_a_direction_along_a_frozen_leaf_is_refused():
             effects.g_effects_of(both, PARAMS, BATCHES, direction, trainable=LORA)
 
 
-def test_gates_leave_out_no_leaf():
-    gated = lambda params, batch, probe=None: logp(params, batch)
-    gated_risk = lambda params, batch, probe=None: risk(params, batch)
+def gated_logp(params, batch, probe=None):
+    """A model that reads its gates: frozen leaves have None for a direction, and no gate."""
+    if probe is None:
+        return logp(params, batch)
+    ((layers, gates),) = probe["gates"].items()
+    assert layers == "layers" and probe["directions"][0]["scale"] is None
+    (along,) = probe["directions"]
+    move = lambda a: jax.tree.map(lambda p, v: p if v is None else p + a * v, params, along)
+    if gates.shape[1] == 1:
+        return logp(move(gates[0, 0]), batch)
+    one = lambda a, sample: logp(move(a), jax.tree.map(lambda x: x[None], sample))[0]
+    return jax.vmap(one)(gates[0], batch)
+
+
+def gated_risk(params, batch, probe=None):
+    values = -gated_logp(params, batch, probe).sum(-1)
+    return values.sum(), len(values)
+
+
+def test_gates_leave_frozen_leaves_where_they_are():
+    direction = effects.partition({**FLOATS, "order": PARAMS["order"]}, LORA)[0]
+    by_key = effects.Grouping(rows=r"^\w+")
+    options = dict(trainable=LORA, grouping=by_key)
+    formed = effects.g_effect(risk, PARAMS, BATCHES, direction, **options)
+    gates = effects.g_effect(gated_risk, PARAMS, BATCHES, direction, method="gates", **options)
+    assert gates.rows == formed.rows == ("layers",)
+    np.testing.assert_allclose(gates.value, formed.value, rtol=1e-5)
+    along = {"v": direction}
+    pushed = effects.pg_effect(logp, PARAMS, BATCHES, along, method="jvp", **options)["v"]
+    options |= dict(by="layer", method="gates")
+    table = effects.pg_effect(gated_logp, PARAMS, BATCHES, along, **options)["v"]
+    np.testing.assert_allclose(table[:, 0], pushed, rtol=1e-4, atol=1e-6)
+
+
+def test_what_not_every_model_can_gate_is_not_chosen_unasked():
     direction = effects.partition(PARAMS, LORA)[0]
-    with pytest.raises(
-        ValueError, match=r"frozen leaves, such as layers\.0\.base; use method='jvp'"
-    ):
-        options = dict(method="gates", trainable=LORA)
-        effects.pg_effect(gated, PARAMS, BATCHES, {"v": direction}, **options)
-    with pytest.raises(ValueError, match=r"frozen leaves, .*; use method='full'"):
-        effects.g_effect(gated_risk, PARAMS, BATCHES, direction, **options)
     for by, method in (("layer", "vmap"), ("sample", "jvp")):
         options = dict(by=by, trainable=LORA, memory=2**30)
         along = {"v": direction, "w": direction}
-        choice = effects.choose_pg_method(gated, PARAMS, BATCHES[0], along, **options)
+        choice = effects.choose_pg_method(gated_logp, PARAMS, BATCHES[0], along, **options)
         assert choice.method == method
 
 

@@ -9,7 +9,7 @@ from jaxunlearn.models.decoder.config import (
     Lora,
 )
 from jaxunlearn.models.decoder.flops import GRADIENT, forward_flops, gradient_passes
-from jaxunlearn.models.decoder.groups import layer_groups
+from jaxunlearn.models.decoder.groups import is_block, layer_groups
 from jaxunlearn.models.decoder.heads import (
     Head,
     label_log_probs,
@@ -48,6 +48,7 @@ __all__ = [
     "head_logits",
     "init_adapters",
     "init_params",
+    "is_block",
     "label_log_probs",
     "label_moments",
     "label_statistics",

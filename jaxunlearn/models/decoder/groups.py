@@ -6,6 +6,11 @@ from collections.abc import Sequence
 GROUPS = ("embed", "shallow", "middle", "deep", "lm")
 
 
+def is_block(name: str) -> bool:
+    """Whether a layer of this name is a block of the decoder."""
+    return name.startswith("block_")
+
+
 def layer_groups(
     names: Sequence[str], cuts: tuple[int, int] | None = None
 ) -> dict[str, tuple[str, ...]]:
@@ -28,7 +33,7 @@ def layer_groups(
     >>> layer_groups(["block_0", "block_1", "block_2", "embed", "norm"])["deep"]
     ('block_2', 'norm')
     """
-    blocks = sorted((n for n in names if n.startswith("block_")), key=lambda n: int(n[6:]))
+    blocks = sorted(filter(is_block, names), key=lambda n: int(n[6:]))
     first, second = cuts or (math.ceil(len(blocks) / 3), math.ceil(2 * len(blocks) / 3))
     if not 0 <= first <= second <= len(blocks):
         raise ValueError(

@@ -1,0 +1,290 @@
+"""Whole runs that train a part of the parameters: adapters, or what patterns choose."""
+
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxunlearn import cli, effects
+from jaxunlearn.config import Lora, Objective, dump
+from jaxunlearn.measurement.interval import Interval
+from jaxunlearn.pipeline import recipe, stored
+from jaxunlearn.pipeline.export import export
+from jaxunlearn.pipeline.origin import starting_params
+from jaxunlearn.pipeline.prepare import prepare
+from jaxunlearn.record import tables
+from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.training.checkpoint import newest
+from tests.pipeline.test_recipe import Crash, digests, select
+from tests.pipeline.tiny import replace, run
+
+ADAPTERS = Lora(rank=2, targets=("q", "v", "down_proj"))
+# No measurement: a run that the fast tests can afford.
+PLAIN = replace(
+    train={"lora": ADAPTERS},
+    finetune={"epochs": 1},
+    unlearn={"epochs": 2, "lr": 1e-2},
+    objectives={"npo": Objective()},
+    measure={"every": 0, "steps": None, "pg_steps": (), "token_steps": ()},
+)
+MEASURED = replace(
+    train={"lora": ADAPTERS},
+    objectives={"ga": Objective(), "npo": Objective(retain="kl", hyper={"beta": 0.5})},
+)
+ONLY = replace(train={"only": ("down", "^norm"), "frozen_dtype": "bfloat16"})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    run(PLAIN, out)
+    return out
+
+
+def tensors(folder):
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def saved(out, objective):
+    """The leaves of the newest checkpoint, by their names."""
+    from orbax.checkpoint import v1 as ocp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was saved by this machine, with these devices
+        state = ocp.load(str(newest(out / "objectives" / objective / "checkpoints").absolute()))
+    params = state["params"] if isinstance(state, dict) else state.params
+    return {
+        ".".join(str(getattr(key, "key", key)) for key in path): x
+        for path, x in jax.tree.leaves_with_path(params)
+    }
+
+
+# ---- adapters -----------------------------------------------------------------------------------
+
+
+def test_checkpoints_hold_adapters_alone(plain):
+    names = {f"blocks.{name}.lora_{key}" for name in ("q", "v", "down") for key in "ab"}
+    assert set(saved(plain, "npo")) == names
+
+
+def test_the_final_model_is_the_base_with_adapters_in_it(plain, tmp_path):
+    """What is exported differs from the base in the targets alone, and in those by s A B."""
+    export(plain, "npo", tmp_path / "merged")
+    merged, base, own = tensors(tmp_path / "merged"), tensors(plain / "base"), saved(plain, "npo")
+    assert merged.keys() == base.keys()
+    changed = {name for name in base if not np.array_equal(merged[name], base[name])}
+    module = "model.layers.{}.{}.weight"
+    paths = {"q": "self_attn.q_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
+    assert changed == {module.format(i, path) for path in paths.values() for i in (0, 1)}
+    for name, path in paths.items():
+        a, b = (np.asarray(own[f"blocks.{name}.lora_{key}"], np.float64) for key in "ab")
+        assert np.abs(b).max() > 1e-4
+        expected = base[module.format(1, path)] + 2 * (a[1] @ b[1]).T
+        np.testing.assert_allclose(merged[module.format(1, path)], expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_its_adapter_is_a_folder_of_peft(plain, tmp_path, capsys):
+    """The adapter on the base computes what the merged export does."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft", reason="peft is in the extra `oracle`")
+    import transformers
+
+    folder = tmp_path / "adapter"
+    assert cli.main(["export", str(plain), "npo", str(folder), "--adapter"]) == 0
+    capsys.readouterr()
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    assert (raw["r"], raw["lora_alpha"]) == (2, 4)
+    assert raw["base_model_name_or_path"] == str(plain / "base")
+    export(plain, "npo", tmp_path / "merged")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    base = load(raw["base_model_name_or_path"]).eval()
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        before = base(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, folder).eval()(ids).logits
+        merged = load(tmp_path / "merged").eval()(ids).logits
+    np.testing.assert_allclose(adapted, merged, atol=1e-5)
+    assert (adapted - before).abs().max() > 1e-4
+    # A run may begin from it: theta_0 is then the model with this adapter.
+    config = replace(
+        PLAIN,
+        model=str(plain / "base"),
+        train={"lora": Lora(start=str(folder)), "frozen_dtype": "bfloat16"},
+        finetune={"epochs": 0},
+    )
+    prepared = prepare(config, jax.devices()[:1])
+    params = starting_params(prepared, prepared.initial())
+    assert params["blocks"]["q"]["kernel"].dtype == "bfloat16"
+    own = saved(plain, "npo")
+    np.testing.assert_array_equal(params["blocks"]["v"]["lora_b"], own["blocks.v.lora_b"])
+
+
+def test_what_has_no_adapter_is_refused(plain, tmp_path, capsys):
+    code = cli.main(["export", str(plain), "base", str(tmp_path / "free"), "--adapter"])
+    error = capsys.readouterr().err
+    assert code == 2 and "base has no adapters; name an objective" in error
+    other = shutil.copytree(plain, tmp_path / "other")
+    (other / "config.yaml").write_text(dump(replace(PLAIN, train={"lora": Lora()})))
+    code = cli.main(["export", str(other), "npo", str(tmp_path / "free"), "--adapter"])
+    error = capsys.readouterr().err
+    assert code == 2 and "the run has no adapters (train.lora)" in error
+    assert not (tmp_path / "free").exists()
+
+
+def test_the_model_of_a_run_must_not_be_an_adapter(plain, tmp_path):
+    export(plain, "npo", tmp_path / "adapter", adapter=True)
+    config = replace(PLAIN, model=str(tmp_path / "adapter"), finetune={"epochs": 0})
+    with pytest.raises(ValueError, match=r"is a PEFT adapter of .*base and no model; write model:"):
+        recipe.begin(config, tmp_path / "run", jax.devices()[:1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_part_is_another_run(plain):
+    with pytest.raises(ValueError, match=r"train\.lora\.rank = 2, this one has 3"):
+        recipe.begin(
+            replace(PLAIN, train={"lora": Lora(rank=3, targets=ADAPTERS.targets)}),
+            plain,
+            jax.devices()[:1],
+        )
+
+
+# ---- measurements, resume, devices --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "measured"
+    run(MEASURED, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def only(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "only"
+    run(ONLY, out)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["measured", "only"])
+def test_effects_are_those_on_what_trains(name, request):
+    out = request.getfixturevalue(name)
+    table = tables.read(out, "g_effect")
+    blocks = {"block_0", "block_1", "total"}
+    assert set(table["layer"]) == (blocks | {"norm"} if name == "only" else blocks)
+    for row in select(table, layer="total"):
+        key = {k: row[k] for k in ("objective", "risk", "step")}
+        parts = [r["value"] for r in select(table, **key) if r["layer"] != "total"]
+        scale = row["risk_norm"] * row["objective_norm"]
+        np.testing.assert_allclose(sum(parts), row["value"], rtol=1e-4, atol=1e-6 * scale)
+        # What the frozen rest does not do is not predicted: the forecast is as good as elsewhere.
+        if abs(row["interval_change"]) > 1e-3:
+            np.testing.assert_allclose(row["interval_predicted"], row["interval_change"], rtol=0.3)
+    for row in select(table, objective="ga", risk="unlearn", layer="total"):
+        np.testing.assert_allclose(row["value"], -(row["risk_norm"] ** 2), rtol=1e-4)
+    pg = tables.read(out, "pg_effect")
+    assert set(pg["layer"]) == {"total"} and len(pg["layer"]) > 0
+    assert "trains: " in (out / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_effect_at_the_start_is_that_of_the_dense_gradients(measured):
+    """At B = 0 adapters have dL/dA = 0 and dL/dB = s A^T dL/dW."""
+    prepared = prepare(MEASURED, jax.devices()[:1])
+    folder = RunFolder(measured)
+    base = stored.stage_params(folder, prepared, "base")
+    params = starting_params(prepared, base)
+    from jaxunlearn.training.losses import Risk
+
+    split = prepared.layout.split(prepared.sets.forget)
+    risk = Risk(prepared.model, "sequence_sum")
+    dense = effects.dataset_gradient(risk, base, split.batches).gradient["blocks"]
+    by_hand = np.zeros(2)
+    for name in prepared.unlearn_model.lora.targets:
+        a = np.asarray(params["blocks"][name]["lora_a"], np.float64)
+        by_hand -= ((2 * a.swapaxes(1, 2) @ np.asarray(dense[name]["kernel"])) ** 2).sum((1, 2))
+    table = tables.read(measured, "g_effect")
+    rows = select(table, objective="ga", risk="unlearn", step=0)
+    found = [row["value"] for row in rows if row["layer"] != "total"]
+    np.testing.assert_allclose(found, by_hand, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_frozen_parameters_stay_what_they_were(only):
+    """In bfloat16 they are those of the base model, rounded once."""
+    prepared = prepare(ONLY, jax.devices()[:1])
+    base = stored.stage_params(RunFolder(only), prepared, "base")
+    assert {x.split(".")[-2] for x in saved(only, "ga")} == {"down", "norm"}
+    for name in ("ga", "npo"):
+        final = stored.stage_params(RunFolder(only), prepared, name)
+        for leaf in prepared.model.leaves():
+            own, before = leaf.get(final), leaf.get(base)
+            if leaf.path[-2] in ("down", "norm"):
+                assert not np.array_equal(own, before)
+            else:
+                rounded = before.astype("bfloat16").astype("float32")
+                np.testing.assert_array_equal(own, rounded)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_the_other(measured, tmp_path, monkeypatch):
+    """Killed between two measurements of the second objective, the run repeats itself bitwise."""
+    deaths, real = [], Interval.close
+
+    def dying(self, step, params, stats):
+        if step == 4 and self.measurer.name == "npo" and not deaths:
+            deaths.append(step)
+            raise Crash
+        real(self, step, params, stats)
+
+    monkeypatch.setattr(Interval, "close", dying)
+    with pytest.raises(Crash):
+        run(MEASURED, tmp_path / "run")
+    run(MEASURED, tmp_path / "run")
+    assert deaths == [4]
+    assert digests(tmp_path / "run") == digests(measured)
+    for name, leaf in saved(tmp_path / "run", "npo").items():
+        np.testing.assert_array_equal(leaf, saved(measured, "npo")[name])
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_gives_the_same_numbers(measured, tmp_path):
+    config = replace(MEASURED, compute={"data": 2, "fsdp": 2, "tensor": 2})
+    run(config, tmp_path / "run", jax.devices())
+    one, eight = (tables.read(out, "g_effect") for out in (measured, tmp_path / "run"))
+    for a, b in zip(select(one, layer="total"), select(eight, layer="total"), strict=True):
+        scale = a["risk_norm"] * a["objective_norm"]
+        np.testing.assert_allclose(b["value"], a["value"], rtol=2e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.slow
+def test_gates_tensors_evaluation_and_attacks(measured, tmp_path):
+    """Offloaded, without risk gradients, with suites on the way and relearning at the end."""
+    config = replace(
+        MEASURED,
+        compute={"offload": True},
+        measure={"gradients": "gates", "pg_by": ("sample", "layer", "tensor")},
+        evaluate={"suites": ("memorization", "uwc"), "generate": 0, "every": 3},
+        relearn={"samples": (1,), "steps": 2},
+    )
+    out = tmp_path / "run"
+    run(config, out)
+    full, gated = (
+        select(tables.read(folder, "g_effect"), layer="total") for folder in (measured, out)
+    )
+    for exact, row in zip(full, gated, strict=True):
+        scale = exact["risk_norm"] * exact["objective_norm"]
+        for column in ("value", "update_effect", "interval_predicted"):
+            np.testing.assert_allclose(row[column], exact[column], rtol=1e-3, atol=1e-4 * scale)
+    pg = tables.read(out, "pg_effect")
+    assert {"block_0", "block_1", "block_1.v.lora_b", "total"} <= set(pg["layer"])
+    assert not {"embed", "norm", "block_0.k.kernel"} & set(pg["layer"])
+    models = json.loads((out / "evaluation.json").read_text())["models"]
+    assert {"base", "ga", "npo"} <= set(models)
+    # The last evaluation on the way and the one of the stored model are of one model.
+    assert json.loads((out / "relearn.json").read_text())
