@@ -76,11 +76,16 @@ def stage_params(folder: RunFolder, prepared: Prepared, name: str) -> Tree:
     Raises:
       ValueError, FileNotFoundError: no such model, or one that is not finished.
     """
-    if name == BASE and not prepared.config.finetune.epochs:
-        theta_0 = starting_params(prepared, prepared.initial())
-        return merge_adapters(theta_0, prepared.unlearn_model, donate=True)
-    place = partial(sharding.param_shardings, mesh=prepared.mesh)
-    return final_params(folder, prepared.config, name, prepared.model, place)
+    config, place = prepared.config, partial(sharding.param_shardings, mesh=prepared.mesh)
+    if name == BASE and not config.finetune.epochs:
+        params = prepared.initial()
+    else:
+        params = final_params(folder, config, name, prepared.model, place)
+    if name != BASE:
+        return params
+    # The objectives start from the base model as the run keeps it, with its adapters.
+    theta_0 = starting_params(prepared, params)
+    return merge_adapters(theta_0, prepared.unlearn_model, donate=True)
 
 
 def final_params(
