@@ -7,7 +7,16 @@ import typing
 
 import pytest
 
-from jaxunlearn.config import Config, ConfigError, Objective, load, schema, validate
+from jaxunlearn.config import (
+    Config,
+    ConfigError,
+    Lora,
+    Objective,
+    Train,
+    load,
+    schema,
+    validate,
+)
 from jaxunlearn.config.reader import only
 from jaxunlearn.config.validate import RANGES
 
@@ -41,6 +50,8 @@ def change(section, **values):
         return dataclasses.replace(config, objectives={"npo": Objective(**values)})
     if section == "guide":
         return change("objectives", guide=schema.Guide(**values))
+    if section == "lora":
+        return change("train", lora=Lora(**{"rank": 4} | values))
     if section == "fictional":
         return change("data", fictional=schema.Fictional(**values))
     changed = dataclasses.replace(getattr(config, section), **values)
@@ -51,6 +62,7 @@ KEYS = {
     "guide": "objectives.npo.guide",
     "objectives": "objectives.npo",
     "fictional": "data.fictional",
+    "lora": "train.lora",
 }
 NAN, INFINITY = math.nan, math.inf
 BAD = [
@@ -85,6 +97,8 @@ BAD = [
     ("unlearn", "accumulate", (0, -2), "at least 1"),
     ("unlearn", "keep_checkpoints", (0,), "at least 1"),
     ("unlearn", "clip_norm", (0.0, -1.0), "positive"),
+    ("lora", "rank", (0, -4), "at least 1"),
+    ("lora", "alpha", (0.0, -8.0), "positive"),
     ("objectives", "layer", (-1,), "not be negative"),
     ("objectives", "scale", (0.0, -5.0), "positive"),
     ("objectives", "lr", (0.0, -1e-5), "positive"),
@@ -113,6 +127,7 @@ FLOATS = [
     ("unlearn", "weight_decay"),
     ("unlearn", "clip_norm"),
     ("fictional", "forget_share"),
+    ("lora", "alpha"),
     ("objectives", "gamma"),
     ("objectives", "retain_weight"),
     ("objectives", "scale"),
@@ -271,3 +286,46 @@ def test_columns_and_prompts_that_go_together():
     validate(
         change("data", prompt=schema.Prompt("chat", "Hi.", examples=(schema.Example("a", "b"),)))
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (Train(lora=Lora(alpha=8.0)), r"train\.lora\.alpha: needs train\.lora\.rank"),
+        (Train(lora=Lora(targets=("q",))), r"train\.lora\.targets: needs train\.lora\.rank"),
+        (Train(lora=Lora(rank=2), only=("norm",)), r"train\.only: with train\.lora the adapters"),
+        (Train(lora=Lora(start="folder")), r"train\.lora\.start: needs the model"),
+        (Train(frozen_dtype="bfloat16"), r"train\.frozen_dtype: nothing is frozen"),
+        (Train(only=("norm", "(")), r"train\.only: '\(' is no regular expression: missing"),
+    ],
+)
+def test_what_trains_is_said_once(train, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(dataclasses.replace(Config(), train=train))
+
+
+def test_an_adapter_is_of_the_model_as_it_is():
+    config = dataclasses.replace(Config(), model="a/b", train=Train(lora=Lora(start="folder")))
+    validate(config)
+    trained = dataclasses.replace(config, finetune=schema.FineTune(epochs=1))
+    with pytest.raises(ConfigError, match=r"train\.lora\.start: .*set finetune\.epochs: 0"):
+        validate(trained)
+
+
+def test_what_trains_in_words():
+    assert Train().words is None
+    lora = Lora(rank=8, targets=("q_proj", "v", "q"))
+    assert Train(lora=lora).words == (
+        "LoRA adapters of rank 8 on q, v; all else is frozen, in float32"
+    )
+    start = Train(lora=Lora(start="folder"), frozen_dtype="bfloat16")
+    assert start.words == "LoRA adapters from folder; all else is frozen, in bfloat16"
+    assert Train(only=("norm", "down")).words.startswith("the parameters norm, down; all else")
+
+
+def test_a_misspelt_matrix_is_named(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("train:\n  lora: {rank: 4, targets: [q, dwn_proj]}\n")
+    message = r"config\.yaml:2: 'train\.lora\.targets' must be one of q, .*meant 'down_proj'"
+    with pytest.raises(ConfigError, match=message):
+        load(file)

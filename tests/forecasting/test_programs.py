@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import io
+import pathlib
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxunlearn.config import schema
+from jaxunlearn.config import Lora, load, schema
 from jaxunlearn.effects import _gradients, _pg_effect
 from jaxunlearn.forecasting import advice, programs, resident, show
 from jaxunlearn.forecasting.sketch import MEAN, sketch
@@ -19,6 +20,7 @@ from jaxunlearn.models import decoder, sizes
 from jaxunlearn.training import references, step
 from tests.pipeline.tiny import TINY, run
 
+ROOT = pathlib.Path(__file__).parents[2]
 SEVEN = schema.Config(
     name="seven",
     model="meta-llama/Llama-2-7b-hf",
@@ -287,3 +289,58 @@ def test_seven_billion_on_eight_devices():
 def test_no_memory_is_no_memory(config, memory):
     with pytest.raises(ValueError, match=r"memory \(--memory\): .* must be a positive number"):
         show.forecast(config, memory=memory)
+
+
+# ---- a part of the parameters -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(config):
+    """Adapters on a model that is wide beside them."""
+    sizes = dataclasses.replace(config.new_model, hidden_size=64, intermediate_size=96)
+    lora = schema.Train(lora=Lora(rank=2), frozen_dtype="bfloat16")
+    objectives = {"npo": config.objectives["npo"]}
+    changed = dataclasses.replace(config, new_model=sizes, train=lora, objectives=objectives)
+    return sketch(changed, jax.devices()[:1])
+
+
+def test_only_what_trains_is_kept_in_several_copies(adapted):
+    whole = parameters(adapted.model)
+    own, frozen = 4 * (parameters(adapted.unlearn_model) - whole), 2 * whole
+    assert [resident.device_bytes(part) for part in resident.parts(adapted)] == [own, frozen]
+    assert resident.device_bytes(resident.plain_params(adapted)) == 2 * frozen
+    # theta_0, theta_t, the gradients of both risks, and that of R(D_r) at theta_0.
+    assert resident.between_measurements(adapted) == 5 * own
+    assert resident.while_measuring(adapted) == 4 * own
+    # Fine-tuning writes whole states; the objective's are small.
+    assert resident.disk_bytes(adapted) == 3 * own + 4 * 2 * frozen + 3 * 2 * frozen
+
+
+@pytest.mark.slow
+def test_programs_of_a_run_with_adapters_compile(adapted):
+    compiled = {program.name: program for program in programs.programs(adapted)}
+    own, frozen = (resident.device_bytes(part) for part in resident.parts(adapted))
+    train = compiled["npo: step"]
+    batch = train.cost.arguments - 3 * own - frozen
+    assert 0 < batch < 0.1 * frozen
+    assert 0 <= train.cost.output - train.cost.alias < 1024
+    assert train.total_bytes == train.cost.peak + 5 * own
+    gradients = compiled["grad R(D_u), grad L of npo"]
+    assert gradients.cost.output < 3 * own
+    assert all(program.cost.flops > 0 for program in compiled.values())
+    # Beside the forward pass one product a matrix, and two of each adapter.
+    forward = compiled["reference pass"].cost.flops
+    assert 1.9 * forward < compiled["grad R(D_r)"].cost.flops < 2.3 * forward
+
+
+@pytest.mark.nightly
+def test_llama_8b_with_adapters_fits_40_gib():
+    """By the CPU's compiler, which takes more temporaries than a card's (docs/scale.md)."""
+    file = ROOT / "configs" / "tofu_forget05_llama31_8b_lora_40gb.yaml"
+    compiled = {p.name: p for p in programs.programs(sketch(load(file), jax.devices()[:1]))}
+    assert max(program.total_bytes for program in compiled.values()) < 40 * 2**30
+    own, frozen = 41_943_040 * 4, 8_030_261_248 * 2
+    step = compiled["tnpo: step"]
+    assert 0 < step.cost.arguments - 3 * own - frozen < 2**20
+    # Gradients of the frozen matrices alone would take 15 GiB.
+    assert step.cost.temp < 3 * 2**30

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from jaxunlearn import cli, effects
 from jaxunlearn.config import Lora, Objective, dump
 from jaxunlearn.measurement.interval import Interval
+from jaxunlearn.models import hf
 from jaxunlearn.pipeline import recipe, stored
 from jaxunlearn.pipeline.export import export
 from jaxunlearn.pipeline.origin import starting_params
@@ -87,6 +88,7 @@ def test_the_final_model_is_the_base_with_adapters_in_it(plain, tmp_path):
         np.testing.assert_allclose(merged[module.format(1, path)], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_its_adapter_is_a_folder_of_peft(plain, tmp_path, capsys):
     """The adapter on the base computes what the merged export does."""
@@ -110,18 +112,53 @@ def test_its_adapter_is_a_folder_of_peft(plain, tmp_path, capsys):
         merged = load(tmp_path / "merged").eval()(ids).logits
     np.testing.assert_allclose(adapted, merged, atol=1e-5)
     assert (adapted - before).abs().max() > 1e-4
-    # A run may begin from it: theta_0 is then the model with this adapter.
-    config = replace(
-        PLAIN,
-        model=str(plain / "base"),
-        train={"lora": Lora(start=str(folder)), "frozen_dtype": "bfloat16"},
-        finetune={"epochs": 0},
-    )
+
+
+@pytest.mark.slow
+def test_the_types_in_which_parameters_are_read(plain, tmp_path):
+    """An adapter from a folder is float32, and a frozen model is read as bfloat16 at once."""
+    export(plain, "npo", tmp_path / "adapter", adapter=True)
+    config = beginning_from(plain, tmp_path / "adapter", frozen_dtype="bfloat16")
     prepared = prepare(config, jax.devices()[:1])
-    params = starting_params(prepared, prepared.initial())
-    assert params["blocks"]["q"]["kernel"].dtype == "bfloat16"
+    initial = prepared.initial()
+    assert {x.dtype.name for x in jax.tree.leaves(initial)} == {"bfloat16"}
+    params = starting_params(prepared, initial)
+    assert params["blocks"]["q"]["kernel"] is initial["blocks"]["q"]["kernel"]
     own = saved(plain, "npo")
     np.testing.assert_array_equal(params["blocks"]["v"]["lora_b"], own["blocks.v.lora_b"])
+
+
+def beginning_from(plain, adapter, **train):
+    """The configuration of a run that goes on from an adapter on the base of another."""
+    train = {"lora": Lora(start=str(adapter)), **train}
+    return replace(PLAIN, model=str(plain / "base"), train=train, finetune={"epochs": 0})
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_an_adapter(plain, tmp_path):
+    """Its model before unlearning is the one after unlearning of the run that wrote the adapter."""
+    export(plain, "npo", tmp_path / "adapter", adapter=True)
+    config = beginning_from(plain, tmp_path / "adapter")
+    run(config, tmp_path / "run")
+    before, after = (
+        json.loads((out / "results.json").read_text())["models"]
+        for out in (plain, tmp_path / "run")
+    )
+    for key in ("forget_nll", "retain_nll", "forget_es"):
+        np.testing.assert_allclose(after["base"][key], before["npo"][key], rtol=1e-5)
+    assert after["npo"]["forget_nll"] > after["base"]["forget_nll"]
+    prepared = prepare(config, jax.devices()[:1])
+    theta_0 = stored.stage_params(RunFolder(tmp_path / "run"), prepared, "base")
+    export(plain, "npo", tmp_path / "merged")
+    merged = hf.load_params(tmp_path / "merged", prepared.model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), theta_0, merged)
+    # The folder of the adapter is an input of the run.
+    shutil.rmtree(tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match=r"adapter: no such folder"):
+        run(config, tmp_path / "run")
+    export(plain, "npo", tmp_path / "adapter", "bfloat16", adapter=True)
+    with pytest.raises(ValueError, match=r"other contents of train\.lora\.start"):
+        run(config, tmp_path / "run")
 
 
 def test_what_has_no_adapter_is_refused(plain, tmp_path, capsys):
