@@ -269,6 +269,19 @@ def test_frozen_parameters_stay_what_they_were(only):
 
 
 @pytest.mark.slow
+def test_a_run_of_which_no_block_trains_has_a_report(tmp_path):
+    """The groups of layers are those that have effects."""
+    objectives = {"ga": Objective()}
+    measure = {"every": 3, "pg_steps": (0,), "token_steps": (), "layer_cuts": (1, 2)}
+    config = replace(
+        train={"only": ("^norm",)}, measure=measure, objectives=objectives, finetune={"epochs": 1}
+    )
+    run(config, tmp_path / "run")
+    assert set(tables.read(tmp_path / "run", "g_effect")["layer"]) == {"norm", "total"}
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_other(measured, tmp_path, monkeypatch):
     """Killed between two measurements of the second objective, the run repeats itself bitwise."""
     deaths, real = [], Interval.close
