@@ -1,6 +1,7 @@
 """Reads and checks the inputs of a run before anything is written or computed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -326,13 +327,21 @@ def _parameters(
     config: Config, model: DecoderConfig, mesh: jax.sharding.Mesh, folder: Path | None
 ) -> Tree:
     """The parameters before fine-tuning, sharded: from the model's folder, or random ones."""
-    shardings = sharding.param_shardings(model, mesh)
     if folder is not None:
+        shardings = sharding.param_shardings(model, mesh)
         params = hf.load_params(folder, model, shardings=shardings)
         _check_finite(params, folder)
         return params
-    key = jax.random.key(config.seed)
-    return jax.jit(lambda k: decoder.init_params(k, model), out_shardings=shardings)(key)
+    return _random_parameters(model, mesh)(jax.random.key(config.seed))
+
+
+@functools.cache
+def _random_parameters(
+    model: DecoderConfig, mesh: jax.sharding.Mesh
+) -> Callable[[jax.Array], Tree]:
+    """(key) -> random parameters, sharded; all seeds of a process share what is compiled."""
+    shardings = sharding.param_shardings(model, mesh)
+    return jax.jit(lambda key: decoder.init_params(key, model), out_shardings=shardings)
 
 
 def _check_finite(params: Tree, folder: Path) -> None:
@@ -341,10 +350,15 @@ def _check_finite(params: Tree, folder: Path) -> None:
     Raises:
       ValueError: names the first parameter.
     """
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    for path, whole in jax.tree_util.tree_leaves_with_path(finite):
+    for path, whole in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
         if not whole:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
                 f"{folder}: the weights of {name} are not all finite; download it again"
             )
+
+
+@jax.jit
+def _all_finite(params: Tree) -> Tree:
+    """Whether each parameter has finite numbers alone, [] bool in its place."""
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
