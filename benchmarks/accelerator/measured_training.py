@@ -19,8 +19,8 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.measurement.interval import Measurer
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import decoder, sharding
+from jaxunlearn.pipeline.plan import step_batches, task_optimizer
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.pipeline.unlearn import step_batches, task_optimizer
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.feed import StepBatches

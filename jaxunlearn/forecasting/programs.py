@@ -24,8 +24,8 @@ from jaxunlearn.forecasting import resident
 from jaxunlearn.measurement.guidance import refresh_steps
 from jaxunlearn.measurement.statistics import label_statistics
 from jaxunlearn.pipeline.finetune import plan_finetuning
+from jaxunlearn.pipeline.plan import guide_retain, step_batches, task_optimizer
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.pipeline.unlearn import guide_retain, step_batches, task_optimizer
 from jaxunlearn.training.arrays import LabelValue
 from jaxunlearn.training.batch import Batch, LabelCache, Rows, Split
 from jaxunlearn.training.losses import (

@@ -32,10 +32,11 @@ from jaxunlearn.pipeline.evaluate import (
 )
 from jaxunlearn.pipeline.finetune import finetune
 from jaxunlearn.pipeline.origin import starting_params
+from jaxunlearn.pipeline.plan import UnlearnContext
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
 from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
-from jaxunlearn.pipeline.unlearn import UnlearnContext, unlearn
+from jaxunlearn.pipeline.unlearn import unlearn
 from jaxunlearn.pipeline.work import count_passes
 from jaxunlearn.record import manifest, starts, texts
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder

@@ -1,122 +1,34 @@
 """Unlearns with one objective, from theta_0 to its last step, and measures on the way."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Stopped
-from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import order
 from jaxunlearn.evaluation import best_step
-from jaxunlearn.evaluation.suite import Evaluation, all_finite
-from jaxunlearn.measurement.guidance import Guidance, guide_retain_samples, refresh_steps
-from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
-from jaxunlearn.measurement.statistics import SetStatistics, Splits
+from jaxunlearn.evaluation.suite import all_finite
+from jaxunlearn.measurement.interval import Interval
+from jaxunlearn.measurement.statistics import SetStatistics
 from jaxunlearn.models.decoder import merge_adapters
 from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.divergence import Divergence, diagnose
-from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.pipeline.plan import Plan, UnlearnContext, make_plan
 from jaxunlearn.pipeline.trace import Trace
 from jaxunlearn.record import manifest, tables
 from jaxunlearn.record.folder import RunFolder
-from jaxunlearn.record.stages import Part, Stage, Stages
+from jaxunlearn.record.stages import Part, Stage
 from jaxunlearn.record.steps import StepLog
-from jaxunlearn.record.trackers import Trackers
-from jaxunlearn.training.batch import Batch, Split
+from jaxunlearn.training.batch import Batch
 from jaxunlearn.training.checkpoint import Checkpoints, newest, open_checkpoints
-from jaxunlearn.training.feed import StepBatches, StepInput
-from jaxunlearn.training.offload import Offload
+from jaxunlearn.training.feed import StepInput
 from jaxunlearn.training.prefetch import Prefetch
-from jaxunlearn.training.references import References
-from jaxunlearn.training.schedule import evaluated_steps, learning_rates, warmup_steps
-from jaxunlearn.training.step import Trainer, TrainState, init_state, optimizer
+from jaxunlearn.training.step import Trainer, TrainState, init_state
 from jaxunlearn.training.tasks import Task
 
-SEALS = 64  # times that an objective notes digests on the way
 WARM_STEPS = 2  # steps before a profile, so that no compilation is traced
-
-
-@dataclasses.dataclass(frozen=True)
-class UnlearnContext:
-    """The inputs that all objectives of a run share.
-
-    Attributes:
-      prepared: the run.
-      folder: its folder.
-      stages: times the objectives, and shows progress.
-      offload: where arrays are parked.
-      base: the parameters of theta_0 that train, parked; never donated.
-      frozen: the others, on the devices; None where all train. No objective changes or copies them.
-      references: outputs of theta_0 on the samples.
-      splits: D_u with the references that objectives read, and D_r.
-      base_statistics: of both sets at theta_0.
-      shared: grad R(D_r) at theta_0, see `Measurer`.
-      evaluation: the suites; None where the run evaluates no model.
-      trackers: get the numbers of steps, measurements and results.
-    """
-
-    prepared: Prepared
-    folder: RunFolder
-    stages: Stages
-    offload: Offload
-    base: Tree
-    frozen: Tree
-    references: References
-    splits: Splits
-    base_statistics: SetStatistics
-    shared: SharedGradients
-    evaluation: Evaluation | None = None
-    trackers: Trackers = dataclasses.field(default_factory=Trackers)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The steps of one objective, and those before which something is measured or saved.
-
-    Attributes:
-      feed: the batches.
-      tx: the optimiser.
-      rates: the learning rate of each step.
-      measured: steps at which effects are measured.
-      saved: steps whose state is saved, apart from those that the clock asks for.
-      evaluated: steps at which suites are measured.
-      guidance: the weights of a guided objective.
-      measurer: the measurements.
-    """
-
-    feed: StepBatches
-    tx: optax.GradientTransformation
-    rates: list[float]
-    measured: Sequence[int]
-    saved: Sequence[int]
-    evaluated: Sequence[int]
-    guidance: Guidance
-    measurer: Measurer
-
-    @property
-    def steps(self) -> int:
-        return self.feed.steps
-
-    def seals(self, step: int) -> bool:
-        """Whether the digests of what was written are noted at a saved step: some dozens of times.
-
-        Each time they are those of all steps so far, so that more would take long in a long run.
-        """
-        saved = list(self.saved)
-        return step not in saved or saved.index(step) % (1 + len(saved) // SEALS) == 0
-
-    def same_weights(self, step: int) -> range:
-        """The steps from one on that have the weights of this one."""
-        return range(step, min((s for s in self.guidance.steps if s > step), default=self.steps))
-
-    def inputs(self, step: int, guide: np.ndarray | None) -> tuple[StepInput, int]:
-        """The batch of a step, and the FLOPs that its gradient needs."""
-        return self.feed.step(step, guide), self.feed.needed_flops(step)
 
 
 class _Loop(NamedTuple):
@@ -131,7 +43,7 @@ class _Loop(NamedTuple):
     """
 
     context: UnlearnContext
-    plan: _Plan
+    plan: Plan
     trainer: Trainer
     checkpoints: Checkpoints
     stage: Stage
@@ -236,7 +148,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         return files.read_json(folder.result(name))
     if not folder.objective(name).exists():
         manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
-    plan, spec = _plan(context, task), context.prepared.config.unlearn
+    plan, spec = make_plan(context, task), context.prepared.config.unlearn
     with (
         open_checkpoints(
             folder.checkpoints(name),
@@ -393,7 +305,7 @@ def _last_finite(loop: _Loop, broken: int) -> tuple[SetStatistics, Divergence]:
     return measurer.statistics(trainer.params), divergence
 
 
-def _newest_state(context: UnlearnContext, plan: _Plan, checkpoints: Checkpoints) -> TrainState:
+def _newest_state(context: UnlearnContext, plan: Plan, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest checkpoint; where there is none, theta_0 with fresh moments."""
     return checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
 
@@ -414,81 +326,3 @@ def _seal(folder: RunFolder, name: str, before: int) -> None:
     guides = [guide for guide in guides if int(guide.stem) < before]
     written = [*tables.parts_of(folder.path, name, before), *guides, folder.result(name)]
     manifest.seal(folder, name, written, redo=folder.objective(name), before=before)
-
-
-def step_batches(prepared: Prepared, task: Task, references: References) -> StepBatches:
-    """The batches of one objective of a run.
-
-    Args:
-      prepared: the run.
-      task: the objective.
-      references: outputs of theta_0 on the samples, or their shapes.
-    """
-    return StepBatches(
-        task,
-        prepared.sets,
-        references,
-        layout=prepared.layout,
-        unlearn=prepared.config.unlearn,
-        seed=prepared.config.seed,
-    )
-
-
-def task_optimizer(prepared: Prepared, task: Task) -> optax.GradientTransformation:
-    """The optimiser of one objective of a run."""
-    spec = prepared.config.unlearn
-    return optimizer(weight_decay=spec.weight_decay, clip_norm=spec.clip_norm, spare=task.spare)
-
-
-def guide_retain(prepared: Prepared) -> Split:
-    """The retain samples whose risk gradient defines harm when a run computes guided weights."""
-    pool, count = prepared.sets.retain, len(prepared.retain_eval)
-    return prepared.layout.split(guide_retain_samples(pool, count, prepared.config.seed))
-
-
-def _plan(context: UnlearnContext, task: Task) -> _Plan:
-    """Plans an objective: everything that does not depend on its parameters."""
-    prepared, splits = context.prepared, context.splits
-    config, spec = prepared.config, prepared.config.unlearn
-    feed = step_batches(prepared, task, context.references)
-    per_epoch = order.num_steps(len(prepared.sets.forget), spec.batch_size, 1)
-    warmup = warmup_steps(spec, len(prepared.sets.forget))
-    measured = prepared.measured_steps
-    return _Plan(
-        feed=feed,
-        tx=task_optimizer(prepared, task),
-        rates=learning_rates(task.lr, feed.steps, warmup),
-        measured=measured,
-        # Where effects are measured the state is saved too; else once an epoch.
-        saved=measured or range(0, feed.steps, per_epoch),
-        evaluated=evaluated_steps(config, feed.steps),
-        guidance=_guidance(context, task, feed.steps),
-        measurer=Measurer(
-            name=task.name,
-            objective=task.objective,
-            term=task.loss.unlearn,
-            splits=splits,
-            base=context.base_statistics,
-            spec=config.measure,
-            offload=context.offload,
-            folder=context.folder.path,
-            shared=context.shared,
-            trainable=prepared.scope.rule,
-        ),
-    )
-
-
-def _guidance(context: UnlearnContext, task: Task, steps: int) -> Guidance:
-    """The weights of a guided objective; for the others, without any steps."""
-    refreshed = refresh_steps(task, steps)
-    retain = guide_retain(context.prepared) if refreshed else None
-    return Guidance(
-        task=task,
-        steps=refreshed,
-        forget=context.splits.forget,
-        mask=context.base_statistics.forget.mask,
-        retain=retain,
-        folder=context.folder,
-        offload=context.offload,
-        trainable=context.prepared.scope.rule,
-    )

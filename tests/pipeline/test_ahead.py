@@ -7,7 +7,7 @@ import pytest
 
 from jaxunlearn.config import Guide, Objective
 from jaxunlearn.evaluation import attacks
-from jaxunlearn.pipeline import finetune, unlearn
+from jaxunlearn.pipeline import finetune, plan, unlearn
 from jaxunlearn.training import step
 from jaxunlearn.training.prefetch import Prefetch, T
 from tests.pipeline.test_recipe import digests
@@ -79,14 +79,14 @@ def test_the_error_of_a_batch_ends_the_run(tmp_path, monkeypatch):
         objectives={"ga": Objective()},
         measure={"every": 0, "pg_steps": (), "token_steps": ()},
     )
-    real = unlearn.StepBatches.step
+    real = plan.StepBatches.step
 
     def failing(self, at, guide=None):
         if at == 3:
             raise OSError("the batch of step 3 cannot be made")
         return real(self, at, guide)
 
-    monkeypatch.setattr(unlearn.StepBatches, "step", failing)
+    monkeypatch.setattr(plan.StepBatches, "step", failing)
     updates, update = [], step.Trainer.update
     monkeypatch.setattr(
         step.Trainer, "update", lambda self, batch, lr: updates.append(1) or update(self, batch, lr)
