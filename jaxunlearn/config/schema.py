@@ -65,6 +65,11 @@ class Compute:
     offload: bool = False
     """Move idle arrays (theta_0, theta_t, gradients, Adam moments) to pinned host memory between
     programs."""
+    save_minutes: float = 30.0
+    """Save the state of a training again when so many minutes have passed since it was saved last.
+    It is saved at every measurement and at every evaluation of fine-tuning in any case, and from
+    the first measurement of an objective on nowhere else: what one measurement starts the next one
+    ends."""
     data: int = 1
     """Devices along the mesh axis `data`, each with whole copies of the parameters."""
     fsdp: int = 1

@@ -56,6 +56,7 @@ RANGES: Mapping[str, Range] = {
     "new_model.vocab_size": at_least(259),  # 256 bytes and three special tokens
     "compute.batch_tokens": at_least(1),
     "compute.width_step": at_least(1),
+    "compute.save_minutes": POSITIVE,
     "compute.data": DEVICES,
     "compute.fsdp": DEVICES,
     "compute.tensor": DEVICES,

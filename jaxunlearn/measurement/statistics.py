@@ -78,6 +78,11 @@ class SetStatistics(NamedTuple):
     forget: Statistics
     retain: Statistics
 
+    @property
+    def finite(self) -> bool:
+        """Whether every label of both sets has a finite log-probability."""
+        return all(bool(np.isfinite(stats.logp).all()) for stats in self)
+
     def risks(self, reduction: str) -> dict[str, float]:
         """R(D_u) and R(D_r), by their names in tables."""
         return {"unlearn": self.forget.risk(reduction), "retain": self.retain.risk(reduction)}

@@ -86,6 +86,7 @@ def _train(
 ) -> Tree:
     """Fine-tunes the initial model, and writes the result, see `finetune`."""
     spec, model = prepared.config.finetune, prepared.model
+    minutes = prepared.config.compute.save_minutes
     manifest.open_stage(folder, name)  # a model that was removed is made anew
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
@@ -93,7 +94,7 @@ def _train(
     rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
     tx = optimizer(weight_decay=spec.weight_decay)
     with (
-        open_checkpoints(folder.finetune_checkpoints(name)) as checkpoints,
+        open_checkpoints(folder.finetune_checkpoints(name), minutes=minutes) as checkpoints,
         progress.bar(stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
         stages.stage(name) as stage,
         Prefetch[FineTuneInput]() as ahead,
@@ -115,9 +116,11 @@ def _train(
                     _evaluate(prepared, folder, name, step, trainer.params, splits, bar)
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
-            if stages.interrupts.asked(step):
+            stops = stages.interrupts.asked(step)
+            if stops or checkpoints.due(step):
                 with stage.part("save", after=trainer.state):
                     checkpoints.save(step, trainer.state)
+            if stops:
                 raise Stopped(f"at step {step} of fine-tuning {name}")
             inputs = ahead.take(step)
             trainer.update(inputs.rows, rates[step])

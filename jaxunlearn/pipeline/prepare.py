@@ -1,6 +1,7 @@
 """Reads and checks the inputs of a run before anything is written or computed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -350,8 +351,17 @@ def initial_params(config: Config, model: DecoderConfig, shardings: Tree, scope:
         params = hf.load_params(folder, model, shardings=shardings, dtype=dtypes)
         _check_finite(params, folder)
         return params
-    key = jax.random.key(config.seed)
-    return jax.jit(lambda k: decoder.init_params(k, model), out_shardings=shardings)(key)
+    leaves, treedef = jax.tree.flatten(shardings)
+    return _random_params(model, treedef, tuple(leaves))(jax.random.key(config.seed))
+
+
+@functools.cache
+def _random_params(
+    model: DecoderConfig, treedef: Any, shardings: tuple[jax.sharding.Sharding, ...]
+) -> Callable[[jax.Array], Tree]:
+    """(key) -> random parameters, sharded; all seeds of a process share what is compiled."""
+    placed = jax.tree.unflatten(treedef, shardings)
+    return jax.jit(lambda key: decoder.init_params(key, model), out_shardings=placed)
 
 
 def _check_finite(params: Tree, folder: Path) -> None:
@@ -360,10 +370,15 @@ def _check_finite(params: Tree, folder: Path) -> None:
     Raises:
       ValueError: names the first parameter.
     """
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    for path, whole in jax.tree_util.tree_leaves_with_path(finite):
+    for path, whole in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
         if not whole:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
                 f"{folder}: the weights of {name} are not all finite; download it again"
             )
+
+
+@jax.jit
+def _all_finite(params: Tree) -> Tree:
+    """Whether each parameter has finite numbers alone, [] bool in its place."""
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)

@@ -13,12 +13,13 @@ from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import order
 from jaxunlearn.evaluation import best_step
-from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.evaluation.suite import Evaluation, all_finite
 from jaxunlearn.measurement.guidance import Guidance, guide_retain_samples, refresh_steps
 from jaxunlearn.measurement.interval import Interval, Measurer, SharedGradients
 from jaxunlearn.measurement.statistics import SetStatistics, Splits
 from jaxunlearn.models.decoder import merge_adapters
 from jaxunlearn.pipeline import work
+from jaxunlearn.pipeline.divergence import Divergence, diagnose
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.trace import Trace
 from jaxunlearn.record import manifest, tables
@@ -33,7 +34,7 @@ from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.prefetch import Prefetch
 from jaxunlearn.training.references import References
 from jaxunlearn.training.schedule import evaluated_steps, learning_rates, warmup_steps
-from jaxunlearn.training.step import Trainer, init_state, optimizer
+from jaxunlearn.training.step import Trainer, TrainState, init_state, optimizer
 from jaxunlearn.training.tasks import Task
 
 SEALS = 64  # times that an objective notes digests on the way
@@ -82,7 +83,7 @@ class _Plan:
       tx: the optimiser.
       rates: the learning rate of each step.
       measured: steps at which effects are measured.
-      saved: steps whose state is saved.
+      saved: steps whose state is saved, apart from those that the clock asks for.
       evaluated: steps at which suites are measured.
       guidance: the weights of a guided objective.
       measurer: the measurements.
@@ -186,6 +187,23 @@ class _Loop(NamedTuple):
                 self.save(step)
             raise Stopped(f"at step {step} of {self.plan.measurer.name}")
 
+    def replay(self, last: int) -> None:
+        """Goes back to theta_last: to the newest checkpoint before it, and on from there.
+
+        The steps are taken again, and nothing is recorded.
+        """
+        trainer, plan = self.trainer, self.plan
+        del trainer.state  # its memory is needed
+        self.checkpoints.drop_after(last)
+        trainer.state = _newest_state(self.context, plan, self.checkpoints)
+        first = int(trainer.state.step)
+        guide = plan.guidance.before(first)
+        for step in range(first, last):
+            if step in plan.guidance.steps:
+                guide = self.refresh(step)
+            inputs, _ = plan.inputs(step, guide)
+            trainer.update(inputs.batch, plan.rates[step])
+
     def evaluate(self, step: int) -> None:
         """Measures the suites on the way."""
         context, trainer = self.context, self.trainer
@@ -208,7 +226,8 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
       profile: the number of steps to trace into the run's `profile` folder, after WARM_STEPS.
 
     Returns:
-      NLL, ES and EM of both sets after the last step, with the steps made and planned.
+      NLL, ES and EM of both sets after the last step, with the steps made and planned; where the
+      loss did not stay finite those of the last state at which it was, and what broke.
     """
     folder, name = context.folder, task.name
     if hosts.agreed(_is_done(folder, name)):
@@ -219,7 +238,11 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
         manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
     plan, spec = _plan(context, task), context.prepared.config.unlearn
     with (
-        open_checkpoints(folder.checkpoints(name), keep=spec.keep_checkpoints) as checkpoints,
+        open_checkpoints(
+            folder.checkpoints(name),
+            keep=spec.keep_checkpoints,
+            minutes=context.prepared.config.compute.save_minutes,
+        ) as checkpoints,
         progress.bar(context.stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
         context.stages.stage(name) as stage,
         Prefetch[tuple[StepInput, int]]() as ahead,
@@ -227,7 +250,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     ):
         # --- from theta_0, or from the newest checkpoint of an interrupted start ------------------
         with stage.part("load"):
-            state = checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
+            state = _newest_state(context, plan, checkpoints)
         options = {"accumulate": spec.accumulate, "guard": task.guard}
         trainer = Trainer(state, task.loss, plan.tx, frozen=context.frozen, **options)
         first = int(state.step)
@@ -240,10 +263,13 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
             folder.profile, first + WARM_STEPS, min(profile, plan.steps - first - WARM_STEPS)
         )
         loop = _Loop(context, plan, trainer, checkpoints, stage)
-        stats = _steps(loop, ahead, train, bar, trace, first)
+        stats, divergence = _steps(loop, ahead, train, bar, trace, first)
         train.waiting = ahead.waited
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
-    result = stats.summary() | steps
+    result: dict[str, Any] = stats.summary() | steps
+    if divergence is not None:
+        context.stages.console.print(f"{name}: {divergence.sentence()}", markup=False)
+        result["diverged"] = divergence._asdict()
     files.write_json(folder.result(name), result)
     _seal(folder, name, manifest.ALL_STEPS)
     context.trackers.log(name, steps["steps"], result)
@@ -258,8 +284,8 @@ def _steps(
     bar: progress.Bar,
     trace: Trace,
     first: int,
-) -> SetStatistics:
-    """Takes the steps from `first` to the last; returns statistics of the final parameters."""
+) -> tuple[SetStatistics, Divergence | None]:
+    """Takes the steps from `first` to the last, see `_finish` for what it returns."""
     plan, trainer, measurer = loop.plan, loop.trainer, loop.plan.measurer
     log = StepLog(loop.context.folder.metrics, measurer.name, loop.context.trackers)
     guide = plan.guidance.before(first)
@@ -269,8 +295,8 @@ def _steps(
     for step in range(first, plan.steps):
         trace.before(step, trainer.state)
         loop.stop_if_asked(step, log, interval)
-        # --- a saved step has all records before it, and a diverged state is never saved ----------
-        if step in plan.saved:
+        # --- a measured step has all records before it, and a diverged state is never measured ----
+        if step in plan.measured:
             log.flush()
             if not log.finite:
                 break
@@ -285,11 +311,16 @@ def _steps(
         if step in plan.measured:
             stats = loop.close(step, interval)
             interval = None  # its gradients make room for the next ones
+            if not stats.finite:
+                break
             # Closed before saved: resuming here finds the closed measurement's rows written.
             loop.save(step)
             interval = loop.open(step, stats, batches, guide)
             loop.context.trackers.log(measurer.name, step, interval.totals())
-        elif step in plan.saved:
+        elif step in plan.saved or (interval is None and loop.checkpoints.due(step)):
+            log.flush()
+            if not log.finite or not all_finite(trainer.params):
+                break
             loop.save(step)
         # --- evaluate on the way ------------------------------------------------------------------
         if step in plan.evaluated and loop.context.evaluation is not None:
@@ -306,18 +337,24 @@ def _steps(
         totals = {} if interval is None else interval.totals()
         bar.advance(step + 1, inputs.tokens, loss=log.last.get("loss"), **totals)
         if not log.finite:
-            break  # the last checkpoint is from before, and stays
+            break  # the last checkpoint is from before
 
     trace.before(plan.steps, trainer.state)
     return _finish(loop, log, interval)
 
 
-def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatistics:
+def _finish(
+    loop: _Loop, log: StepLog, interval: Interval | None
+) -> tuple[SetStatistics, Divergence | None]:
     """Closes what the last step left open, and saves the final state.
 
     The last interval is written before the final state is saved. A run that stops in between
     resumes at the last measured step and measures it again. In the other order the resumed run
     would have no steps left, and the last measurement would be lost.
+
+    Returns:
+      Statistics of the final parameters, and what broke where the loss did not stay finite. The
+      final state is then the last one at which it was.
     """
     plan, trainer = loop.plan, loop.trainer
     log.flush()
@@ -325,12 +362,40 @@ def _finish(loop: _Loop, log: StepLog, interval: Interval | None) -> SetStatisti
         for split in plan.measurer.splits:
             work.count_passes(part, split, plan.measurer.model, 1)
         stats = plan.measurer.statistics(trainer.params)
+        divergence = None
         last = int(trainer.state.step)
-        if interval is not None:
+        if last < plan.steps or not stats.finite or log.broken is not None:
+            stats, divergence = _last_finite(loop, last if log.broken is None else log.broken)
+            last = int(trainer.state.step)
+        if interval is not None and interval.step <= last:
             interval.close(last, trainer.params, stats)
-    if log.finite and last == plan.steps:
+    if stats.finite:
         loop.save(last)
-    return stats
+    return stats, divergence
+
+
+def _last_finite(loop: _Loop, broken: int) -> tuple[SetStatistics, Divergence]:
+    """Says what broke, and goes back to the last state with a finite loss.
+
+    Args:
+      loop: of the objective.
+      broken: the first step t at whose theta_t the loss is not finite.
+
+    Returns:
+      Statistics of the last state with a finite loss, and what broke at the next one.
+    """
+    trainer, measurer = loop.trainer, loop.plan.measurer
+    forget, model = measurer.splits.forget, measurer.model
+    loop.replay(broken)
+    stats = measurer.statistics(trainer.params)
+    divergence = diagnose(broken, trainer.params, stats.forget, forget, model)
+    loop.replay(max(broken - 1, 0))
+    return measurer.statistics(trainer.params), divergence
+
+
+def _newest_state(context: UnlearnContext, plan: _Plan, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint; where there is none, theta_0 with fresh moments."""
+    return checkpoints.newest_or(init_state(context.offload.fresh(context.base), plan.tx))
 
 
 def _is_done(folder: RunFolder, name: str) -> bool:

@@ -17,6 +17,7 @@ class StepLog:
 
     Attributes:
       last: the newest record that was written, as plain numbers.
+      broken: the first step whose loss is not finite, None so far.
     """
 
     def __init__(self, path: Path, objective: str, trackers: Trackers):
@@ -30,6 +31,7 @@ class StepLog:
         self._path, self._objective, self._trackers = path, objective, trackers
         self._pending: dict[str, Any] | None = None
         self.last: dict[str, Any] = {}
+        self.broken: int | None = None
 
     def add(self, step: int, record: Mapping[str, Any]) -> None:
         """Writes the record that was added before, and keeps this one until the next call.
@@ -47,6 +49,8 @@ class StepLog:
             return
         self.last = {key: _plain(value) for key, value in self._pending.items()}
         self._pending = None
+        if self.broken is None and not self.finite:
+            self.broken = self.last["step"]
         append(self._path, self.last)
         numbers = {key: value for key, value in self.last.items() if key != "step"}
         self._trackers.log(self._objective, self.last["step"], numbers)

@@ -6,6 +6,7 @@ checkpoint carries a checksum of every array, taken on the devices, and what is 
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.core import trees
+from jaxunlearn.core import hosts, trees
 from jaxunlearn.core.names import shortened
 from jaxunlearn.core.trees import Tree
 
@@ -27,6 +28,10 @@ CHECKSUMS = "checksums"
 """The key of a checkpoint's own metadata that holds {leaf: checksum}."""
 
 
+AGREED_STEPS = 16
+"""Several processes agree on whether to save by the clock at multiples of this."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that does not fit the run, or is damaged; names the folder and the leaf."""
 
@@ -34,9 +39,10 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints of one training, newest last; only the latest are kept."""
 
-    def __init__(self, checkpointer: Any, directory: Path):
+    def __init__(self, checkpointer: Any, directory: Path, minutes: float):
         self._checkpointer = checkpointer
         self._directory = directory
+        self._seconds, self._saved_at = 60 * minutes, time.monotonic()
         self._started: int | None = None
         self._writing: Any = None  # the last save, until its result is taken
 
@@ -61,7 +67,16 @@ class Checkpoints:
             self._writing = self._checkpointer.save_async(
                 step, state, force=True, custom_metadata=sums
             )
-            self._started = step
+            self._started, self._saved_at = step, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether the last save is so long ago that a state should be saved by the clock.
+
+        Several processes must agree on it, which takes time: they ask at few steps.
+        """
+        if jax.process_count() > 1 and step % AGREED_STEPS:
+            return False
+        return hosts.agreed(time.monotonic() - self._saved_at >= self._seconds)
 
     def finish(self) -> None:
         """Blocks until the save under way is on the disk.
@@ -74,6 +89,14 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of all steps after one."""
+        self.finish()
+        for checkpoint in list(self._checkpointer.checkpoints):
+            if checkpoint.step > step:
+                self._checkpointer.delete(checkpoint.step)
+        self._started = None
 
     def newest_or(self, state: Tree) -> Tree:
         """The state of the newest checkpoint, or the given fresh state where there is none."""
@@ -102,12 +125,15 @@ class Checkpoints:
 
 
 @contextmanager
-def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    directory: Path, *, keep: int = 1, minutes: float = math.inf
+) -> Iterator[Checkpoints]:
     """Opens (or makes) a folder of checkpoints; on exit, blocks until the last one is written.
 
     Args:
       directory: the folder of one training's checkpoints.
       keep: how many of the newest checkpoints stay.
+      minutes: after a save until the next one is due, see `Checkpoints.due`.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -119,7 +145,7 @@ def open_checkpoints(directory: Path, *, keep: int = 1) -> Iterator[Checkpoints]
     with _reading(directory):
         opened = ocp.training.Checkpointer(str(directory), cleanup_tmp_directories=True, **options)
     with opened as checkpointer:
-        checkpoints = Checkpoints(checkpointer, directory)
+        checkpoints = Checkpoints(checkpointer, directory, minutes)
         try:
             yield checkpoints
         finally:

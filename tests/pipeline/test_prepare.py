@@ -12,7 +12,7 @@ from jaxunlearn.models import decoder, hf
 from jaxunlearn.pipeline import inputs, recipe
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.finetune import has_learned
-from jaxunlearn.pipeline.prepare import open_sources, prepare
+from jaxunlearn.pipeline.prepare import _random_params, open_sources, prepare
 from jaxunlearn.record import texts
 from jaxunlearn.record.folder import RunFolder
 from tests.pipeline.tiny import TINY, replace, run
@@ -20,6 +20,16 @@ from tests.pipeline.tiny import TINY, replace, run
 
 def prepared(**sections):
     return prepare(replace(**sections), jax.devices()[:1])
+
+
+def test_the_random_models_of_all_seeds_are_one_compiled_program():
+    first, second = (prepared(seed=seed) for seed in (0, 1))
+    _random_params.cache_clear()
+    models = [run.initial() for run in (first, second, first)]
+    assert _random_params.cache_info().misses == 1
+    same = jax.tree.map(np.array_equal, models[0], models[1])
+    assert not all(jax.tree.leaves(same))
+    jax.tree.map(np.testing.assert_array_equal, models[0], models[2])
 
 
 def test_a_run_that_does_not_fine_tune_needs_no_fine_tuning_split():

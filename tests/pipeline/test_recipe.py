@@ -15,7 +15,9 @@ from jaxunlearn.measurement.interval import Interval
 from jaxunlearn.objectives import names as objective_names
 from jaxunlearn.pipeline import recipe
 from jaxunlearn.record import tables
+from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.training import step
+from jaxunlearn.training.checkpoint import newest
 from tests.pipeline.tiny import TINY, replace, run
 
 
@@ -307,16 +309,34 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_objective_cleanly(tmp_path):
+@pytest.mark.parametrize("measured", [True, False])
+def test_an_objective_that_diverges_keeps_its_last_finite_state(tmp_path, measured):
+    """With a rate that no float32 survives; the next objective goes on."""
+    schedule = {"steps": (0, 3)} if measured else {"every": 0}
     config = replace(
         finetune={"epochs": 0},
-        objectives={"ga": Objective(lr=1e30), "npo": Objective()},
-        unlearn={"warmup_epochs": 0.0},
+        objectives={"ga": Objective(lr=1e20), "npo": Objective()},
+        unlearn={"warmup_epochs": 2.0},
+        measure=schedule | {"pg_steps": (), "token_steps": ()},
     )
-    run(config, tmp_path / "run")
-    models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
-    assert models["ga"]["steps"] < models["ga"]["of_steps"] == models["npo"]["steps"]
-    assert "stopped at" in (tmp_path / "run" / "summary.md").read_text()
+    folder = RunFolder(tmp_path / "run")
+    run(config, folder.path)
+    models = files.read_json(folder.results)["models"]
+    ga, npo = models["ga"], models["npo"]
+    assert "diverged" not in npo and npo["steps"] == npo["of_steps"] == ga["of_steps"]
+    # The rate of step 0 is 0, so that step 1 makes the first change, which step 2 sees.
+    assert (ga["steps"], ga["diverged"]["step"]) == (1, 2)
+    assert ga["forget_nll"] == models["base"]["forget_nll"]
+    assert ga["diverged"]["layer"] in (
+        "block_0",
+        "block_1 or norm",
+    )  # weights of 1e20 meet each other
+    assert (ga["diverged"]["sample"], ga["diverged"]["samples"]) == (0, 3)
+    assert newest(folder.checkpoints("ga")).name == "1"
+    assert "stopped at 1" in folder.summary.read_text()
+    before = digests(folder.path)
+    run(config, folder.path)  # it is done, and nothing is computed again
+    assert digests(folder.path) == before
 
 
 @pytest.mark.nightly

@@ -11,6 +11,7 @@ import pytest
 from jaxunlearn.config import dump
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.training.step import Trainer
 from tests.pipeline.test_recipe import digests
 from tests.pipeline.tiny import TINY, replace, run
 
@@ -63,3 +64,29 @@ def test_the_command_exits_with_a_status_of_its_own(tmp_path, number):
         _, said = process.communicate(timeout=120)
     assert process.returncode == EXIT_STATUS, said
     assert "of ga; the same command goes on from there" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("crash", [5, 9])
+def test_a_crash_loses_no_more_than_the_clock_allows(tmp_path, monkeypatch, crash):
+    """The 5th update is of fine-tuning, which is evaluated after the 6th; the 9th of unlearning."""
+    config = replace(
+        compute={"save_minutes": 1e-9},
+        finetune={"evaluate_every": 100},
+        objectives={"ga": TINY.objectives["ga"]},
+        measure={"every": 0},
+    )
+    run(config, tmp_path / "whole")
+    update, updates = Trainer.update, []
+
+    def counted(self, batch, lr):
+        updates.append(lr)
+        if len(updates) == crash:
+            raise RuntimeError("crash")
+        return update(self, batch, lr)
+
+    monkeypatch.setattr(Trainer, "update", counted)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    assert len(updates) == crash + (12 - (crash - 1))  # 6 of each; none but the last is done again
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
