@@ -41,7 +41,9 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 def _of_files(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+    described = [folder / name for name in ("config.json", "adapter_config.json")]
+    described = [file for file in described if file.is_file()]
+    for file in sorted([*described, *folder.glob("*.safetensors")]):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

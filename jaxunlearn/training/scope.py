@@ -57,11 +57,11 @@ class Scope:
           params: arrays, or `jax.ShapeDtypeStruct` with shardings.
         """
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _cast(leaf, self.dtype(dotted(path))), params
+            lambda path, leaf: _cast(leaf, self.dtype(_dotted(path))), params
         )
 
 
-def dotted(path: tuple[Any, ...]) -> str:
+def _dotted(path: tuple[Any, ...]) -> str:
     """The keys of a path of the parameters, joined by dots, as patterns see it."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 

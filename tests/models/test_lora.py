@@ -226,6 +226,7 @@ def by_definition(params, rows, direction, trainable):
     return np.asarray(dots(own))[np.flatnonzero(np.asarray(rows.mask).any(-1))]
 
 
+@pytest.mark.slow
 def test_effects_by_tensor_leave_out_frozen_ones():
     params = random_params(ADAPTED)
     direction = effects.partition(params, ADAPTERS)[0]
@@ -250,6 +251,7 @@ def test_adapters_are_split_as_their_matrices_are():
     assert spec("down", "lora_b") == (None, None, None)
 
 
+@pytest.mark.slow
 def test_more_devices_give_the_same_numbers():
     params = random_params(ADAPTED)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)

@@ -269,6 +269,17 @@ def test_frozen_parameters_stay_what_they_were(only):
 
 
 @pytest.mark.slow
+def test_adapters_that_diverge_leave_their_last_finite_state(tmp_path):
+    """Steps are taken again from a checkpoint of adapters, beside the frozen model."""
+    config = replace(PLAIN, unlearn={"epochs": 4, "lr": 3e38, "warmup_epochs": 0})
+    run(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "results.json").read_text())["models"]["npo"]
+    assert 0 < result["diverged"]["step"] == result["steps"] + 1 < result["of_steps"]
+    assert np.isfinite(result["forget_nll"])
+    assert all(np.isfinite(x).all() for x in saved(tmp_path / "run", "npo").values())
+
+
+@pytest.mark.slow
 def test_a_run_of_which_no_block_trains_has_a_report(tmp_path):
     """The groups of layers are those that have effects."""
     objectives = {"ga": Objective()}

@@ -53,7 +53,7 @@ def _read(module: nn.Module, name: str, use: Callable, x: jax.Array) -> jax.Arra
     """
     y = use(x, module.get_variable("params", name))
     gates, directions = (module.get_variable(kind, name) for kind in ("gates", "direction"))
-    # Without a probe the program is that of the plain model; frozen parameters have no directions.
+    # Without a probe the program is that of the plain model. Frozen parameters have no directions.
     if directions is None:
         return y
     # Gates of the layers below act through y. Inside the gated term they are a second-order effect,
