@@ -1,7 +1,7 @@
 """Digests of what a run reads, so that a run that is resumed goes on with the same inputs."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxunlearn.data.digests import of_parts, of_samples
@@ -28,7 +28,9 @@ def digests(prepared: Prepared) -> dict[str, str]:
     optional = {"data.retain": prepared.sets.retain, "finetune.splits": prepared.finetune}
     found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
     if config.model is not None:
-        found["model"] = _of_files(hf.resolve(config.model))
+        folder = hf.resolve(config.model)
+        weights = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        found["model"] = of_files(weights)
     return found
 
 
@@ -37,9 +39,10 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return [key for key in new if key in old and old[key] != new[key]]
 
 
-def _of_files(folder: Path) -> str:
+def of_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the digests of some files, in their order."""
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in paths:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

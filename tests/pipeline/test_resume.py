@@ -47,13 +47,13 @@ def test_objectives_may_be_added_and_are_kept(folder):
 
 def test_a_changed_objective_is_another(folder):
     changed = replace(objectives={"npo": Objective(hyper={"beta": 2.0})})
-    with pytest.raises(ValueError, match=r"objectives\.npo\.hyper\.beta = 0.5, this one has 2.0"):
+    with pytest.raises(ValueError, match=r"run: objectives\.npo\.hyper\.beta: 0.5 -> 2.0;"):
         open_folder(folder, changed, {})
     assert load(folder.config) == TINY
 
 
 def test_a_changed_key_is_another_run(folder):
-    with pytest.raises(ValueError, match=r"unlearn\.lr = 0.001, this one has 0.5"):
+    with pytest.raises(ValueError, match=r"run: unlearn\.lr: 0.001 -> 0.5;"):
         open_folder(folder, replace(unlearn={"lr": 0.5}), {})
     assert load(folder.config) == TINY
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_with_the_inputs_it_was_begun_with(folder):
     open_folder(folder, TINY, {"data.forget": "a", "data.retain": "r"})
     assert files.read_json(folder.inputs) == {"data.forget": "a", "model": "m", "data.retain": "r"}
     before = folder.config.read_bytes()
-    message = r"begun with other contents of data\.forget, data\.retain;"
+    message = "other contents of data.forget; other contents of data.retain;"
     with pytest.raises(ValueError, match=message):
         open_folder(folder, TINY, {"data.forget": "b", "data.retain": "s", "model": "m"})
     assert folder.config.read_bytes() == before
