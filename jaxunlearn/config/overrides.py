@@ -33,23 +33,28 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
     >>> changed.unlearn.lr, changed.unlearn.epochs, changed.measure.every
     (0.1, 5, 2)
     """
-    document = yaml.safe_load(dump(config))
+    # One after the other: a key may go below one that was given in its short form, `prompt: chat`.
     for key, value in values.items():
         first, *rest = key.split(".")
         _check_section(first, source)
         nested = _plain(value)
         for name in reversed(rest):
             nested = {name: nested}
-        document = _merge(document, {first: nested})
+        document = _merge(yaml.safe_load(dump(config)), {first: nested})
+        config = loads(_text(document, source), source)
+    return config
+
+
+def _text(document: Any, source: str) -> str:
+    """A document in YAML."""
     try:
-        text = yaml.safe_dump(document, sort_keys=False)
+        return yaml.safe_dump(document, sort_keys=False)
     except yaml.representer.RepresenterError as error:
         unknown = type(error.args[-1]).__name__
         raise ConfigError(
             f"{source}: a value of type {unknown} cannot be a setting; expected text, numbers, true"
             " or false, None, and lists or mappings of them"
         ) from None
-    return loads(text, source)
 
 
 def _check_section(name: str, source: str) -> None:
