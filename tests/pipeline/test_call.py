@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pandas
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import jaxunlearn
@@ -250,7 +251,7 @@ SMALL = {
     **KEYS,
     "finetune": {"epochs": 3, "batch_size": 4, "lr": 1e-2, "target_nll": None},
     "measure": {"pg_steps": [1]},
-    "epochs": 1,
+    "epochs": 2,
     "lr": 1e-3,
     "measure_every": 1,
 }
@@ -269,7 +270,7 @@ def test_a_call_is_the_run_of_its_configuration(first, tmp_path):
     again = RunFolder(tmp_path / "again")
     assert again.results.read_bytes() == RunFolder(first.folder).results.read_bytes()
     for name, table in first.tables.items():
-        assert table.equals(pa.parquet.read_table(again.table(name)))
+        assert table.equals(pq.read_table(again.table(name)))
     # The layout knows every file of a run.
     jaxunlearn.evaluate(again.path, suites=["tofu", "uwc"], generate=0, devices=KEYS["devices"])
     jaxunlearn.relearn(again.path, samples=[1], steps=1, devices=KEYS["devices"])
@@ -296,7 +297,7 @@ def test_the_call_resumes_and_refuses_other_rows(first):
 def test_a_result_goes_into_the_next_call(first, tmp_path):
     model = (first.params["npo"], first.model, first.tokenizer)
     second = jaxunlearn.unlearn(
-        model, pandas.DataFrame(FORGET), RETAIN, "ga", epochs=1, measure_every=0,
+        model, pandas.DataFrame(FORGET), RETAIN, "ga", epochs=2, measure_every=0,
         devices=KEYS["devices"],
     )  # fmt: skip
     assert second.folder is None
