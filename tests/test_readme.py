@@ -32,7 +32,8 @@ def test_the_call_runs(tmp_path, monkeypatch):
     names: dict = {}
     exec(CALL, names)
     summary = names["result"].summary
-    assert summary["base"]["forget_es"] > 0.9 and summary["npo"]["forget_es"] < 0.9
+    assert summary["base"]["forget_es"] > 0.9
+    assert summary["npo"]["forget_nll"] > 2 * summary["base"]["forget_nll"]
     assert (tmp_path / "unlearned" / "model.safetensors").is_file()
     assert list(tmp_path.iterdir()) == [tmp_path / "unlearned"]
 

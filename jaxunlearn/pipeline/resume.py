@@ -122,8 +122,8 @@ def _differing(folder: RunFolder, config: Config, digests: Mapping[str, str]) ->
     found = list(differences(_fixed(earlier), _fixed(config)))
     for name in earlier.objectives:
         if name in config.objectives:
-            specs = (dataclasses.asdict(each.objectives[name]) for each in (earlier, config))
-            found += differences(*specs, f"objectives.{name}")
+            old, new = (dataclasses.asdict(each.objectives[name]) for each in (earlier, config))
+            found += differences(old, new, f"objectives.{name}")
     for key, old, new in found:
         yield f"{key}: {old!r} -> {new!r}"
     for key in inputs.changed(_known_inputs(folder), digests):

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from jaxunlearn import objectives
-from jaxunlearn.config import DEMO, Objective, load
+from jaxunlearn.config import DEMO, Guide, Objective, load
 from jaxunlearn.core.names import nearest, search_working_directory
 from jaxunlearn.objectives import Description, describe
 from jaxunlearn.reporting.terminal import TextTable
@@ -101,7 +101,7 @@ def _reductions(objective: objectives.Objective) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return dataclasses.asdict(value) if isinstance(value, Guide) else value
 
 
 def _example(name: str, found: Description, settings: dict[str, Any], *, is_retain: bool) -> str:
