@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxunlearn.config.reader import load as load_config
     from jaxunlearn.config.schema import Config
     from jaxunlearn.forecasting.show import forecast
+    from jaxunlearn.pipeline.call import unlearn
     from jaxunlearn.pipeline.evaluate import evaluate
     from jaxunlearn.pipeline.export import export
     from jaxunlearn.pipeline.recipe import run
@@ -41,6 +42,7 @@ __all__ = [
     "relearn",
     "report",
     "run",
+    "unlearn",
 ]
 _PACKAGES = ("data", "effects", "metrics", "models", "objectives")
 # Where each name is: module, and the name there.
@@ -53,6 +55,7 @@ _HOMES = {
     "relearn": ("pipeline.relearn", "relearn"),
     "report": ("reporting.report", "write_report"),
     "run": ("pipeline.recipe", "run"),
+    "unlearn": ("pipeline.call", "unlearn"),
 }
 
 

@@ -5,7 +5,9 @@ environment variable JAXUNLEARN_TRACEBACK to see where an error was raised.
 """
 
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +17,18 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
+from jaxunlearn import __version__, flags
+from jaxunlearn.config import DEMO, Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.record.folder import RunFolder, of_seed, seeds
 
-DESCRIPTION = "Unlearning in language models, and why it works or fails, seen through gradients."
-DEMO = Path(__file__).with_name("demo.yaml")
+DESCRIPTION = (
+    "Unlearning in language models, and why it works or fails, seen through gradients."
+    " `jaxunlearn COMMAND --help` says more of a command, `jaxunlearn --version` which version"
+    " this is."
+)
 
 
 def _flag(metavar: str) -> Any:
@@ -59,6 +65,9 @@ class RunOptions:
 
     out: Annotated[Path | None, _flag("FOLDER")] = None
     """Folder of the run; default: runs/NAME."""
+    overwrite: Switch = False
+    """Where the folder holds another run, remove the files of that run, nothing else in the folder,
+    and begin anew. An earlier part of this very run stays, and the run goes on from there."""
     keys: Switch = False
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
     only: Names = ()
@@ -171,6 +180,15 @@ class ExportCommand:
     """Write the adapters of a run with train.lora alone, as a folder that PEFT loads."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ObjectivesCommand:
+    """List the objectives and retain terms: formulas, hyper-parameters, needs and papers."""
+
+    names: Annotated[Positional[tuple[str, ...]], _flag("NAME")] = ()
+    """Say everything about these, with a configuration that runs; also of a function of your own,
+    my_package.my_module:NAME."""
+
+
 Command = (
     Annotated[RunCommand, subcommand("run")]
     | Annotated[DemoCommand, subcommand("demo")]
@@ -179,6 +197,7 @@ Command = (
     | Annotated[RelearnCommand, subcommand("relearn")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[ExportCommand, subcommand("export")]
+    | Annotated[ObjectivesCommand, subcommand("objectives")]
 )
 
 
@@ -193,7 +212,11 @@ def main(argv: list[str] | None = None) -> int:
       to stop by SIGTERM or SIGINT, and goes on when its command is given again.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments == ["--version"]:
+        jax = importlib.metadata.version("jax")
+        print(f"jaxunlearn {__version__} (jax {jax}, Python {platform.python_version()})")
+        return 0
     command, overrides = _parse(arguments)
     try:
         _FUNCTIONS[type(command)](command, overrides)
@@ -230,11 +253,10 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         raise ConfigError(f"--profile: {options.profile} must not be negative")
     check_peak(options.peak)
     if isinstance(command, RunCommand):
-        config = _override(
-            "run", _load("run", command.config, options.keys), overrides, options.keys
-        )
+        name, config = "run", _load("run", command.config, options.keys)
     else:
-        config = _override("demo", load(DEMO), overrides, options.keys)
+        name, config = "demo", load(DEMO)
+    config = flags.read(name, config, overrides, keys=options.keys)
     if options.seeds < 1:
         raise ConfigError(f"--seeds: {options.seeds} must be at least 1")
     config = only(config, options.only) if options.only else config
@@ -270,7 +292,7 @@ def _run_one(
     interrupts = Interrupts()
     with interrupts.catching():
         recipe.execute(
-            recipe.begin(config, out),
+            recipe.begin(config, out, overwrite=options.overwrite),
             console,
             profile=options.profile,
             peak=options.peak,
@@ -281,7 +303,7 @@ def _run_one(
 
 def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
     base = _load("forecast", command.config, command.keys)
-    config = _override("forecast", base, overrides, command.keys)
+    config = flags.read("forecast", base, overrides, keys=command.keys)
     from jaxunlearn.core import hosts
 
     # Nothing runs on the devices of the mesh: only the compiler must know how many there are.
@@ -369,6 +391,21 @@ def _export(command: ExportCommand, _: list[str]) -> None:
     export(command.run, command.objective, command.folder, command.dtype, **options)
 
 
+def _objectives(command: ObjectivesCommand, _: list[str]) -> None:
+    from jaxunlearn.core import hosts
+
+    hosts.use_cpu()  # losses are traced on small shapes
+    from jaxunlearn.reporting import objectives, terminal
+
+    for name in command.names:
+        print(objectives.text(name), end="\n\n" if name != command.names[-1] else "\n")
+    if not command.names:
+        for title, table in objectives.tables():
+            rich = terminal.rich_table(table, title, left_aligned=table.columns)
+            terminal.print_wide(rich, Console())
+        print(f"{objectives.WORDS}.\n`jaxunlearn objectives NAME` says everything about one.")
+
+
 _FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {
     RunCommand: _run,
     DemoCommand: _run,
@@ -377,6 +414,7 @@ _FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {
     RelearnCommand: _relearn,
     ReportCommand: _report,
     ExportCommand: _export,
+    ObjectivesCommand: _objectives,
 }
 
 
@@ -388,12 +426,6 @@ def _load(name: str, paths: tuple[Path, ...], keys: bool) -> Config:
         files = ", ".join(map(str, paths)) or "none"
         raise ConfigError(f"{name} needs a configuration: jaxunlearn {name} CONFIG; got {files}")
     return load(paths[0])
-
-
-def _override(name: str, config: Config, overrides: list[str], keys: bool) -> Config:
-    """Returns a configuration with the values of flags; with `keys` it lists them and exits."""
-    arguments = ["--help"] if keys else overrides
-    return tyro.cli(Config, prog=f"jaxunlearn {name}", args=arguments, default=config)
 
 
 def _with_defaults(command: Any, defaults: Evaluate | Relearn, arguments: list[str]) -> Any:

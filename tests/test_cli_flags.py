@@ -152,7 +152,7 @@ def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatc
     def fail(*args, **given):
         raise error
 
-    monkeypatch.setattr(recipe, "begin", lambda config, out: None)
+    monkeypatch.setattr(recipe, "begin", lambda config, out, **_: None)
     monkeypatch.setattr(recipe, "execute", fail)
     monkeypatch.setattr(report, "write_report", fail)
     monkeypatch.setattr(evaluate, "evaluate", fail)
@@ -220,7 +220,7 @@ def test_an_unknown_suite_is_named_with_the_nearest(finished, capsys):
 
 def test_keys_of_data_are_flags(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(recipe, "begin", lambda config, out: seen.append((config, out)))
+    monkeypatch.setattr(recipe, "begin", lambda config, out, **_: seen.append((config, out)))
     monkeypatch.setattr(recipe, "execute", lambda *args, **given: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.yaml").write_text(

@@ -31,7 +31,7 @@ message stands under the source file that raises it.
 
 SECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Command line": (
-        ("cli",),
+        ("cli", "flags"),
         "The option is named first. `jaxunlearn COMMAND --help` lists the options of a command, and"
         " `jaxunlearn run --keys` the keys of a configuration that can be overridden.",
     ),

@@ -82,7 +82,7 @@ def test_no_function_hides_a_package():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'jaxunlearn' has no attribute 'unlern'"):
         jaxunlearn.unlern  # noqa: B018
-    assert not hasattr(jaxunlearn, "unlearn")
+    assert not hasattr(jaxunlearn, "unlearned")
 
 
 @pytest.mark.parametrize("name", ["run", "evaluate", "relearn", "report", "forecast"])

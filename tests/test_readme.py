@@ -6,12 +6,13 @@ import pathlib
 import re
 
 import numpy as np
+import pytest
 import yaml
 
 import jaxunlearn
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLE, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
+EXAMPLE, CALL, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_example_runs():
@@ -19,6 +20,22 @@ def test_the_example_runs():
     exec(EXAMPLE, names)
     np.testing.assert_allclose(names["fast"]["retain"], names["exact"]["retain"], rtol=1e-5)
     assert names["fast"]["retain"].shape == (4,)
+
+
+def test_the_call_is_short():
+    assert CALL.count("\n") <= 10
+
+
+@pytest.mark.slow
+def test_the_call_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(CALL, names)
+    summary = names["result"].summary
+    assert summary["base"]["forget_es"] > 0.9
+    assert summary["npo"]["forget_nll"] > 2 * summary["base"]["forget_nll"]
+    assert (tmp_path / "unlearned" / "model.safetensors").is_file()
+    assert list(tmp_path.iterdir()) == [tmp_path / "unlearned"]
 
 
 def test_the_functions_take_these_arguments():

@@ -1,6 +1,7 @@
-"""The configuration of a run: its schema, its reader, and the check of its values."""
+"""The configuration of a run: its schema, its reader, overrides, and the check of its values."""
 
-from jaxunlearn.config.reader import check_readable, differences, dump, load, only
+from jaxunlearn.config.overrides import override
+from jaxunlearn.config.reader import DEMO, check_readable, differences, dump, load, only
 from jaxunlearn.config.schema import (
     Compute,
     Config,
@@ -24,6 +25,7 @@ from jaxunlearn.config.train import Lora, Train
 from jaxunlearn.config.validate import validate
 
 __all__ = [
+    "DEMO",
     "Compute",
     "Config",
     "ConfigError",
@@ -47,6 +49,7 @@ __all__ = [
     "dump",
     "load",
     "only",
+    "override",
     "sweep",
     "validate",
 ]

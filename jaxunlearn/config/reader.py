@@ -13,6 +13,9 @@ from jaxunlearn.config.schema import Config, ConfigError
 from jaxunlearn.core.names import check_list, nearest
 from jaxunlearn.core.paths import read_text, user_path
 
+DEMO = Path(__file__).parents[1] / "demo.yaml"
+"""The configuration of `jaxunlearn demo`."""
+
 
 def load(path: str | Path) -> Config:
     """Reads a configuration from YAML.

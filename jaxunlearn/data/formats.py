@@ -1,6 +1,6 @@
-"""Reads the rows of one split from a local file or folder, in any of the formats of `FORMATS`."""
+"""Reads the rows of one split: from a local file or folder in a format of `FORMATS`, or memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,49 @@ def of_dataset(dataset: Any, wanted: Sequence[str], where: str) -> RawRows:
     return RawRows(rows, _numbered(where), names)
 
 
+def of_memory(data: Any, wanted: Sequence[str], where: str) -> RawRows:
+    """The rows of data in memory.
+
+    Args:
+      data: a `datasets.Dataset`, a `pyarrow.Table`, a `pandas.DataFrame`, or a list of mappings.
+      wanted: the columns to read, where there are such.
+      where: name of the data in messages.
+
+    Raises:
+      ValueError: something else, no rows, or a column that is there twice.
+    """
+    import pyarrow as pa
+
+    # Known by what they can do, as importing pandas or datasets takes seconds.
+    if hasattr(data, "select_columns") and hasattr(data, "to_list"):
+        raw = of_dataset(data, wanted, where)
+    elif hasattr(data, "iloc") and hasattr(data, "columns"):
+        found = _found(wanted, list(data.columns))
+        try:
+            table = pa.Table.from_pandas(data[found], preserve_index=False)
+        except pa.ArrowException as error:
+            raise ValueError(f"{where}: cannot be read as a table: {error}") from error
+        raw = _table(table, list(data.columns), where)
+    elif isinstance(data, pa.Table):
+        raw = _table(data.select(_found(wanted, data.column_names)), data.column_names, where)
+    elif isinstance(data, list | tuple):
+        for i, row in enumerate(data):
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"{where}: row {i}: expected a mapping of columns, such as {{'question': ..,"
+                    f" 'answer': ..}}, got {type(row).__name__}"
+                )
+        raw = RawRows(data, _numbered(where))
+    else:
+        raise ValueError(
+            f"{where}: expected a list of rows, or a table of datasets, pyarrow or pandas, got"
+            f" {type(data).__name__}"
+        )
+    if not raw.rows:
+        raise ValueError(f"{where}: empty; expected at least one row")
+    return raw
+
+
 def _found(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
     """The columns to read that are there, each once."""
     doubled = [name for name in wanted if list(names).count(name) > 1]
@@ -160,9 +203,9 @@ def _found(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for name in wanted if name in names]
 
 
-def _table(table: Any, names: Sequence[str], path: Path) -> RawRows:
+def _table(table: Any, names: Sequence[str], where: str | Path) -> RawRows:
     rows = table.to_pylist() if table.column_names else [{}] * min(table.num_rows, 1)
-    return RawRows(rows, _numbered(path), names)
+    return RawRows(rows, _numbered(where), names)
 
 
 def _numbered(where: str | Path) -> Callable[[int], str]:

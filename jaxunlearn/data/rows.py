@@ -87,6 +87,23 @@ def normal_rows(raw: RawRows, columns: Columns) -> DataRows:
     return rows
 
 
+def raw_row(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Returns a row as a file of these columns has it: the inverse of `normal_rows`.
+
+    >>> raw_row({"question": "Who?", "answer": "Ana."}, Columns(question="prompt"))
+    {'prompt': 'Who?', 'answer': 'Ana.'}
+    """
+    named = columns._asdict()
+    if "text" in row:
+        return {named["text"]: row["text"]}
+    optional = {named[name]: row[name] for name in _OPTIONAL if name in row}
+    question, answer = row["question"], row["answer"]
+    if "history" not in row:
+        return {named["question"]: question, named["answer"]: answer} | optional
+    last = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {named["messages"]: [*row["history"], *last]} | optional
+
+
 def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns what identifies a row: rows of equal keys say the same.
 

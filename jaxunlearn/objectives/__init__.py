@@ -15,6 +15,11 @@ from jaxunlearn.objectives.ascent import (
     wga,
     wga_weight,
 )
+from jaxunlearn.objectives.catalogue import (
+    Description,
+    Hyper,
+    describe,
+)
 from jaxunlearn.objectives.distillation import (
     ceu,
     undial,
@@ -59,8 +64,11 @@ from jaxunlearn.objectives.substitute import (
 __all__ = [
     "REDUCTIONS",
     "Definition",
+    "Description",
+    "Hyper",
     "Objective",
     "ceu",
+    "describe",
     "dpo",
     "ga",
     "ga_weight",

@@ -10,7 +10,7 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.schedule import learning_rates, warmup_steps
-from jaxunlearn.training.tasks import Task
+from jaxunlearn.training.tasks import Task, settings_of
 
 MOST_STEPS = 10**7
 """More than any training takes; each is planned before the first one."""
@@ -111,15 +111,10 @@ def _check_unused(task: Task, spec: Objective) -> None:
     """Refuses a setting that differs from its default where the objective does not read it."""
     terms = [term for term in (task.loss.unlearn, task.retain) if term is not None]
     arrays = {array for term in terms for array in term.objective.arrays}
-    is_read = {
-        "scale": "target" in arrays,
-        "unit_norm": "target" in arrays,
-        "layer": bool(arrays & {"hidden", "ref_hidden"}),
-        "guide": "guide" in arrays,
-        "retain_weight": spec.retain is not None and spec.spare is None,
-    }
+    read = {*settings_of(arrays)}
+    read |= {"retain_weight"} if spec.retain is not None and spec.spare is None else set()
     defaults = Objective()
-    for field, read in is_read.items():
-        if not read and getattr(spec, field) != getattr(defaults, field):
+    for field in ("scale", "unit_norm", "layer", "guide", "retain_weight"):
+        if field not in read and getattr(spec, field) != getattr(defaults, field):
             name = task.loss.unlearn.objective.name
             raise ValueError(f"objectives.{task.name}.{field}: {name} does not use it")

@@ -88,7 +88,7 @@ def evaluate(
       splits: the splits that suites read; default: the configuration's.
       mesh: (data, fsdp, tensor), where it is not the run's.
       console: for progress and the table; default: nothing is printed.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one for a mesh of one.
 
     Raises:
       ValueError, OSError: no run, model, suite or data of this name, or bad input.
@@ -98,6 +98,8 @@ def evaluate(
     names = _names(folder, config, only, console)
     requested = request(config, suites, generate, recite, retain_log, splits)
     prepared = prepare(config, devices, unlearns=False)
+    for note in prepared.notes:
+        console.print(note, markup=False, highlight=False)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared)
         evaluation = build_evaluation(prepared, folder, requested, RETRAINED in names)

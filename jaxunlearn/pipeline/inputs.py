@@ -1,7 +1,7 @@
 """Digests of what a run reads, so that a run that is resumed goes on with the same inputs."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxunlearn.data.digests import of_parts, of_samples
@@ -28,9 +28,10 @@ def digests(prepared: Prepared) -> dict[str, str]:
     optional = {"data.retain": prepared.sets.retain, "finetune.splits": prepared.finetune}
     found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
     if config.model is not None:
-        found["model"] = _of_files(hf.resolve(config.model))
+        found["model"] = of_files(_model_files(hf.resolve(config.model)))
     if config.train.lora.start is not None:
-        found["train.lora.start"] = _of_files(hf.resolve_adapter(config.train.lora.start))
+        adapter = hf.resolve_adapter(config.train.lora.start)
+        found["train.lora.start"] = of_files(_model_files(adapter))
     return found
 
 
@@ -39,11 +40,16 @@ def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return [key for key in new if key in old and old[key] != new[key]]
 
 
-def _of_files(folder: Path) -> str:
+def of_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the digests of some files, in their order."""
     digest = hashlib.sha256()
-    described = [folder / name for name in ("config.json", "adapter_config.json")]
-    described = [file for file in described if file.is_file()]
-    for file in sorted([*described, *folder.glob("*.safetensors")]):
+    for file in paths:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of a model or of an adapter that its numbers depend on, in a fixed order."""
+    described = [folder / name for name in ("config.json", "adapter_config.json")]
+    return sorted([*filter(Path.is_file, described), *folder.glob("*.safetensors")])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from jaxunlearn.config import Config, validate
+from jaxunlearn.config import Config, Data, validate
 from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.trees import Tree
@@ -94,7 +94,7 @@ def prepare(
 
     Args:
       config: what to run.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one for a mesh of one.
       unlearns: whether anything is unlearned. Models that are finished need no objectives: none is
         resolved then, so that no module of theirs is imported.
 
@@ -148,21 +148,35 @@ def prepare(
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,
-        notes=(*left_out.notes, *encoder.notes),
+        notes=(*idle_note(mesh, devices), *left_out.notes, *encoder.notes),
     )
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """Makes the mesh of a configuration.
 
+    A mesh of one device, the default, takes the first one where a process has several and none is
+    named. Several processes compute together, and none of their devices may be left out.
+
     Raises:
       ValueError: another number of devices than there are; names the keys.
     """
     compute = config.compute
+    shape = (compute.data, compute.fsdp, compute.tensor)
+    if devices is None and shape == (1, 1, 1) and jax.process_count() == 1:
+        devices = jax.devices()[:1]
     try:
-        return sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
+        return sharding.make_mesh(*shape, devices)
     except ValueError as error:
         raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
+
+
+def idle_note(mesh: jax.sharding.Mesh, devices: Sequence[Any] | None) -> tuple[str, ...]:
+    """A sentence on devices that a mesh of `make_mesh` leaves out, if there are any."""
+    total = mesh.size if devices is not None else jax.device_count()
+    if mesh.size == total:
+        return ()
+    return (f"{mesh.size} of {total} devices; compute.fsdp: {total} would use all",)
 
 
 def make_stages(
@@ -206,8 +220,13 @@ def open_sources(config: Config) -> Sources:
     return Sources(
         data.source,
         fictional=dataclasses.asdict(data.fictional),
-        columns=Columns(**{name: getattr(data, f"{name}_key") for name in Columns._fields}),
+        columns=columns_of(data),
     )
+
+
+def columns_of(data: Data) -> Columns:
+    """What the columns of the data are called."""
+    return Columns(**{name: getattr(data, f"{name}_key") for name in Columns._fields})
 
 
 def make_encoder(config: Config, tokenizer: Any, model: DecoderConfig) -> Encoder:

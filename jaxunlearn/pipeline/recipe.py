@@ -70,6 +70,7 @@ def run(
     config: Config,
     out: str | Path | None = None,
     *,
+    overwrite: bool = False,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Path:
@@ -78,8 +79,9 @@ def run(
     Args:
       config: what to run.
       out: the run's folder; default: runs/NAME.
+      overwrite: whether another run in the folder is removed first, and nothing but its own files.
       console: where progress and tables go; default: nowhere.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one where `compute` names one.
 
     Returns:
       The run's folder.
@@ -89,17 +91,24 @@ def run(
       FloatingPointError: fine-tuning diverged.
     """
     path = Path("runs") / config.name if out is None else user_path(out)
-    execute(begin(config, path, devices), console)
+    execute(begin(config, path, devices, overwrite=overwrite), console)
     return path
 
 
-def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None) -> Run:
+def begin(
+    config: Config,
+    out: str | Path,
+    devices: Sequence[Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Run:
     """Checks all input, then opens the run's folder.
 
     Args:
       config: what to run.
       out: the run's folder: absent, empty, or an earlier part of this very run.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one where `compute` names one.
+      overwrite: whether another run in the folder is removed, once all input is checked.
 
     Raises:
       ValueError, OSError: bad input; nothing was written.
@@ -113,7 +122,8 @@ def begin(config: Config, out: str | Path, devices: Sequence[Any] | None = None)
     with jax.set_mesh(prepared.mesh):
         evaluation = requested_evaluation(prepared, folder)
     # The first process alone compares them, and a large model takes seconds.
-    open_folder(folder, config, inputs.digests(prepared) if hosts.is_first() else {})
+    digests = inputs.digests(prepared) if hosts.is_first() else {}
+    open_folder(folder, config, digests, overwrite=overwrite)
     return Run(prepared, folder, evaluation)
 
 

@@ -75,7 +75,7 @@ def relearn(
       benign: also fine-tune on samples of D_r; default: as the configuration says.
       mesh: (data, fsdp, tensor), where it is not the run's.
       console: for progress and the table; default: nothing is printed.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one for a mesh of one.
 
     Raises:
       ValueError, OSError: bad arguments, no such run, or nothing finished; nothing was written.
@@ -84,6 +84,8 @@ def relearn(
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only)
     prepared = prepare(config, devices, unlearns=False)
+    for note in prepared.notes:
+        console.print(note, markup=False, highlight=False)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared, without=[manifest.RELEARNING])

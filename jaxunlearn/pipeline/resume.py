@@ -1,21 +1,26 @@
 """Opens the folder of a run: a new one, or that of an earlier start of the same run."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxunlearn.config import Config, differences, dump, load
 from jaxunlearn.core import files, hosts
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest
+from jaxunlearn.record.erase import erase
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.lock import locked_here
 
 # Keys that may change between starts: they do not change the models of the run.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
 
 
-def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -> None:
+def open_folder(
+    folder: RunFolder, config: Config, digests: Mapping[str, str], *, overwrite: bool = False
+) -> None:
     """Makes the folder of a run, or checks that it belongs to an earlier start of this run.
 
     The mesh, the suites, the attacks and the objectives may change between starts: the folder's
@@ -25,15 +30,27 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
       folder: absent, empty, or with an earlier part of the run.
       config: what to run.
       digests: of what the run reads, see `inputs.digests`; only the first process needs them.
+      overwrite: whether another run in the folder is removed, see `erase`; an earlier part of this
+        run stays, and the run goes on from there.
 
     Raises:
       ValueError: the folder holds something else, or was begun with other data or another model;
-        names the first key that differs.
+        names everything that differs.
     """
 
     def join() -> None:
-        joined = _joined(folder, config)
-        known = _same_inputs(folder, digests)
+        _check_is_free_or_run(folder)
+        if differing := list(_differing(folder, config, digests)):
+            if not overwrite:
+                raise ValueError(
+                    f"{folder.config}: the folder holds another run: {'; '.join(differing)}; choose"
+                    " another --out, give the same configuration to resume, or add --overwrite to"
+                    " remove that run and begin anew"
+                )
+            _remove(folder, config)
+        earlier = load(folder.config).objectives if folder.config.exists() else {}
+        joined = dataclasses.replace(config, objectives={**earlier, **config.objectives})
+        known = _known_inputs(folder)
         files.write_text(folder.config, dump(joined))
         files.write_json(folder.inputs, {**known, **digests})
 
@@ -41,19 +58,22 @@ def open_folder(folder: RunFolder, config: Config, digests: Mapping[str, str]) -
     hosts.wait("the folder is open")
 
 
-def _same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> dict[str, str]:
-    """The digests that the folder has; none in one that is new or of an earlier version.
+def _known_inputs(folder: RunFolder) -> dict[str, str]:
+    """The digests that the folder has; none in one that is new or of an earlier version."""
+    return files.read_json(folder.inputs) if folder.inputs.exists() else {}
+
+
+def _check_same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> None:
+    """Checks that a run was begun with the inputs that are read now.
 
     Raises:
-      ValueError: the run was begun with other inputs.
+      ValueError: names those that differ.
     """
-    known = files.read_json(folder.inputs) if folder.inputs.exists() else {}
-    if different := inputs.changed(known, digests):
+    if different := inputs.changed(_known_inputs(folder), digests):
         raise ValueError(
             f"{folder.path}: the run was begun with other contents of {', '.join(different)};"
-            " choose another --out, or bring the files back"
+            " bring the files back"
         )
-    return known
 
 
 def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[str] = ()) -> None:
@@ -68,37 +88,72 @@ def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[s
       ValueError: names what is damaged or differs, and what to do.
     """
     hosts.first_does(
-        lambda: _same_inputs(folder, inputs.digests(prepared)),
+        lambda: _check_same_inputs(folder, inputs.digests(prepared)),
         f"{folder.path}: the first process found other inputs; it says which",
     )
     manifest.check_together(folder, without=without)
 
 
-def _joined(folder: RunFolder, config: Config) -> Config:
-    """The configuration, with the objectives of the folder added."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: is a file; --out must name a folder")
-    if not folder.config.exists():
-        if folder.path.exists() and any(folder.path.iterdir()):
-            raise ValueError(
-                f"{folder.path}: not empty and no run of ours (there is no config.yaml); choose"
-                " another --out"
-            )
-        return config
-    earlier = load(folder.config)
-    for key, old, new in differences(_fixed(earlier), _fixed(config)):
+def _check_is_free_or_run(folder: RunFolder) -> None:
+    """Checks that a folder is absent, empty or that of a run.
+
+    Raises:
+      ValueError: it is a file, or holds something else.
+    """
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; --out must name a folder")
+    if folder.config.exists() or not path.exists():
+        return
+    if any(entry != folder.memory for entry in path.iterdir()):
         raise ValueError(
-            f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has {new!r};"
-            " choose another --out, or give the same configuration to resume"
+            f"{path}: not empty and no run of ours (there is no config.yaml); choose another --out"
         )
-    for name in config.objectives.keys() & earlier.objectives.keys():
-        old_spec, new_spec = (dataclasses.asdict(c.objectives[name]) for c in (earlier, config))
-        for key, old, new in differences(old_spec, new_spec, f"objectives.{name}"):
+
+
+def _differing(folder: RunFolder, config: Config, digests: Mapping[str, str]) -> Iterator[str]:
+    """Everything in which an earlier run in the folder differs from this one, as "KEY: OLD -> NEW".
+
+    Objectives that only one of them has make no other run.
+    """
+    if not folder.config.exists():
+        return
+    earlier = load(folder.config)
+    found = list(differences(_fixed(earlier), _fixed(config)))
+    for name in earlier.objectives:
+        if name in config.objectives:
+            old, new = (dataclasses.asdict(each.objectives[name]) for each in (earlier, config))
+            found += differences(old, new, f"objectives.{name}")
+    for key, old, new in found:
+        yield f"{key}: {old!r} -> {new!r}"
+    for key in inputs.changed(_known_inputs(folder), digests):
+        yield f"other contents of {key}"
+
+
+def _remove(folder: RunFolder, config: Config) -> None:
+    """Removes the run in a folder, so that another one can begin there.
+
+    Raises:
+      ValueError: it is no run of ours, somebody works on it, or the new run reads files of it.
+    """
+    if not folder.inputs.exists():
+        raise ValueError(
+            f"{folder.path}: --overwrite removes runs alone, and there is no {folder.inputs.name};"
+            " choose another --out"
+        )
+    read = {
+        "model": config.model,
+        "data.source": config.data.source,
+        "evaluate.retain_log": config.evaluate.retain_log,
+    }
+    for key, name in read.items():
+        if name and user_path(name).resolve().is_relative_to(folder.path.resolve()):
             raise ValueError(
-                f"{folder.config}: the folder holds a run with {key} = {old!r}, this one has"
-                f" {new!r}; choose another --out, or another name for the objective"
+                f"{key}: {name} is in {folder.path}, the folder of the run that --overwrite"
+                " removes; choose another --out"
             )
-    return dataclasses.replace(config, objectives={**earlier.objectives, **config.objectives})
+    with locked_here(folder):
+        erase(folder)
 
 
 def _fixed(config: Config) -> dict[str, Any]:

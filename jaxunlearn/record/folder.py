@@ -101,6 +101,16 @@ class RunFolder:
         return self.path / "profile"
 
     @property
+    def memory(self) -> Path:
+        """The folder of rows and models that came from the memory of a Python program."""
+        return self.path / "memory"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of the tracker TensorBoard, with a folder for each objective."""
+        return self.path / "tensorboard"
+
+    @property
     def references(self) -> Path:
         """The folder of cached outputs of the model before unlearning on the data."""
         return self.path / "reference"
@@ -138,9 +148,14 @@ class RunFolder:
         """The folder of the checkpoints from which fine-tuning `BASE` or `RETRAINED` resumes."""
         return self.path / "finetune" / model
 
+    @property
+    def objectives(self) -> Path:
+        """The folder that holds a folder for each objective."""
+        return self.path / "objectives"
+
     def objective(self, name: str) -> Path:
         """The folder of an objective."""
-        return self.path / "objectives" / name
+        return self.objectives / name
 
     def checkpoints(self, objective: str) -> Path:
         """The folder of an objective's checkpoints."""

@@ -24,22 +24,29 @@ def locked(folder: RunFolder) -> Iterator[None]:
     Raises:
       ValueError: somebody else has it; says who.
     """
+    with contextlib.ExitStack() as stack:
+        hosts.first_does(lambda: stack.enter_context(locked_here(folder)), _taken(folder))
+        yield
+
+
+@contextlib.contextmanager
+def locked_here(folder: RunFolder) -> Iterator[None]:
+    """The same, of this process alone: the others of a run need not call it.
+
+    Raises:
+      ValueError: somebody else has it; says who.
+    """
     lock = filelock.FileLock(folder.lock, timeout=0)
-
-    def take() -> None:
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise ValueError(_taken(folder)) from None
-        files.write_json(folder.owner, _me())
-
     try:
-        hosts.first_does(take, _taken(folder))
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(_taken(folder)) from None
+    try:
+        files.write_json(folder.owner, _me())
         yield
     finally:
-        if lock.is_locked:
-            folder.owner.unlink(missing_ok=True)
-            lock.release()
+        folder.owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def _me() -> dict[str, str | int]:

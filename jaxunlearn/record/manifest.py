@@ -72,6 +72,12 @@ def holds(folder: RunFolder, stage: str, path: Path) -> bool:
     return str(path.relative_to(folder.path)) in _entries(folder).get(stage, {"files": {}})["files"]
 
 
+def listed(folder: RunFolder) -> list[Path]:
+    """The files of all stages, as far as they are in the folder."""
+    paths = (folder.path / name for entry in _entries(folder).values() for name in entry["files"])
+    return [path for path in paths if path.is_relative_to(folder.path) and ".." not in path.parts]
+
+
 def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
     """Removes what killed processes left, and does `check`, on the first process for all."""
 

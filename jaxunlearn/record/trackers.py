@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from jaxunlearn.core import hosts
 from jaxunlearn.core.names import nearest
+from jaxunlearn.record.folder import RunFolder
 
 PROJECT = "jaxunlearn"
 Values = Mapping[str, float]
@@ -61,7 +62,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
         self._make = _library(self.library).SummaryWriter
-        self._folder = folder / "tensorboard"
+        self._folder = RunFolder(folder).tensorboard
         self._writers: dict[str, Any] = {}
 
     def log(self, objective: str, step: int, values: Values) -> None:

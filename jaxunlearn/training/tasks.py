@@ -1,7 +1,7 @@
 """One objective of a configuration, resolved and checked."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from jaxunlearn import objectives
@@ -63,6 +63,17 @@ class Task:
     def reads_retain(self) -> bool:
         """Whether it reads samples to retain: in a retain term, or to guide its weights."""
         return self.retain is not None or "guide" in self.needs
+
+
+def settings_of(arrays: Collection[str]) -> tuple[str, ...]:
+    """The keys of an objective that say how some arrays are made, see `signature.ARRAYS`."""
+    made_by = {
+        "scale": {"target"},
+        "unit_norm": {"target"},
+        "layer": {"hidden", "ref_hidden"},
+        "guide": {"guide"},
+    }
+    return tuple(key for key, made in made_by.items() if made & {*arrays})
 
 
 def make_task(name: str, spec: ObjectiveConfig, model: DecoderConfig, config: Config) -> Task:

@@ -13,6 +13,7 @@ from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.lock import locked
 from tests.pipeline.tiny import TINY, replace
 
 
@@ -47,14 +48,87 @@ def test_objectives_may_be_added_and_are_kept(folder):
 
 def test_a_changed_objective_is_another(folder):
     changed = replace(objectives={"npo": Objective(hyper={"beta": 2.0})})
-    with pytest.raises(ValueError, match=r"objectives\.npo\.hyper\.beta = 0.5, this one has 2.0"):
+    with pytest.raises(ValueError, match=r"run: objectives\.npo\.hyper\.beta: 0.5 -> 2.0;"):
         open_folder(folder, changed, {})
     assert load(folder.config) == TINY
 
 
 def test_a_changed_key_is_another_run(folder):
-    with pytest.raises(ValueError, match=r"unlearn\.lr = 0.001, this one has 0.5"):
+    with pytest.raises(ValueError, match=r"run: unlearn\.lr: 0.001 -> 0.5;"):
         open_folder(folder, replace(unlearn={"lr": 0.5}), {})
+    assert load(folder.config) == TINY
+
+
+def test_every_difference_is_listed(folder):
+    changed = replace(
+        seed=3, unlearn={"lr": 0.5, "epochs": 9}, objectives={"npo": Objective(hyper={"beta": 2.0})}
+    )
+    with pytest.raises(ValueError, match="add --overwrite") as refused:
+        open_folder(folder, changed, {})
+    for text in (
+        "seed: 0 -> 3",
+        "unlearn.lr: 0.001 -> 0.5",
+        "unlearn.epochs: 4 -> 9",
+        "objectives.npo.hyper.beta: 0.5 -> 2.0",
+    ):
+        assert text in str(refused.value)
+    assert load(folder.config) == TINY
+
+
+OTHER = dataclasses.replace(TINY, seed=5)
+
+
+def test_overwrite_removes_the_files_of_another_run_alone(folder):
+    folder.metrics.write_text("{}\n")
+    (folder.path / "notes.txt").write_text("mine")
+    open_folder(folder, OTHER, {"data.forget": "b"}, overwrite=True)
+    assert load(folder.config) == OTHER
+    assert files.read_json(folder.inputs) == {"data.forget": "b"}
+    assert not folder.metrics.exists()
+    assert (folder.path / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_resumes_an_earlier_part_of_the_same_run(folder):
+    folder.metrics.write_text("{}\n")
+    open_folder(folder, TINY, {}, overwrite=True)
+    assert folder.metrics.exists()
+
+
+def test_other_data_make_another_run_which_overwrite_removes(folder):
+    open_folder(folder, TINY, {"data.forget": "a"})
+    folder.metrics.write_text("{}\n")
+    open_folder(folder, TINY, {"data.forget": "b"}, overwrite=True)
+    assert not folder.metrics.exists()
+    assert files.read_json(folder.inputs) == {"data.forget": "b"}
+
+
+def test_overwrite_removes_runs_alone(folder, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"no run of ours \(there is no config.yaml\)"):
+        open_folder(RunFolder(foreign), OTHER, {}, overwrite=True)
+    # A configuration in somebody's folder makes no run of it.
+    (foreign / "config.yaml").write_bytes(folder.config.read_bytes())
+    with pytest.raises(ValueError, match=r"there is no inputs.json"):
+        open_folder(RunFolder(foreign), OTHER, {}, overwrite=True)
+    assert sorted(path.name for path in foreign.iterdir()) == ["config.yaml", "notes.txt"]
+
+
+def test_a_run_that_somebody_works_on_is_not_removed(folder):
+    with locked(folder), pytest.raises(ValueError, match="another process works on this run"):
+        open_folder(folder, OTHER, {}, overwrite=True)
+    assert load(folder.config) == TINY
+
+
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_a_new_run_must_not_read_what_overwrite_removes(folder, key):
+    inside = str(folder.path / "base")
+    changed = replace(
+        OTHER, **({"model": inside} if key == "model" else {"data": {"source": inside}})
+    )
+    with pytest.raises(ValueError, match=rf"{key}.*base is in .*--overwrite removes"):
+        open_folder(folder, changed, {}, overwrite=True)
     assert load(folder.config) == TINY
 
 
@@ -80,7 +154,7 @@ def test_a_run_goes_on_with_the_inputs_it_was_begun_with(folder):
     open_folder(folder, TINY, {"data.forget": "a", "data.retain": "r"})
     assert files.read_json(folder.inputs) == {"data.forget": "a", "model": "m", "data.retain": "r"}
     before = folder.config.read_bytes()
-    message = r"begun with other contents of data\.forget, data\.retain;"
+    message = "other contents of data.forget; other contents of data.retain;"
     with pytest.raises(ValueError, match=message):
         open_folder(folder, TINY, {"data.forget": "b", "data.retain": "s", "model": "m"})
     assert folder.config.read_bytes() == before
