@@ -328,9 +328,10 @@ def test_programs_of_a_run_with_adapters_compile(adapted):
     gradients = compiled["grad R(D_u), grad L of npo"]
     assert gradients.cost.output < 3 * own
     assert all(program.cost.flops > 0 for program in compiled.values())
-    # Beside the forward pass one product a matrix, and two of each adapter.
-    forward = compiled["reference pass"].cost.flops
-    assert 1.9 * forward < compiled["grad R(D_r)"].cost.flops < 2.3 * forward
+    # Beside the forward pass one product a matrix, and two in attention and of each adapter: with a
+    # gradient of every matrix it would be three forward passes.
+    forward = compiled["statistics"].cost.flops
+    assert 2 * forward < compiled["grad R(D_r)"].cost.flops < 2.5 * forward
 
 
 @pytest.mark.nightly
