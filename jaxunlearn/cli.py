@@ -184,8 +184,8 @@ class ObjectivesCommand:
     """List the objectives and retain terms: formulas, hyper-parameters, needs and papers."""
 
     names: Annotated[Positional[tuple[str, ...]], _flag("[NAME ...]")] = ()
-    """Say everything about these, with a configuration that runs; also of a function of your own,
-    my_package.my_module:NAME."""
+    """Say everything about these, as the comments of a configuration that runs; also of a function
+    of your own, my_package.my_module:NAME."""
 
 
 Command = (

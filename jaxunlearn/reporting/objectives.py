@@ -45,6 +45,8 @@ def tables() -> list[tuple[str, TextTable]]:
 def text(name: str) -> str:
     """Everything about an objective or a retain term, with a configuration that runs.
 
+    The text is that configuration: all else are its comments.
+
     Args:
       name: of the registry, or `my_package.my_module:NAME`.
 
@@ -75,7 +77,8 @@ def text(name: str) -> str:
     lines += [f"{hyper}.{one.name}: {one.value}  ({one.text.rstrip('.')})" for one in found.hyper]
     lines += [f"{key}: {_shown(value)}  (key of the objective)" for key, value in settings.items()]
     example = _example(name, found, settings, is_retain=is_retain)
-    return "\n".join([*lines, "", "# A configuration that runs, on the embedded data:", example])
+    lines += ["", "A configuration that runs, on the embedded data:"]
+    return "\n".join([*(f"# {line}".rstrip() for line in lines), example])
 
 
 def _table(entries: dict[str, objectives.Objective]) -> TextTable:
