@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -21,6 +21,7 @@ from jaxunlearn import __version__, flags
 from jaxunlearn.config import DEMO, Config, ConfigError, Evaluate, Relearn, load, only, sweep
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.record.folder import RunFolder, of_seed, seeds
 
@@ -184,9 +185,9 @@ class ExportCommand:
 class ObjectivesCommand:
     """List the objectives and retain terms: formulas, hyper-parameters, needs and papers."""
 
-    names: Annotated[Positional[tuple[str, ...]], _flag("NAME")] = ()
-    """Say everything about these, with a configuration that runs; also of a function of your own,
-    my_package.my_module:NAME."""
+    names: Annotated[Positional[tuple[str, ...]], _flag("[NAME ...]")] = ()
+    """Say everything about these, as the comments of a configuration that runs; also of a function
+    of your own, my_package.my_module:NAME."""
 
 
 Command = (
@@ -217,8 +218,9 @@ def main(argv: list[str] | None = None) -> int:
         jax = importlib.metadata.version("jax")
         print(f"jaxunlearn {__version__} (jax {jax}, Python {platform.python_version()})")
         return 0
-    command, overrides = _parse(arguments)
     try:
+        _check_command(arguments[0])
+        command, overrides = _parse(arguments)
         _FUNCTIONS[type(command)](command, overrides)
     except Stopped as where:
         print(f"jaxunlearn: stopped {where}; the same command goes on from there", file=sys.stderr)
@@ -230,6 +232,18 @@ def main(argv: list[str] | None = None) -> int:
         print("jaxunlearn:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+def _check_command(word: str) -> None:
+    """Checks the first word of the arguments.
+
+    Raises:
+      ConfigError: it is no command; names the nearest one.
+    """
+    commands = [get_args(kind)[1].name for kind in get_args(Command)]
+    if word not in (*commands, "--help", "-h"):
+        hint = nearest(word, [*commands, "--version", "--help"])
+        raise ConfigError(f"no command {word!r}; there are: {', '.join(commands)}{hint}")
 
 
 def _parse(arguments: list[str]) -> tuple[Any, list[str]]:
@@ -397,8 +411,8 @@ def _objectives(command: ObjectivesCommand, _: list[str]) -> None:
     hosts.use_cpu()  # losses are traced on small shapes
     from jaxunlearn.reporting import objectives, terminal
 
-    for name in command.names:
-        print(objectives.text(name), end="\n\n" if name != command.names[-1] else "\n")
+    if command.names:
+        print("\n\n".join([objectives.text(name) for name in command.names]))
     if not command.names:
         for title, table in objectives.tables():
             rich = terminal.rich_table(table, title, left_aligned=table.columns)

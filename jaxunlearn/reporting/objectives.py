@@ -45,6 +45,8 @@ def tables() -> list[tuple[str, TextTable]]:
 def text(name: str) -> str:
     """Everything about an objective or a retain term, with a configuration that runs.
 
+    The text is that configuration: all else are its comments.
+
     Args:
       name: of the registry, or `my_package.my_module:NAME`.
 
@@ -66,16 +68,17 @@ def text(name: str) -> str:
     lines = [f"{name}: {kind}", "", found.title, ""]
     lines += [*(f"    {line}" for line in found.formula.split("\n")), ""] if found.formula else []
     lines += [
-        f"paper:   {found.paper or 'none named'}",
-        f"arrays:  {', '.join(found.arrays)}",
-        f"needs:   {_needs(loss)}",
-        f"mean:    {_reductions(loss)}",
+        f"paper: {found.paper or 'none named'}",
+        f"arrays: {', '.join(found.arrays)}",
+        f"needs: {_needs(loss)}",
+        f"reduction: {_reductions(loss)}",
     ]
     hyper = "retain_hyper" if is_retain else "hyper"
-    lines += [f"{hyper}.{one.name}: {one.value}  ({one.text})" for one in found.hyper]
+    lines += [f"{hyper}.{one.name}: {one.value}  ({one.text.rstrip('.')})" for one in found.hyper]
     lines += [f"{key}: {_shown(value)}  (key of the objective)" for key, value in settings.items()]
     example = _example(name, found, settings, is_retain=is_retain)
-    return "\n".join([*lines, "", "# A configuration that runs, on the embedded data:", example])
+    lines += ["", "A configuration that runs, on the embedded data:"]
+    return "\n".join([*(f"# {line}".rstrip() for line in lines), example])
 
 
 def _table(entries: dict[str, objectives.Objective]) -> TextTable:
@@ -96,8 +99,8 @@ def _needs(objective: objectives.Objective) -> str:
 def _reductions(objective: objectives.Objective) -> str:
     """The values that the key `reduction` may have."""
     if objective.per_token:
-        return "reduction: sequence_sum, sequence_mean or token_mean"
-    return "reduction: sequence_sum, as it is one loss a sequence"
+        return "sequence_sum (default), sequence_mean or token_mean"
+    return "sequence_sum, as it is one loss a sequence"
 
 
 def _shown(value: Any) -> Any:
