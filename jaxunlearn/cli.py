@@ -15,7 +15,18 @@ import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from jaxunlearn.config import Config, ConfigError, Evaluate, Relearn, load, only, sweep
+from jaxunlearn.config import (
+    Compute,
+    Config,
+    ConfigError,
+    Data,
+    Evaluate,
+    Relearn,
+    differences,
+    load,
+    only,
+    sweep,
+)
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 from jaxunlearn.core.paths import user_path
@@ -111,18 +122,34 @@ class ForecastCommand:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate the models of a run with suites of metrics.
+    """Evaluate the models of a run, or any model, with suites of metrics.
 
-    Flags that are left out have the values of the run's configuration.
+    Flags that are left out have the values of the run's configuration, or of --config. A run has
+    its data and its mesh; only a model takes --config, --out, --retrained, --base, --data.* and
+    --compute.*.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of the run."""
+    model: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
+    """Folder of a run; or a model: its folder, or its name on the Hugging Face hub."""
     configuration: OmitArgPrefixes[Evaluate] = dataclasses.field(default_factory=Evaluate)
     only: Names = ()
-    """Evaluate only these objectives, next to the models they are compared with; default: all."""
+    """Of a run, evaluate only these objectives, next to the models they are compared with; default:
+    all."""
     mesh: Mesh = None
-    """Devices along each axis of the mesh; default: as in the run."""
+    """Devices along each axis of the mesh; default: as in the configuration."""
+    config: Annotated[Path | None, _flag("FILE")] = None
+    """A YAML file with the configuration that a model is evaluated by; it may leave out the
+    model."""
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Folder of a model's results; default: evaluations/NAME."""
+    retrained: Annotated[str | None, _flag("MODEL")] = None
+    """A model of the same architecture that never saw the forget set, to compare a model with."""
+    base: Annotated[str | None, _flag("MODEL")] = None
+    """The model before unlearning, for uwc."""
+    data: Data = dataclasses.field(default_factory=Data)
+    """What is forgotten and what is retained."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    """Precision, memory and device mesh."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
@@ -300,13 +327,25 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.evaluate import evaluate
 
-    defaults = stored.configuration(RunFolder(user_path(command.run))).evaluate
-    command = _with_defaults(command, defaults, arguments)
+    is_run = stored.is_run(command.model)
+    config = _base_config(command.config)
+    if is_run:
+        config = stored.configuration(RunFolder(user_path(command.model)))
+    command = _with_defaults(
+        command, arguments, configuration=config.evaluate, data=config.data, compute=config.compute
+    )
     spec = command.configuration
-    if spec.every != defaults.every:
+    if spec.every != config.evaluate.every:
         raise ConfigError("--every: steps on the way are evaluated by `jaxunlearn run` alone")
+    if is_run:
+        _check_unchanged(command, config, ("data", "compute"))
+    changed = dataclasses.replace(config, evaluate=spec, data=command.data, compute=command.compute)
     evaluate(
-        command.run,
+        command.model,
+        config=None if is_run and command.config is None else changed,
+        out=command.out,
+        retrained=command.retrained,
+        base=command.base,
         console=_start(command.processes),
         only=command.only or None,
         suites=spec.suites,
@@ -318,12 +357,29 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     )
 
 
+def _base_config(file: Path | None) -> Config:
+    """The configuration that flags for a model start from."""
+    return Config() if file is None else load(file)
+
+
+def _check_unchanged(command: Any, config: Config, sections: tuple[str, ...]) -> None:
+    """Refuses flags that would give a run other settings than it was made with.
+
+    Raises:
+      ConfigError: names the first one.
+    """
+    for section in sections:
+        old, new = (dataclasses.asdict(getattr(x, section)) for x in (config, command))
+        for key, was, _ in differences(old, new, section):
+            raise ConfigError(f"--{key}: is for a model; {command.model} is a run, with {was!r}")
+
+
 def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.relearn import relearn
 
     defaults = stored.configuration(RunFolder(user_path(command.run))).relearn
-    command = _with_defaults(command, defaults, arguments)
+    command = _with_defaults(command, arguments, configuration=defaults)
     spec = command.configuration
     relearn(
         command.run,
@@ -393,9 +449,9 @@ def _override(name: str, config: Config, overrides: list[str], keys: bool) -> Co
     return tyro.cli(Config, prog=f"jaxunlearn {name}", args=arguments, default=config)
 
 
-def _with_defaults(command: Any, defaults: Evaluate | Relearn, arguments: list[str]) -> Any:
-    """Reads the arguments of a command again, now with a run's configuration as defaults."""
-    default = dataclasses.replace(command, configuration=defaults)
+def _with_defaults(command: Any, arguments: list[str], **defaults: Any) -> Any:
+    """Reads the arguments of a command again, now with other defaults of some fields."""
+    default = dataclasses.replace(command, **defaults)
     return tyro.cli(type(command), args=arguments, default=default)
 
 

@@ -12,7 +12,7 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.sources import part_of
 from jaxunlearn.models import sizes
-from jaxunlearn.pipeline import prepare
+from jaxunlearn.pipeline import prepare, subject
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import make_tasks
@@ -61,8 +61,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
             " data.source and a local model"
         )
     # --- the model's shape, from its name ---------------------------------------------------------
-    mesh = prepare.make_mesh(config, devices)
-    model = sizes.published_shape(config.model, prepare.compute_options(config))
+    mesh = subject.make_mesh(config, devices)
+    model = sizes.published_shape(config.model, subject.compute_options(config))
     data, spec = config.data, config.finetune
     tasks = make_tasks(config, model)
     # --- samples of assumed lengths; every refusal has the mean length ----------------------------
@@ -76,11 +76,11 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         forget_rows=[],
         retain_rows=[],
         config=config,
-        layout=prepare.make_layout(config, mesh, model, abstract=True),
+        layout=subject.make_layout(config, mesh, model, abstract=True),
         tokenizer=None,
         model=model,
         initial=lambda: None,
-        sources=prepare.open_sources(config),
+        sources=subject.open_sources(config),
         sets=SampleSets(forget, _assumed(data.retain) if needs_pool else [], refusals),
         retain_eval=_assumed(data.measured_retain),
         finetune=finetune,

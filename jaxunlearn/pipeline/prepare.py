@@ -1,45 +1,31 @@
 """Reads and checks the inputs of a run before anything is written or computed."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 
-from jaxunlearn.config import Config, validate
+from jaxunlearn.config import Config
 from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
-from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import encoding, fictional
-from jaxunlearn.data.encoding import Encoder, Prompt
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.rows import Columns, DataRows, row_key
+from jaxunlearn.data.rows import DataRows, row_key
 from jaxunlearn.data.sources import Sources
-from jaxunlearn.models import decoder, hf, sharding
-from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.pipeline.subject import Subject, open_subject
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Stages
-from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import Task, make_tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class Prepared(Subject):
     """The inputs of a run: a configuration, with the data and models that it names.
 
     Attributes:
-      config: the configuration.
-      layout: the mesh, and how samples become batches on it.
-      tokenizer: of the model.
-      model: the model's configuration.
-      initial: makes the parameters before fine-tuning, sharded.
-      sources: the rows of every split.
       sets: the samples that unlearning draws from: D_u, the retain pool, substitute answers.
       retain_eval: the retain set D_r, on which retention is measured.
       forget_rows, retain_rows: the rows of `sets.forget` and of `retain_eval`.
@@ -49,12 +35,6 @@ class Prepared:
       notes: sentences for the user, for example about rows that were left out.
     """
 
-    config: Config
-    layout: Layout
-    tokenizer: Any
-    model: DecoderConfig
-    initial: Callable[[], Tree]
-    sources: Sources
     sets: SampleSets
     retain_eval: list[Sample]
     forget_rows: DataRows
@@ -63,11 +43,6 @@ class Prepared:
     retrain: list[Sample]
     tasks: tuple[Task, ...]
     notes: tuple[str, ...]
-
-    @property
-    def mesh(self) -> jax.sharding.Mesh:
-        """The devices."""
-        return self.layout.mesh
 
     @property
     def steps(self) -> int:
@@ -94,15 +69,9 @@ def prepare(
     Raises:
       ValueError, OSError: the first problem; names the file and the key.
     """
-    validate(config)
-    mesh = make_mesh(config, devices)
-    # --- the model: its folder, tokenizer and configuration; no weights yet -----------------------
-    sources = open_sources(config)
-    folder = None if config.model is None else hf.resolve(config.model)
-    tokenizer = _tokenizer(config, sources, folder)
-    model = _model(config, tokenizer, folder)
-    encoder = make_encoder(config, tokenizer, model)
-    tasks = make_tasks(config, model) if unlearns else ()
+    subject = open_subject(config, devices)
+    sources, encoder = subject.sources, subject.encoder
+    tasks = make_tasks(config, subject.model) if unlearns else ()
     _check_substitutes(config, tasks)
 
     # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
@@ -124,12 +93,7 @@ def prepare(
     encoded_rows = [forget_rows[i] for i in forget_ids]
     refusals = Refusals(encoded_rows, sources.refusals(), encoder.one, config.seed)
     return Prepared(
-        config=config,
-        layout=make_layout(config, mesh, model),
-        tokenizer=tokenizer,
-        model=model,
-        initial=lambda: _parameters(config, model, mesh, folder),
-        sources=sources,
+        **vars(subject),
         sets=SampleSets(forget, retain, refusals),
         retain_eval=retain_eval,
         forget_rows=encoded_rows,
@@ -141,21 +105,8 @@ def prepare(
     )
 
 
-def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Makes the mesh of a configuration.
-
-    Raises:
-      ValueError: another number of devices than there are; names the keys.
-    """
-    compute = config.compute
-    try:
-        return sharding.make_mesh(compute.data, compute.fsdp, compute.tensor, devices)
-    except ValueError as error:
-        raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
-
-
 def make_stages(
-    prepared: Prepared,
+    subject: Subject,
     folder: RunFolder,
     console: Console,
     peak: float | None = None,
@@ -164,66 +115,15 @@ def make_stages(
     """Makes what times the stages of a run.
 
     Args:
-      prepared: the run.
+      subject: the run, or the model that is measured.
       folder: its folder.
       console: for a line a stage, and for progress.
       peak: TFLOP/s of one device; default: the published peak, where it is known.
       interrupts: whether the run is asked to stop; default: it never is.
     """
-    used = list(prepared.mesh.devices.flat)
-    flops = peak_flops(used, prepared.config.compute.dtype, peak)
+    used = list(subject.mesh.devices.flat)
+    flops = peak_flops(used, subject.config.compute.dtype, peak)
     return Stages(folder, console, used, flops, interrupts or Interrupts())
-
-
-def make_layout(
-    config: Config, mesh: jax.sharding.Mesh, model: DecoderConfig, *, abstract: bool = False
-) -> Layout:
-    """Makes the layout of a run's batches on a mesh."""
-    compute = config.compute
-    return Layout(
-        mesh=mesh,
-        context=model.context,
-        width_step=compute.width_step,
-        batch_tokens=compute.batch_tokens,
-        abstract=abstract,
-    )
-
-
-def open_sources(config: Config) -> Sources:
-    """The rows that a configuration names."""
-    data = config.data
-    return Sources(
-        data.source,
-        fictional=dataclasses.asdict(data.fictional),
-        columns=Columns(**{name: getattr(data, f"{name}_key") for name in Columns._fields}),
-    )
-
-
-def make_encoder(config: Config, tokenizer: Any, model: DecoderConfig) -> Encoder:
-    """Makes what encodes the rows of a configuration for a model.
-
-    Raises:
-      ValueError: chunks that are longer than the model's context.
-    """
-    return Encoder(
-        tokenizer,
-        prompt=Prompt(**dataclasses.asdict(config.data.prompt)),
-        context=model.context,
-        too_long=config.data.too_long,
-        chunk_tokens=config.data.chunk_tokens,
-        vocab_size=model.vocab_size,
-    )
-
-
-def compute_options(config: Config) -> dict[str, Any]:
-    """The fields of `DecoderConfig` that say how a model is computed."""
-    return {
-        "dtype": config.compute.dtype,
-        "precision": config.compute.precision,
-        "reduce": config.compute.reduce,
-        "attention": config.compute.attention,
-        "remat": config.compute.remat,
-    }
 
 
 def _check_substitutes(config: Config, tasks: Sequence[Task]) -> None:
@@ -291,60 +191,3 @@ def _without(rows: DataRows, others: DataRows) -> DataRows:
     """The rows that are not among others; of documents, whole documents are compared."""
     keys = {row_key(row) for row in others}
     return [row for row in rows if row_key(row) not in keys]
-
-
-def _tokenizer(config: Config, sources: Sources, folder: Path | None) -> Any:
-    """The tokenizer of the model: from its folder, or trained for the new model."""
-    if folder is not None:
-        return encoding.load_tokenizer(str(folder))
-    # A new model gets a tokenizer that is trained on all texts that the run may encode.
-    refusals = [{"question": "", "answer": line} for line in sources.refusals()]
-    splits = {
-        config.data.forget: "data.forget",
-        config.data.measured_retain: "data.measured_retain",
-    }
-    if config.finetune.epochs:
-        splits |= dict.fromkeys(config.finetune.splits, "finetune.splits")
-    rows = sources.corpus(splits) + refusals
-    return fictional.train_tokenizer(rows, vocab_size=config.new_model.vocab_size)
-
-
-def _model(config: Config, tokenizer: Any, folder: Path | None) -> DecoderConfig:
-    """The configuration of the model: from its folder, or of the new model."""
-    compute = compute_options(config)
-    if folder is not None:
-        model = hf.load_config(folder, **compute)
-        hf.check_params(folder, model)
-        return model
-    sizes = dataclasses.asdict(config.new_model)
-    sizes["vocab_size"] = len(tokenizer)
-    sizes["head_dim"] = sizes["hidden_size"] // sizes["num_heads"]
-    return DecoderConfig(**sizes, **compute)
-
-
-def _parameters(
-    config: Config, model: DecoderConfig, mesh: jax.sharding.Mesh, folder: Path | None
-) -> Tree:
-    """The parameters before fine-tuning, sharded: from the model's folder, or random ones."""
-    shardings = sharding.param_shardings(model, mesh)
-    if folder is not None:
-        params = hf.load_params(folder, model, shardings=shardings)
-        _check_finite(params, folder)
-        return params
-    key = jax.random.key(config.seed)
-    return jax.jit(lambda k: decoder.init_params(k, model), out_shardings=shardings)(key)
-
-
-def _check_finite(params: Tree, folder: Path) -> None:
-    """Refuses weights that are not finite: all that is measured of them would be NaN.
-
-    Raises:
-      ValueError: names the first parameter.
-    """
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
-    for path, whole in jax.tree_util.tree_leaves_with_path(finite):
-        if not whole:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
-                f"{folder}: the weights of {name} are not all finite; download it again"
-            )
