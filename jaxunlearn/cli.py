@@ -154,6 +154,42 @@ class EvaluateCommand:
 
 
 @dataclasses.dataclass(frozen=True)
+class EffectsCommand:
+    """Measure what the step from one checkpoint to another does, to first order and really.
+
+    Flags that are left out have the values of --config.
+    """
+
+    before: Annotated[Positional[str], arg(metavar="BEFORE")]
+    """A model: its folder, or its name on the Hugging Face hub."""
+    after: Annotated[Positional[str], arg(metavar="AFTER")]
+    """A model of the same architecture."""
+    by: Annotated[
+        tuple[Literal["sample", "token", "layer", "tensor"], ...],
+        arg(metavar="{sample,token,layer,tensor} [..]", help_behavior_hint=""),
+    ] = ()
+    """Resolutions at which the effect on log-likelihoods is recorded; default: measure.pg_by of
+    --config, or by sample."""
+    reduction: Literal["sequence_sum", "sequence_mean", "token_mean"] = "sequence_sum"
+    """How the risks are reduced: the mean over sequences of sums, the mean over sequences of means,
+    or the mean over all tokens."""
+    gradients: Annotated[Literal["full", "gates"] | None, _flag("{full,gates}")] = None
+    """`full` also gives cosines, `gates` stores no gradient; default: measure.gradients of
+    --config, or full."""
+    config: Annotated[Path | None, _flag("FILE")] = None
+    """A YAML file with the configuration to start from; it may leave out the model."""
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Folder of the tables; default: effects/BEFORE-AFTER."""
+    mesh: Mesh = None
+    """Devices along each axis of the mesh; default: as in the configuration."""
+    data: Data = dataclasses.field(default_factory=Data)
+    """What is forgotten and what is retained."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    """Precision, memory and device mesh."""
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
 class RelearnCommand:
     """Attack the models of a run by fine-tuning, and count the steps until the data are back.
 
@@ -201,6 +237,7 @@ Command = (
     | Annotated[DemoCommand, subcommand("demo")]
     | Annotated[ForecastCommand, subcommand("forecast")]
     | Annotated[EvaluateCommand, subcommand("evaluate")]
+    | Annotated[EffectsCommand, subcommand("effects")]
     | Annotated[RelearnCommand, subcommand("relearn")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[ExportCommand, subcommand("export")]
@@ -374,6 +411,29 @@ def _check_unchanged(command: Any, config: Config, sections: tuple[str, ...]) ->
             raise ConfigError(f"--{key}: is for a model; {command.model} is a run, with {was!r}")
 
 
+def _effects(command: EffectsCommand, arguments: list[str]) -> None:
+    from jaxunlearn.pipeline.checkpoint_effects import checkpoint_effects
+
+    config = _base_config(command.config)
+    command = _with_defaults(command, arguments, data=config.data, compute=config.compute)
+    measure = dataclasses.replace(
+        config.measure,
+        pg_by=command.by or config.measure.pg_by,
+        gradients=command.gradients or config.measure.gradients,
+    )
+    checkpoint_effects(
+        command.before,
+        command.after,
+        config=dataclasses.replace(
+            config, measure=measure, data=command.data, compute=command.compute
+        ),
+        out=command.out,
+        reduction=command.reduction,
+        mesh=command.mesh,
+        console=_start(command.processes),
+    )
+
+
 def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.relearn import relearn
@@ -427,6 +487,7 @@ _FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {
     DemoCommand: _run,
     ForecastCommand: _forecast,
     EvaluateCommand: _evaluate,
+    EffectsCommand: _effects,
     RelearnCommand: _relearn,
     ReportCommand: _report,
     ExportCommand: _export,

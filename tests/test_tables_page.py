@@ -40,7 +40,7 @@ def page() -> str:
         parts.append("| column | type | is |\n| --- | --- | --- |")
         kinds = typing.get_type_hints(row)
         for column, meaning in columns(attributes).items():
-            kind = tables._without_none(kinds[column]).__name__
+            kind = tables.without_none(kinds[column]).__name__
             cell = meaning.replace("|", "\\|")
             parts.append(f"| `{column}` | {kind} | {cell} |")
         parts.append("")

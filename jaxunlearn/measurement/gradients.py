@@ -82,13 +82,19 @@ class MeasuredRisk:
         """
         if self.gradient is None:
             params = offload.back(old)
-            difference = _difference(new, params)
+            step = difference(new, params)
             batches = self.split.batches
             effect = effects.g_effect(
-                self.risk, params, batches, difference, method="gates", grouping=GROUPING
+                self.risk, params, batches, step, method="gates", grouping=GROUPING
             )
             return trees.on_host(effect.value)
         return trees.on_host(_moved_dots(self.gradient.gradient, new, old, offload))
+
+
+@jax.jit
+def difference(new: Tree, old: Tree) -> Tree:
+    """`new - old`, leaf by leaf, in float32, sharded as they are."""
+    return trees.subtract(new, old)
 
 
 def unlearn_gradients(params: Tree, term: Term, batches: Sequence[Batch]) -> UnlearnGradients:
@@ -181,9 +187,6 @@ def _moved_dot(gradient, new, old, *, keep):
     wide = trees.wide
     product = wide(gradient) * (wide(new) - wide(old))
     return jnp.sum(product, axis=tuple(range(keep, product.ndim)))
-
-
-_difference = jax.jit(trees.subtract)
 
 
 @jax.jit

@@ -353,7 +353,7 @@ def test_what_cannot_be_measured_says_why(finished, tmp_path):
         evaluate(finished, generate=-1, **ONE)
     with pytest.raises(ValueError, match=r"no 'gaa'; there are: ga, npo; perhaps you meant 'ga'"):
         evaluate(finished, only=["gaa"], **ONE)
-    with pytest.raises(FileNotFoundError, match="no run here"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         evaluate(tmp_path / "nothing", **ONE)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
