@@ -72,8 +72,8 @@ def checkpoint_effects(
     config = stored.on_mesh(of_model(config or Config(), before), mesh)
     name = f"{config.name}-{of_model(config, after).name}"
     folder = RunFolder(user_path(out or Path("effects") / name))
-    prepared = prepare(config, devices, unlearns=False)
     folders = {"before": hf.resolve(before), "after": hf.resolve(after)}
+    prepared = prepare(config, devices, unlearns=False)
     check_shape("after", folders["after"], prepared)
     for note in prepared.notes:
         console.print(note, markup=False, highlight=False)

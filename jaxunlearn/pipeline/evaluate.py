@@ -143,9 +143,9 @@ def _evaluate_model(
     devices: Sequence[Any] | None,
 ) -> None:
     """Measures one model, and those of `RETRAINED` and `BASE` that it is compared with."""
-    subject = open_subject(config, devices)
     models = {MODEL: config.model or "", **others}
     folders = {name: hf.resolve(model) for name, model in models.items()}
+    subject = open_subject(config, devices)
     for name in others:
         check_shape(f"{name} (--{name})", folders[name], subject)
     load = lambda name: read_folder(folders[name], subject.model, subject.mesh)

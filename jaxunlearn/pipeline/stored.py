@@ -40,11 +40,13 @@ def is_run(path: str | Path) -> bool:
     """Whether a path is the folder of a run, or of its seeds, rather than a model.
 
     Raises:
-      FileNotFoundError: a folder that holds neither.
+      FileNotFoundError: a folder that holds neither, or is not there.
     """
     folder = RunFolder(user_path(path))
     if folder.config.is_file() or seeds(folder.path):
         return True
+    if str(path).startswith((".", "/", "~")) and not folder.path.exists():
+        raise FileNotFoundError(f"{folder.path}: no such folder of a run or a model")
     if folder.path.is_dir() and not (folder.path / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder.path}: neither a run (config.yaml is missing) nor a model (config.json is"

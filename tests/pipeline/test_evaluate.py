@@ -402,8 +402,8 @@ def test_real_tofu_rows(shared_data, tmp_path):
         assert set(tofu.PARTS) <= parts.keys() and np.isfinite(list(parts.values())).all()
         assert 0 <= value(rows, "model_utility") <= 1
         assert {r["reason"] for r in results(result, model, "mia")} == {
-            f"no split 'holdout05' in {source}: give one, questions and answers like the forget"
-            " set's that no model of the run was trained on"
+            f"no split 'holdout05' in {source}: give one, rows like the forget set's that no model"
+            " of the run was trained on (evaluate.splits.holdout)"
         }
     log = tofu_log.read_log(out / "tofu_logs" / "ga.json")
     assert list(log) == list(tofu_log.FILES)
