@@ -23,7 +23,8 @@ def test_the_example_runs():
 
 def test_the_functions_take_these_arguments():
     calls = [node for node in ast.walk(ast.parse(COMMANDS)) if isinstance(node, ast.Call)]
-    assert [call.func.attr for call in calls] == ["load_config", "run", "evaluate", "relearn", "evaluate"]
+    names = ["load_config", "run", "evaluate", "relearn", "evaluate"]
+    assert [call.func.attr for call in calls] == names
     for call in calls:
         values = {keyword.arg: None for keyword in call.keywords}
         function = getattr(jaxunlearn, call.func.attr)

@@ -20,9 +20,9 @@ def step_table(rows: TableRows) -> TextTable:
     columns, changes = ["layer", "step norm"], ["real change", ""]
     for risk, shown in SHOWN.items():
         columns += [f"{shown} predicted", f"{shown} cosine"]
-        cells.append([two_digits(row["interval_predicted"]) for row in by_risk[risk]])
+        cells.append([_change(row["interval_predicted"]) for row in by_risk[risk]])
         cells.append([_cosine(row["step_cosine"]) for row in by_risk[risk]])
-        changes += [two_digits(by_risk[risk][-1]["interval_change"]), ""]
+        changes += [_change(by_risk[risk][-1]["interval_change"]), ""]
     table = [tuple(line) for line in zip(layers, *cells, strict=True)]
     return TextTable(tuple(columns), [*table, tuple(changes)], _notes(by_risk["unlearn"]))
 
@@ -33,6 +33,15 @@ def _notes(rows: Sequence[dict]) -> tuple[str, ...]:
         f"predicted: grad R(before) . (after - before), R the NLL in nats, {reduction}",
         "cosine: of that gradient and the step",
     )
+
+
+def _change(value: float) -> str:
+    """Three digits, so that what was predicted can be told from what happened.
+
+    >>> [_change(value) for value in (0.12904, -0.0000213, 0.0)]
+    ['+0.129', '-2.13e-05', '0']
+    """
+    return f"{value:+.3g}" if value else "0"
 
 
 def _cosine(value: float | None) -> str:
