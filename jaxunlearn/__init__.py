@@ -7,6 +7,7 @@ effects of any function of a parameter pytree, `models` and `data` what a run fe
     config = jaxunlearn.load_config("configs/demo_guided.yaml")
     jaxunlearn.run(config, "runs/guided")
     jaxunlearn.relearn("runs/guided", samples=[5])
+    jaxunlearn.evaluate("somebody/model", config=config)
 
 They print nothing unless they are given a `rich.console.Console`. Everything here is imported when
 it is used first.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jaxunlearn.config.schema import Config
     from jaxunlearn.forecasting.show import forecast
     from jaxunlearn.pipeline.call import unlearn
+    from jaxunlearn.pipeline.checkpoint_effects import checkpoint_effects
     from jaxunlearn.pipeline.evaluate import evaluate
     from jaxunlearn.pipeline.export import export
     from jaxunlearn.pipeline.recipe import run
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Config",
+    "checkpoint_effects",
     "data",
     "effects",
     "evaluate",
@@ -48,6 +51,7 @@ _PACKAGES = ("data", "effects", "metrics", "models", "objectives")
 # Where each name is: module, and the name there.
 _HOMES = {
     "Config": ("config.schema", "Config"),
+    "checkpoint_effects": ("pipeline.checkpoint_effects", "checkpoint_effects"),
     "evaluate": ("pipeline.evaluate", "evaluate"),
     "export": ("pipeline.export", "export"),
     "forecast": ("forecasting.show", "forecast"),

@@ -18,7 +18,19 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from jaxunlearn import __version__, flags
-from jaxunlearn.config import DEMO, Config, ConfigError, Evaluate, Relearn, load, only, sweep
+from jaxunlearn.config import (
+    DEMO,
+    Compute,
+    Config,
+    ConfigError,
+    Data,
+    Evaluate,
+    Relearn,
+    differences,
+    load,
+    only,
+    sweep,
+)
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 from jaxunlearn.core.names import nearest
@@ -121,18 +133,70 @@ class ForecastCommand:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate the models of a run with suites of metrics.
+    """Evaluate the models of a run, or any model, with suites of metrics.
 
-    Flags that are left out have the values of the run's configuration.
+    Flags that are left out have the values of the run's configuration, or of --config. A run has
+    its data and its mesh; only a model takes --config, --out, --retrained, --base, --data.* and
+    --compute.*.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of the run."""
+    model: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
+    """Folder of a run; or a model: its folder, or its name on the Hugging Face hub."""
     configuration: OmitArgPrefixes[Evaluate] = dataclasses.field(default_factory=Evaluate)
     only: Names = ()
-    """Evaluate only these objectives, next to the models they are compared with; default: all."""
+    """Of a run, evaluate only these objectives, next to the models they are compared with; default:
+    all."""
     mesh: Mesh = None
-    """Devices along each axis of the mesh; default: as in the run."""
+    """Devices along each axis of the mesh; default: as in the configuration."""
+    config: Annotated[Path | None, _flag("FILE")] = None
+    """A YAML file with the configuration that a model is evaluated by; it may leave out the
+    model."""
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Folder of a model's results; default: evaluations/NAME."""
+    retrained: Annotated[str | None, _flag("MODEL")] = None
+    """A model of the same architecture that never saw the forget set, to compare a model with."""
+    base: Annotated[str | None, _flag("MODEL")] = None
+    """The model before unlearning, for uwc."""
+    data: Data = dataclasses.field(default_factory=Data)
+    """What is forgotten and what is retained."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    """Precision, memory and device mesh."""
+    processes: OmitArgPrefixes[Processes] = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectsCommand:
+    """Measure what the step from one checkpoint to another does, to first order and really.
+
+    Flags that are left out have the values of --config.
+    """
+
+    before: Annotated[Positional[str], arg(metavar="BEFORE")]
+    """A model: its folder, or its name on the Hugging Face hub."""
+    after: Annotated[Positional[str], arg(metavar="AFTER")]
+    """A model of the same architecture."""
+    by: Annotated[
+        tuple[Literal["sample", "token", "layer", "tensor"], ...],
+        arg(metavar="{sample,token,layer,tensor} [..]", help_behavior_hint=""),
+    ] = ()
+    """Resolutions at which the effect on log-likelihoods is recorded; default: measure.pg_by of
+    --config, or by sample."""
+    reduction: Literal["sequence_sum", "sequence_mean", "token_mean"] = "sequence_sum"
+    """How the risks are reduced: the mean over sequences of sums, the mean over sequences of means,
+    or the mean over all tokens."""
+    gradients: Annotated[Literal["full", "gates"] | None, _flag("{full,gates}")] = None
+    """`full` also gives cosines, `gates` stores no gradient; default: measure.gradients of
+    --config, or full."""
+    config: Annotated[Path | None, _flag("FILE")] = None
+    """A YAML file with the configuration to start from; it may leave out the model."""
+    out: Annotated[Path | None, _flag("FOLDER")] = None
+    """Folder of the tables; default: effects/BEFORE-AFTER."""
+    mesh: Mesh = None
+    """Devices along each axis of the mesh; default: as in the configuration."""
+    data: Data = dataclasses.field(default_factory=Data)
+    """What is forgotten and what is retained."""
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    """Precision, memory and device mesh."""
     processes: OmitArgPrefixes[Processes] = Processes()
 
 
@@ -195,6 +259,7 @@ Command = (
     | Annotated[DemoCommand, subcommand("demo")]
     | Annotated[ForecastCommand, subcommand("forecast")]
     | Annotated[EvaluateCommand, subcommand("evaluate")]
+    | Annotated[EffectsCommand, subcommand("effects")]
     | Annotated[RelearnCommand, subcommand("relearn")]
     | Annotated[ReportCommand, subcommand("report")]
     | Annotated[ExportCommand, subcommand("export")]
@@ -338,13 +403,25 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.evaluate import evaluate
 
-    defaults = stored.configuration(RunFolder(user_path(command.run))).evaluate
-    command = _with_defaults(command, defaults, arguments)
+    is_run = stored.is_run(command.model)
+    config = _base_config(command.config)
+    if is_run:
+        config = stored.configuration(RunFolder(user_path(command.model)))
+    command = _with_defaults(
+        command, arguments, configuration=config.evaluate, data=config.data, compute=config.compute
+    )
     spec = command.configuration
-    if spec.every != defaults.every:
+    if spec.every != config.evaluate.every:
         raise ConfigError("--every: steps on the way are evaluated by `jaxunlearn run` alone")
+    if is_run:
+        _check_unchanged(command, config, ("data", "compute"))
+    changed = dataclasses.replace(config, evaluate=spec, data=command.data, compute=command.compute)
     evaluate(
-        command.run,
+        command.model,
+        config=None if is_run and command.config is None else changed,
+        out=command.out,
+        retrained=command.retrained,
+        base=command.base,
         console=_start(command.processes),
         only=command.only or None,
         suites=spec.suites,
@@ -356,12 +433,52 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     )
 
 
+def _base_config(file: Path | None) -> Config:
+    """The configuration that flags for a model start from."""
+    return Config() if file is None else load(file)
+
+
+def _check_unchanged(command: Any, config: Config, sections: tuple[str, ...]) -> None:
+    """Refuses flags that would give a run other settings than it was made with.
+
+    Raises:
+      ConfigError: names the first one.
+    """
+    for section in sections:
+        old, new = (dataclasses.asdict(getattr(x, section)) for x in (config, command))
+        for key, was, _ in differences(old, new, section):
+            raise ConfigError(f"--{key}: is for a model; {command.model} is a run, with {was!r}")
+
+
+def _effects(command: EffectsCommand, arguments: list[str]) -> None:
+    from jaxunlearn.pipeline.checkpoint_effects import checkpoint_effects
+
+    config = _base_config(command.config)
+    command = _with_defaults(command, arguments, data=config.data, compute=config.compute)
+    measure = dataclasses.replace(
+        config.measure,
+        pg_by=command.by or config.measure.pg_by,
+        gradients=command.gradients or config.measure.gradients,
+    )
+    checkpoint_effects(
+        command.before,
+        command.after,
+        config=dataclasses.replace(
+            config, measure=measure, data=command.data, compute=command.compute
+        ),
+        out=command.out,
+        reduction=command.reduction,
+        mesh=command.mesh,
+        console=_start(command.processes),
+    )
+
+
 def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.relearn import relearn
 
     defaults = stored.configuration(RunFolder(user_path(command.run))).relearn
-    command = _with_defaults(command, defaults, arguments)
+    command = _with_defaults(command, arguments, configuration=defaults)
     spec = command.configuration
     relearn(
         command.run,
@@ -425,6 +542,7 @@ _FUNCTIONS: dict[type, Callable[[Any, list[str]], None]] = {
     DemoCommand: _run,
     ForecastCommand: _forecast,
     EvaluateCommand: _evaluate,
+    EffectsCommand: _effects,
     RelearnCommand: _relearn,
     ReportCommand: _report,
     ExportCommand: _export,
@@ -442,9 +560,9 @@ def _load(name: str, paths: tuple[Path, ...], keys: bool) -> Config:
     return load(paths[0])
 
 
-def _with_defaults(command: Any, defaults: Evaluate | Relearn, arguments: list[str]) -> Any:
-    """Reads the arguments of a command again, now with a run's configuration as defaults."""
-    default = dataclasses.replace(command, configuration=defaults)
+def _with_defaults(command: Any, arguments: list[str], **defaults: Any) -> Any:
+    """Reads the arguments of a command again, now with other defaults of some fields."""
+    default = dataclasses.replace(command, **defaults)
     return tyro.cli(type(command), args=arguments, default=default)
 
 

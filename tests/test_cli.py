@@ -207,7 +207,8 @@ def test_a_report_of_nothing(capsys, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "relearn"])
 def test_what_follows_a_run_needs_one(command, tmp_path, capsys):
     assert cli.main([command, str(tmp_path / "none")]) == 2
-    assert "no run here (no such folder)" in capsys.readouterr().err
+    words = {"evaluate": "no such folder of a run or a model", "relearn": "no run here (no such"}
+    assert words[command] in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, str(tmp_path), "--colour", "red"])
     assert stopped.value.code == 2

@@ -10,7 +10,7 @@ import yaml
 
 from jaxunlearn import cli
 from jaxunlearn.config import reader, schema
-from jaxunlearn.pipeline import evaluate, recipe, relearn
+from jaxunlearn.pipeline import checkpoint_effects, evaluate, recipe, relearn
 from jaxunlearn.reporting import report
 from jaxunlearn.training.checkpoint import CheckpointError
 
@@ -44,7 +44,9 @@ def test_keys_lists_every_key_with_its_help_text(arguments, capsys):
         ("run", ["CONFIG", "--out", "--only", "--profile", "--peak", "--keys", "--coordinator"]),
         ("demo", ["--out", "--only", "--profile", "--keys", "--distributed"]),
         ("forecast", ["CONFIG", "--memory", "--peak", "--measure", "--keys"]),
-        ("evaluate", ["RUN", "--suites", "--generate", "--recite", "--retain-log", "--mesh"]),
+        ("evaluate", ["RUN|MODEL", "--suites", "--generate", "--recite", "--retain-log", "--mesh"]),
+        ("evaluate", ["--config", "--out", "--retrained", "--base", "--data.forget", "--compute."]),
+        ("effects", ["BEFORE", "AFTER", "--by", "--reduction", "--gradients", "--data.source"]),
         ("relearn", ["RUN", "--samples", "--steps", "--lr", "--benign", "--mesh", "--only"]),
         ("report", ["RUN"]),
         ("export", ["RUN", "OBJECTIVE", "FOLDER", "--dtype"]),
@@ -81,6 +83,7 @@ def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypat
     arguments = passed(monkeypatch, evaluate, "evaluate")
     assert cli.main(["evaluate", str(finished)]) == 0
     assert arguments == {
+        **dict.fromkeys(("config", "out", "retrained", "base")),
         "only": None,
         "suites": ("uwc",),
         "generate": 7,
@@ -93,6 +96,7 @@ def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypat
     flags += " --holdout unseen"
     assert cli.main(["evaluate", str(finished), *flags.split()]) == 0
     assert arguments == {
+        **dict.fromkeys(("config", "out", "retrained", "base")),
         "only": ("npo", "ga"),
         "suites": ("tofu", "all"),
         "generate": "all",
@@ -101,6 +105,59 @@ def test_flags_of_evaluate_default_to_the_runs_configuration(finished, monkeypat
         "splits": schema.Splits(holdout="unseen"),
         "mesh": (1, 2, 4),
     }
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that is a model's by its files."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    return folder
+
+
+def test_flags_of_evaluate_for_a_model(model, finished, monkeypatch):
+    arguments = passed(monkeypatch, evaluate, "evaluate")
+    assert cli.main(["evaluate", str(model)]) == 0
+    assert arguments["config"] == schema.Config() and arguments["suites"] == ()
+    assert arguments["out"] is arguments["only"] is arguments["base"] is None
+    flags = f"--config {finished}/config.yaml --data.forget forget05 --compute.fsdp 2 --generate 3"
+    flags += " --retrained a/b --base c --out d --holdout unseen"
+    assert cli.main(["evaluate", str(model), *flags.split()]) == 0
+    config = arguments["config"]
+    assert config.data.forget == "forget05" and config.compute.fsdp == 2
+    assert arguments["suites"] == ("uwc",)  # the file's
+    assert arguments["generate"] == 3 and arguments["splits"].holdout == "unseen"
+    given = (arguments["retrained"], arguments["base"], arguments["out"])
+    assert given == ("a/b", "c", pathlib.Path("d"))
+
+
+def test_a_run_keeps_its_data(finished, monkeypatch, capsys):
+    passed(monkeypatch, evaluate, "evaluate")
+    assert cli.main(["evaluate", str(finished), "--data.forget", "other"]) == 2
+    assert f"--data.forget: is for a model; {finished} is a run, with" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(finished), "--compute.batch-tokens", "9"]) == 2
+    assert "--compute.batch_tokens: is for a model" in capsys.readouterr().err
+
+
+def test_flags_of_effects(finished, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        checkpoint_effects,
+        "checkpoint_effects",
+        lambda before, after, **given: seen.append((before, after, given)),
+    )
+    assert cli.main(["effects", "a", "b/c"]) == 0
+    flags = f"--config {finished}/config.yaml --by token layer --reduction token_mean"
+    flags += " --gradients gates --data.forget mine --mesh 1 2 1 --out here"
+    assert cli.main(["effects", "a", "b/c", *flags.split()]) == 0
+    assert [names for *names, _ in seen] == [["a", "b/c"]] * 2
+    first, second = (given for *_, given in seen)
+    assert first["config"] == schema.Config() and first["reduction"] == "sequence_sum"
+    measure = second["config"].measure
+    assert (measure.pg_by, measure.gradients) == (("token", "layer"), "gates")
+    assert second["config"].data.forget == "mine" and second["mesh"] == (1, 2, 1)
+    assert second["config"].relearn.samples == (3,)
 
 
 def test_flags_of_relearn_default_to_the_runs_configuration(finished, monkeypatch):

@@ -8,7 +8,7 @@ import re
 import typing
 from pathlib import Path
 
-from jaxunlearn.record import tables
+from jaxunlearn.record import step_tables, tables
 
 PAGE = Path(__file__).parents[1] / "docs" / "tables.md"
 HEAD = """# The tables of a run
@@ -30,9 +30,21 @@ of step t. Where something was not measured a value is null.
 """
 
 
+STEP = """# The tables of a step between two checkpoints
+
+`jaxunlearn effects BEFORE AFTER` writes these three into a folder of its own. theta_before and
+theta_after are the two checkpoints; columns that mean what they mean in a run's table have the same
+name.
+"""
+
+
 def page() -> str:
-    parts = [HEAD]
-    for name, row in tables._ROWS.items():
+    return "\n".join([HEAD, *sections(tables._ROWS), STEP, *sections(step_tables.ROWS)])
+
+
+def sections(rows) -> list[str]:
+    parts = []
+    for name, row in rows.items():
         text = inspect.cleandoc(row.__doc__)
         intro, _, attributes = text.partition("Attributes:")
         intro = re.sub(r"^A row of `\w+`: ", "", intro.strip())
@@ -40,11 +52,11 @@ def page() -> str:
         parts.append("| column | type | is |\n| --- | --- | --- |")
         kinds = typing.get_type_hints(row)
         for column, meaning in columns(attributes).items():
-            kind = tables._without_none(kinds[column]).__name__
+            kind = tables.without_none(kinds[column]).__name__
             cell = meaning.replace("|", "\\|")
             parts.append(f"| `{column}` | {kind} | {cell} |")
         parts.append("")
-    return "\n".join(parts)
+    return parts
 
 
 def columns(attributes: str) -> dict[str, str]:
@@ -62,10 +74,11 @@ def test_the_page_is_what_the_code_says():
 
 
 def test_every_column_has_a_meaning():
-    for name, row in tables._ROWS.items():
-        text = inspect.cleandoc(row.__doc__)
-        described = columns(text.partition("Attributes:")[2])
-        assert list(described) == list(tables.SCHEMAS[name].names)
+    of_runs = [(row, tables.SCHEMAS[name]) for name, row in tables._ROWS.items()]
+    of_steps = [(row, step_tables.SCHEMAS[name]) for name, row in step_tables.ROWS.items()]
+    for row, schema in of_runs + of_steps:
+        described = columns(inspect.cleandoc(row.__doc__).partition("Attributes:")[2])
+        assert list(described) == list(schema.names)
         assert all(described.values())
 
 

@@ -343,8 +343,8 @@ class Evaluate:
     """Steps between evaluations during unlearning, with the suites tofu and memorization; 0
     evaluates at the end only."""
     retain_log: str | None = None
-    """Log file, in the TOFU authors' format, of a model that never saw the forget set; default: the
-    log of the run's own retrained model."""
+    """Log of a model that never saw the forget set, in the format of TOFU's authors or of
+    OpenUnlearning; default: that of the retrained model."""
     splits: Splits = Splits()
     """The splits that suites read."""
 

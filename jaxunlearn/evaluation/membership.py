@@ -21,6 +21,8 @@ from jaxunlearn.evaluation.suite import (
     digests,
     find_split,
     flat,
+    lacks_set,
+    own_set,
     split_of,
     versions,
 )
@@ -96,8 +98,9 @@ def mia_suite(context: Context) -> Suite:
             f"no split {split!r} in {context.config.data.source}: give one, rows like the forget"
             " set's that no model of the run was trained on (evaluate.splits.holdout)"
         )
-        missing = [_missing(name, reason) for name in privacy.DEFINITIONS]
-        return Suite(settings, lambda name, params: missing)
+        return _no_suite(settings, reason)
+    if own_set(context, "forget")[1] is None:
+        return _no_suite(settings, lacks_set(context, "forget"))
     check_unseen(context, holdout, split)
     texts = _encode(context, holdout, split)
     settings["items"] = [texts.members, len(texts.answers) - texts.members]
@@ -112,6 +115,12 @@ def mia_suite(context: Context) -> Suite:
         return _rows(texts, signals, retrained() if context.retrained else None)
 
     return Suite(settings, measure)
+
+
+def _no_suite(settings: dict[str, Any], reason: str) -> Suite:
+    """The suite of data that lack one of its sets: every number has the reason."""
+    missing = [_missing(name, reason) for name in privacy.DEFINITIONS]
+    return Suite(settings | {"absent": reason}, lambda name, params: missing)
 
 
 def holdout_name(forget: str) -> str:

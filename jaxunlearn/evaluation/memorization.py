@@ -18,6 +18,8 @@ from jaxunlearn.evaluation.suite import (
     digests,
     find_split,
     generate_text,
+    lacks_set,
+    own_set,
     split_of,
     versions,
 )
@@ -63,13 +65,14 @@ class RecitedQuestions(NamedTuple):
 
 def memorization_suite(context: Context) -> Suite:
     """Reads and encodes the forget set, the retain set D_r, and both with paraphrased questions."""
-    sets = _sets(context)
-    split = split_of(context, sets.values())
+    sets, absent = _sets(context)
+    split = split_of(context, sets.values()) if sets else None
     recited = recited_questions(sets, context.recite, context.model.context)
     settings = {
         "items": {over: len(items.rows) for over, items in sets.items()},
         "generated": {over: recited.sets.count(over) for over in sets},
         "data": digests(sets),
+        "absent": absent,
         "definitions": versions(memorization.DEFINITIONS),
     }
 
@@ -79,7 +82,10 @@ def memorization_suite(context: Context) -> Suite:
 
     def measure(name: str, params: Tree) -> MetricRows:
         del name
-        stats, rows, first = statistics.statistics(params, split, context.model), [], 0
+        rows = [row for over, reason in absent.items() for row in absent_rows(over, reason)]
+        if split is None:
+            return rows
+        stats, first = statistics.statistics(params, split, context.model), 0
         for over, items in sets.items():
             part = slice(first, first + len(items.rows))
             rows += teacher_forced_rows(over, stats.correct[part], stats.mask[part])
@@ -95,18 +101,23 @@ def memorization_suite(context: Context) -> Suite:
 # ------------------------------------------------------------------------------- data
 
 
-def _sets(context: Context) -> dict[str, Items]:
-    """Both sets, and each once more with paraphrased questions where the data have them."""
-    data, sets = context.config.data, {}
-    for over, key, split in (
-        ("forget", "data.forget", data.forget),
-        ("retain", "data.measured_retain", data.measured_retain),
-    ):
-        sets[over] = context.encoder.own(context.sources.require(split, key), split)
+def _sets(context: Context) -> tuple[dict[str, Items], dict[str, str]]:
+    """Both sets, each once more with paraphrased questions where the data have them.
+
+    Returns:
+      The sets, and why those that are absent are.
+    """
+    sets, absent = {}, {}
+    for over, key in (("forget", "forget"), ("retain", "measured_retain")):
+        split, rows = own_set(context, key)
+        if rows is None:
+            absent[over] = lacks_set(context, key)
+            continue
+        sets[over] = context.encoder.own(rows, split)
         if paraphrased := _paraphrased(context, over, split):
             source = f"{split}, paraphrased questions"
             sets[f"{over}.paraphrased"] = context.encoder.own(paraphrased, source)
-    return sets
+    return sets, absent
 
 
 def _paraphrased(context: Context, over: str, split: str) -> DataRows | None:
@@ -162,6 +173,14 @@ def recited_questions(sets: dict[str, Items], count: int | None, context: int) -
         [row for _, row in fitting],
         max_new_tokens,
     )
+
+
+def absent_rows(over: str, reason: str) -> MetricRows:
+    """The rows of a set that the data do not have: every number has the reason."""
+    return [
+        missing_row(name.partition(".")[0], over, reason, definition)
+        for name, definition in memorization.DEFINITIONS.items()
+    ]
 
 
 # ------------------------------------------------------------------------------- teacher forcing

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.config import Config, Splits
+from jaxunlearn.config import Config, Data, Splits
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.digests import of_samples
 from jaxunlearn.data.encoding import Encoder, Items
@@ -25,7 +25,10 @@ from jaxunlearn.training.layout import Layout
 MetricRows = list[dict[str, Any]]
 """Rows as `metrics.definitions.metric_row` and `missing_row` make them."""
 
-NO_RETRAINED = "needs a model that never saw the forget set: set finetune.retrained"
+NO_RETRAINED = (
+    "needs a model that never saw the forget set: finetune.retrained in a run, --retrained for a"
+    " model"
+)
 """The reason given for missing numbers that compare with the retrained model."""
 
 NO_QUESTIONS = "free text (data.text_key) has no questions"
@@ -46,6 +49,7 @@ class Context:
       layout: how samples become batches on the mesh.
       load: (name of a model) -> its parameters, sharded.
       retrained: whether there is a retrained model, or will be by the time it is loaded.
+      base: the same of the model before unlearning.
       generate: questions of each set that are answered in text; None for all.
       recite: questions of each set whose answers are continued word by word; None for all.
       retain_log: a TOFU log that takes the place of the retrained model's.
@@ -61,6 +65,7 @@ class Context:
     layout: Layout
     load: Callable[[str], Tree]
     retrained: bool
+    base: bool
     generate: int | None
     recite: int | None
     retain_log: Path | None
@@ -105,6 +110,31 @@ def find_split(context: Context, key: str, default: str) -> tuple[str, DataRows 
     if named is None:
         return default, context.sources.find(default) or None
     return named, context.sources.require(named, f"evaluate.splits.{key}")
+
+
+def own_set(context: Context, key: str) -> tuple[str, DataRows | None]:
+    """Finds the forget set or the retain set D_r.
+
+    Args:
+      context: of the evaluation.
+      key: "forget" or "measured_retain", a key of the section `data`.
+
+    Returns:
+      The name of its split, and its rows; None where it has the default name and is not there.
+
+    Raises:
+      ValueError, OSError: it is named and not there, or cannot be read.
+    """
+    name = getattr(context.config.data, key)
+    if name == getattr(Data, key):
+        return name, context.sources.find(name) or None
+    return name, context.sources.require(name, f"data.{key}")
+
+
+def lacks_set(context: Context, key: str) -> str:
+    """The reason given for numbers that need a set which `own_set` does not find."""
+    data = context.config.data
+    return f"no split {getattr(data, key)!r} in {data.source} (data.{key})"
 
 
 def digests(sets: Mapping[str, Items]) -> dict[str, str]:

@@ -288,8 +288,7 @@ def _compared_with(context: Context) -> str | None:
     if context.retain_log is None:
         return RETRAINED if context.retrained else None
     tofu_log.read_log(context.retain_log)  # a bad log is an error now, not after the measurements
-    file = context.retain_log
-    file = file / tofu_log.AGGREGATED if file.is_dir() else file
+    file = tofu_log.find_log(context.retain_log)
     return f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 

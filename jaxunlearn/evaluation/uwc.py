@@ -9,6 +9,9 @@ from jaxunlearn.evaluation.suite import (
     Context,
     MetricRows,
     Suite,
+    digests,
+    lacks_set,
+    own_set,
     split_of,
     versions,
 )
@@ -18,6 +21,9 @@ from jaxunlearn.metrics.definitions import metric_row, missing_row
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.record.folder import BASE
 from jaxunlearn.training.batch import Split
+
+NO_BASE = "needs the model before unlearning: --base for a model"
+"""The reason given where there is no such model."""
 
 STEPS = 6
 """Halvings of the bisection on the mixing weight."""
@@ -32,16 +38,18 @@ def uwc_suite(context: Context) -> Suite:
     Measuring holds three models in memory: the one before unlearning, the unlearned one, and their
     mixture.
     """
-    data = context.config.data
-    names = {"forget": data.forget, "retain": data.measured_retain}
-    keys = {"forget": "data.forget", "retain": "data.measured_retain"}
-    items = {
-        over: context.encoder.own(context.sources.require(split, keys[over]), split)
-        for over, split in names.items()
-    }
+    if not context.base:
+        return _no_suite(NO_BASE)
+    items = {}
+    for over, key in (("forget", "forget"), ("retain", "measured_retain")):
+        split, rows = own_set(context, key)
+        if rows is None:
+            return _no_suite(lacks_set(context, key))
+        items[over] = context.encoder.own(rows, split)
     splits = {over: split_of(context, [encoded]) for over, encoded in items.items()}
     settings = {
         "items": {over: len(encoded.rows) for over, encoded in items.items()},
+        "data": digests(items),
         "share": uwc.SHARE,
         "steps": STEPS,
         "definitions": versions(uwc.DEFINITIONS),
@@ -53,6 +61,17 @@ def uwc_suite(context: Context) -> Suite:
         return _rows(base(), params, splits, context.model)
 
     return Suite(settings, measure)
+
+
+def _no_suite(reason: str) -> Suite:
+    """The suite of data or models that do not do for it: every number has the reason."""
+    settings = {"absent": reason, "definitions": versions(uwc.DEFINITIONS)}
+    rows = _missing(reason)
+    return Suite(settings, lambda name, params: rows)
+
+
+def _missing(reason: str) -> MetricRows:
+    return [missing_row(_metric(d.name), over, reason, d) for d, over in _OVER]
 
 
 def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConfig) -> MetricRows:
@@ -67,7 +86,7 @@ def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConf
     retained_before = retention(base)
     if not retained_before:
         reason = "the model before unlearning has a retain ES of 0: there is nothing to keep"
-        return [missing_row(_metric(d.name), over, reason, d) for d, over in _OVER]
+        return _missing(reason)
     calibration = uwc.calibrate(
         lambda alpha: retention(uwc.mix(base, params, alpha)),
         uwc.SHARE * retained_before,

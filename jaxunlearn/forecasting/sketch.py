@@ -12,7 +12,7 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.sources import part_of
 from jaxunlearn.models import sizes
-from jaxunlearn.pipeline import prepare
+from jaxunlearn.pipeline import prepare, subject
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.scope import make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
@@ -62,8 +62,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
             " data.source and a local model"
         )
     # --- the model's shape, from its name ---------------------------------------------------------
-    mesh = prepare.make_mesh(config, devices)
-    model = sizes.published_shape(config.model, prepare.compute_options(config))
+    mesh = subject.make_mesh(config, devices)
+    model = sizes.published_shape(config.model, subject.compute_options(config))
     data, spec = config.data, config.finetune
     unlearn_model = with_adapters(config.train, model)
     tasks = make_tasks(config, unlearn_model)
@@ -78,13 +78,13 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         forget_rows=[],
         retain_rows=[],
         config=config,
-        layout=prepare.make_layout(config, mesh, model, abstract=True),
+        layout=subject.make_layout(config, mesh, model, abstract=True),
         tokenizer=None,
         model=model,
         unlearn_model=unlearn_model,
         scope=make_scope(config.train, unlearn_model),
         initial=lambda: None,
-        sources=prepare.open_sources(config),
+        sources=subject.open_sources(config),
         sets=SampleSets(forget, _assumed(data.retain) if needs_pool else [], refusals),
         retain_eval=_assumed(data.measured_retain),
         finetune=finetune,

@@ -83,7 +83,7 @@ class MeasuredRisk:
         if self.gradient is None:
             own = offload.back(old)
             params = effects.combine(own, frozen)
-            return trees.on_host(self._gated(params, _difference(new, own)).value)
+            return trees.on_host(self._gated(params, difference(new, own)).value)
         return trees.on_host(_moved_dots(self.gradient.gradient, new, old, offload))
 
     def _gated(self, params: Tree, direction: Tree) -> effects.GEffect:
@@ -97,6 +97,12 @@ class MeasuredRisk:
             grouping=GROUPING,
             trainable=self.trainable,
         )
+
+
+@jax.jit
+def difference(new: Tree, old: Tree) -> Tree:
+    """`new - old`, leaf by leaf, in float32, sharded as they are."""
+    return trees.subtract(new, old)
 
 
 def unlearn_gradients(
@@ -201,9 +207,6 @@ def _moved_dot(gradient, new, old, *, keep):
     wide = trees.wide
     product = wide(gradient) * (wide(new) - wide(old))
     return jnp.sum(product, axis=tuple(range(keep, product.ndim)))
-
-
-_difference = jax.jit(trees.subtract)
 
 
 @jax.jit

@@ -1,6 +1,6 @@
 """Makes the rows of a run's tables from measurements; `record.tables` lists the columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -130,22 +130,36 @@ def token_rows(
       split: D_u, whose label tokens are named.
       weights, mask, common: as in `pg_rows`; a weight by sample counts for each of its tokens.
     """
-    labels = split.by_sample([np.asarray(unpack(p.label_tokens, p)) for p in split.packed])
     by_token = weights if weights is not None and weights.ndim == 2 else None
     weight = _by_sample_weight(weights, mask)
     return [
         common
+        | place
         | {
-            "sample": int(i),
-            "position": int(t),
-            "token": int(labels[i, t]),
             "risk": risk,
             "value": float(table[i, t]),
             "weight": weight[i] if by_token is None else float(by_token[i, t]),
         }
         for risk, table in values.items()
-        for i, t in zip(*np.nonzero(mask), strict=True)
+        for (i, t), place in token_places(split, mask)
     ]
+
+
+def token_places(
+    split: Split, mask: np.ndarray
+) -> Iterator[tuple[tuple[int, int], dict[str, int]]]:
+    """The columns that say which label token a row is of.
+
+    Args:
+      split: the set.
+      mask: [n, S] of its labels.
+
+    Yields:
+      ((i, t), {"sample", "position", "token"}), sample by sample.
+    """
+    labels = split.by_sample([np.asarray(unpack(p.label_tokens, p)) for p in split.packed])
+    for i, t in zip(*np.nonzero(mask), strict=True):
+        yield (i, t), {"sample": int(i), "position": int(t), "token": int(labels[i, t])}
 
 
 def _column(by_layer: Any, total: Any, length: int) -> list[float | None]:

@@ -1,6 +1,7 @@
-"""Reads and writes evaluation logs in the format of the TOFU authors' scripts.
+"""Reads evaluation logs of any format, and writes them in that of the TOFU authors' scripts.
 
-A log, `eval_log_aggregated.json`, is {file name of a set: {key: {index of an item: value}}}:
+A log of theirs, `eval_log_aggregated.json`, is {file name of a set: {key: {index of an item:
+value}}}:
 
 | key | value |
 |---|---|
@@ -19,7 +20,7 @@ take the mean over the others.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ import numpy as np
 from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
+from jaxunlearn.metrics import open_unlearning_log
+from jaxunlearn.metrics.set_log import SetLog
 
 AGGREGATED = "eval_log_aggregated.json"
 FILES = {
@@ -53,6 +56,10 @@ KEYS = {
 REQUIRED = ("answer_loss", "paraphrase_loss", "perturbed_loss")
 GENERATED = ("rougeL", "rouge1", "texts")
 """Columns of generated text, which may have no value for some items."""
+_EXPECTED = (
+    f"expected the sets of TOFU's scripts ({', '.join(FILES.values())}) or the metrics of"
+    f" OpenUnlearning ({open_unlearning_log.ANSWER.format('forget')}, ..)"
+)
 _LISTS = ("perturbed_loss", "perturbed_tokens")
 _SUMS = {
     "gt_loss": ("answer_loss", "answer_tokens"),
@@ -61,39 +68,33 @@ _SUMS = {
 }
 
 
-@dataclass(frozen=True)
-class SetLog:
-    """The results of a model on one set of n items with k wrong answers each.
+def find_log(path: str | Path) -> Path:
+    """The file of a log.
 
-    Attributes:
-      answer_loss: [n] mean NLL of the answer, nats per token.
-      paraphrase_loss: [n] the same of its paraphrase (of the answer where the set has none).
-      perturbed_loss: [n, k] the same of the wrong answers.
-      rougeL: [n] ROUGE-L recall of the generated text, NaN where there is none; None where no text
-        was generated, and so with the fields that follow where they are not recorded.
-      rouge1: [n] the same by ROUGE-1.
-      answer_tokens: [n] label tokens of the answer.
-      paraphrase_tokens: [n] the same of the paraphrase.
-      perturbed_tokens: [n, k] the same of the wrong answers.
-      texts: n (prompt, generated text, answer), None where there is no text.
+    Args:
+      path: the file, or a folder that holds `eval_log_aggregated.json` or `TOFU_EVAL.json`.
+
+    Raises:
+      FileNotFoundError: there is none.
     """
-
-    answer_loss: np.ndarray
-    paraphrase_loss: np.ndarray
-    perturbed_loss: np.ndarray
-    rougeL: np.ndarray | None = None
-    rouge1: np.ndarray | None = None
-    answer_tokens: np.ndarray | None = None
-    paraphrase_tokens: np.ndarray | None = None
-    perturbed_tokens: np.ndarray | None = None
-    texts: list[tuple[str, str, str] | None] | None = None
+    path = user_path(path)
+    names = (AGGREGATED, open_unlearning_log.FILE)
+    files_there = [path / name for name in names] if path.is_dir() else [path]
+    for file in files_there:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(
+        f"{path}: no evaluation log; expected JSON such as {' or '.join(names)}"
+    )
 
 
 def read_log(path: str | Path) -> dict[str, SetLog]:
-    """Reads a log of the TOFU authors' scripts, or of `write_log`.
+    """Reads a log of the TOFU authors' scripts, of `write_log`, or of OpenUnlearning.
+
+    Which of the formats a file has is seen from its keys.
 
     Args:
-      path: the file, or a folder that holds `eval_log_aggregated.json`.
+      path: as in `find_log`.
 
     Returns:
       {"forget", "retain", "real_authors", "world_facts": SetLog}, the sets that it has, items in
@@ -101,19 +102,18 @@ def read_log(path: str | Path) -> dict[str, SetLog]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not such a log; names the file, the set and the key.
+      ValueError: no such log; names the file, the set and the key.
     """
-    path = user_path(path)
-    file = path / AGGREGATED if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no evaluation log; expected JSON such as {AGGREGATED}")
+    file = find_log(path)
     document = files.read_json(file)
     if not isinstance(document, dict) or not document:
-        raise ValueError(f"{file}: expected an object of sets: {', '.join(FILES.values())}")
+        raise ValueError(f"{file}: {_EXPECTED}")
+    if open_unlearning_log.is_log(document):
+        return open_unlearning_log.read(document, str(file))
     sets = {name: key for key, name in FILES.items()}
     for name in document:
         if name not in sets:
-            raise ValueError(f"{file}: unknown set {name!r}{_nearest_of(name, sets)}")
+            raise ValueError(f"{file}: unknown set {name!r}{_nearest_of(name, sets)}; {_EXPECTED}")
     return {
         key: _read_set(document[name], f"{file}: {name}")
         for key, name in FILES.items()

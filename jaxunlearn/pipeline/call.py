@@ -18,7 +18,7 @@ from jaxunlearn.config import DEMO, Config, ConfigError, load, override
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.pipeline import memory, outcome, recipe
 from jaxunlearn.pipeline.outcome import Result
-from jaxunlearn.pipeline.prepare import columns_of
+from jaxunlearn.pipeline.subject import columns_of
 from jaxunlearn.record.folder import RunFolder
 
 WHERE = "unlearn"

@@ -35,6 +35,11 @@ def digests(prepared: Prepared) -> dict[str, str]:
     return found
 
 
+def of_models(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of models' files, by the name of the model; see `digests`."""
+    return {name: of_files(_model_files(folder)) for name, folder in folders.items()}
+
+
 def changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """The keys of inputs that are not what they were."""
     return [key for key in new if key in old and old[key] != new[key]]

@@ -1,30 +1,23 @@
 """Reads and checks the inputs of a run before anything is written or computed."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 
-from jaxunlearn.config import Config, Data, validate
+from jaxunlearn.config import Config
 from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
-from jaxunlearn.core.trees import Tree
-from jaxunlearn.data import encoding, fictional
-from jaxunlearn.data.encoding import Encoder, Prompt
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.rows import Columns, DataRows, row_key
+from jaxunlearn.data.rows import DataRows, row_key
 from jaxunlearn.data.sources import Sources
-from jaxunlearn.models import decoder, hf, sharding
-from jaxunlearn.models.decoder import DecoderConfig, abstract_params
+from jaxunlearn.models import sharding
+from jaxunlearn.models.decoder import DecoderConfig
+from jaxunlearn.pipeline.subject import Subject, idle_note, initial_params, open_subject
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Stages
-from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.schedule import measured_steps, unlearning_steps
 from jaxunlearn.training.scope import Scope, make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
@@ -32,19 +25,13 @@ from jaxunlearn.training.tasks import Task, make_tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class Prepared(Subject):
     """The inputs of a run: a configuration, with the data and models that it names.
 
     Attributes:
-      config: the configuration.
-      layout: the mesh, and how samples become batches on it.
-      tokenizer: of the model.
-      model: the model's configuration.
-      unlearn_model: that of the model that unlearns: with the adapters of `train.lora`, if any.
+      unlearn_model: the configuration of the model that unlearns: `model` with the adapters of
+        `train.lora`, if any.
       scope: which of its parameters train.
-      initial: makes the parameters of `model` before fine-tuning, sharded. Where there is none,
-        frozen ones have the type in which the run keeps them.
-      sources: the rows of every split.
       sets: the samples that unlearning draws from: D_u, the retain pool, substitute answers.
       retain_eval: the retain set D_r, on which retention is measured.
       forget_rows, retain_rows: the rows of `sets.forget` and of `retain_eval`.
@@ -54,14 +41,8 @@ class Prepared:
       notes: sentences for the user, for example about rows that were left out.
     """
 
-    config: Config
-    layout: Layout
-    tokenizer: Any
-    model: DecoderConfig
     unlearn_model: DecoderConfig
     scope: Scope
-    initial: Callable[[], Tree]
-    sources: Sources
     sets: SampleSets
     retain_eval: list[Sample]
     forget_rows: DataRows
@@ -70,11 +51,6 @@ class Prepared:
     retrain: list[Sample]
     tasks: tuple[Task, ...]
     notes: tuple[str, ...]
-
-    @property
-    def mesh(self) -> jax.sharding.Mesh:
-        """The devices."""
-        return self.layout.mesh
 
     @property
     def steps(self) -> int:
@@ -101,14 +77,8 @@ def prepare(
     Raises:
       ValueError, OSError: the first problem; names the file and the key.
     """
-    validate(config)
-    mesh = make_mesh(config, devices)
-    # --- the model: its folder, tokenizer and configuration; no weights yet -----------------------
-    sources = open_sources(config)
-    folder = None if config.model is None else hf.resolve(config.model)
-    tokenizer = _tokenizer(config, sources, folder)
-    model = _model(config, tokenizer, folder)
-    encoder = make_encoder(config, tokenizer, model)
+    subject = open_subject(config, devices)
+    sources, encoder, model = subject.sources, subject.encoder, subject.model
     unlearn_model = with_adapters(config.train, model)
     scope = make_scope(config.train, unlearn_model)
     tasks = make_tasks(config, unlearn_model) if unlearns else ()
@@ -132,15 +102,12 @@ def prepare(
 
     encoded_rows = [forget_rows[i] for i in forget_ids]
     refusals = Refusals(encoded_rows, sources.refusals(), encoder.one, config.seed)
+    shardings = sharding.param_shardings(model, subject.mesh)
+    initial = lambda: initial_params(config, model, shardings, scope)
     return Prepared(
-        config=config,
-        layout=make_layout(config, mesh, model),
-        tokenizer=tokenizer,
-        model=model,
+        **vars(dataclasses.replace(subject, initial=initial)),
         unlearn_model=unlearn_model,
         scope=scope,
-        initial=lambda: initial_params(config, model, sharding.param_shardings(model, mesh), scope),
-        sources=sources,
         sets=SampleSets(forget, retain, refusals),
         retain_eval=retain_eval,
         forget_rows=encoded_rows,
@@ -148,39 +115,12 @@ def prepare(
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,
-        notes=(*idle_note(mesh, devices), *left_out.notes, *encoder.notes),
+        notes=(*idle_note(subject.mesh, devices), *left_out.notes, *encoder.notes),
     )
 
 
-def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Makes the mesh of a configuration.
-
-    A mesh of one device, the default, takes the first one where a process has several and none is
-    named. Several processes compute together, and none of their devices may be left out.
-
-    Raises:
-      ValueError: another number of devices than there are; names the keys.
-    """
-    compute = config.compute
-    shape = (compute.data, compute.fsdp, compute.tensor)
-    if devices is None and shape == (1, 1, 1) and jax.process_count() == 1:
-        devices = jax.devices()[:1]
-    try:
-        return sharding.make_mesh(*shape, devices)
-    except ValueError as error:
-        raise ValueError(f"compute.data, compute.fsdp, compute.tensor: {error}") from error
-
-
-def idle_note(mesh: jax.sharding.Mesh, devices: Sequence[Any] | None) -> tuple[str, ...]:
-    """A sentence on devices that a mesh of `make_mesh` leaves out, if there are any."""
-    total = mesh.size if devices is not None else jax.device_count()
-    if mesh.size == total:
-        return ()
-    return (f"{mesh.size} of {total} devices; compute.fsdp: {total} would use all",)
-
-
 def make_stages(
-    prepared: Prepared,
+    subject: Subject,
     folder: RunFolder,
     console: Console,
     peak: float | None = None,
@@ -189,71 +129,15 @@ def make_stages(
     """Makes what times the stages of a run.
 
     Args:
-      prepared: the run.
+      subject: the run, or the model that is measured.
       folder: its folder.
       console: for a line a stage, and for progress.
       peak: TFLOP/s of one device; default: the published peak, where it is known.
       interrupts: whether the run is asked to stop; default: it never is.
     """
-    used = list(prepared.mesh.devices.flat)
-    flops = peak_flops(used, prepared.config.compute.dtype, peak)
+    used = list(subject.mesh.devices.flat)
+    flops = peak_flops(used, subject.config.compute.dtype, peak)
     return Stages(folder, console, used, flops, interrupts or Interrupts())
-
-
-def make_layout(
-    config: Config, mesh: jax.sharding.Mesh, model: DecoderConfig, *, abstract: bool = False
-) -> Layout:
-    """Makes the layout of a run's batches on a mesh."""
-    compute = config.compute
-    return Layout(
-        mesh=mesh,
-        context=model.context,
-        width_step=compute.width_step,
-        batch_tokens=compute.batch_tokens,
-        abstract=abstract,
-    )
-
-
-def open_sources(config: Config) -> Sources:
-    """The rows that a configuration names."""
-    data = config.data
-    return Sources(
-        data.source,
-        fictional=dataclasses.asdict(data.fictional),
-        columns=columns_of(data),
-    )
-
-
-def columns_of(data: Data) -> Columns:
-    """What the columns of the data are called."""
-    return Columns(**{name: getattr(data, f"{name}_key") for name in Columns._fields})
-
-
-def make_encoder(config: Config, tokenizer: Any, model: DecoderConfig) -> Encoder:
-    """Makes what encodes the rows of a configuration for a model.
-
-    Raises:
-      ValueError: chunks that are longer than the model's context.
-    """
-    return Encoder(
-        tokenizer,
-        prompt=Prompt(**dataclasses.asdict(config.data.prompt)),
-        context=model.context,
-        too_long=config.data.too_long,
-        chunk_tokens=config.data.chunk_tokens,
-        vocab_size=model.vocab_size,
-    )
-
-
-def compute_options(config: Config) -> dict[str, Any]:
-    """The fields of `DecoderConfig` that say how a model is computed."""
-    return {
-        "dtype": config.compute.dtype,
-        "precision": config.compute.precision,
-        "reduce": config.compute.reduce,
-        "attention": config.compute.attention,
-        "remat": config.compute.remat,
-    }
 
 
 def _check_substitutes(config: Config, tasks: Sequence[Task]) -> None:
@@ -321,83 +205,3 @@ def _without(rows: DataRows, others: DataRows) -> DataRows:
     """The rows that are not among others; of documents, whole documents are compared."""
     keys = {row_key(row) for row in others}
     return [row for row in rows if row_key(row) not in keys]
-
-
-def _tokenizer(config: Config, sources: Sources, folder: Path | None) -> Any:
-    """The tokenizer of the model: from its folder, or trained for the new model."""
-    if folder is not None:
-        return encoding.load_tokenizer(str(folder))
-    # A new model gets a tokenizer that is trained on all texts that the run may encode.
-    refusals = [{"question": "", "answer": line} for line in sources.refusals()]
-    splits = {
-        config.data.forget: "data.forget",
-        config.data.measured_retain: "data.measured_retain",
-    }
-    if config.finetune.epochs:
-        splits |= dict.fromkeys(config.finetune.splits, "finetune.splits")
-    rows = sources.corpus(splits) + refusals
-    return fictional.train_tokenizer(rows, vocab_size=config.new_model.vocab_size)
-
-
-def _model(config: Config, tokenizer: Any, folder: Path | None) -> DecoderConfig:
-    """The configuration of the model: from its folder, or of the new model."""
-    compute = compute_options(config)
-    if folder is not None:
-        model = hf.load_config(folder, **compute)
-        hf.check_params(folder, model)
-        return model
-    sizes = dataclasses.asdict(config.new_model)
-    sizes["vocab_size"] = len(tokenizer)
-    sizes["head_dim"] = sizes["hidden_size"] // sizes["num_heads"]
-    return DecoderConfig(**sizes, **compute)
-
-
-def initial_params(config: Config, model: DecoderConfig, shardings: Tree, scope: Scope) -> Tree:
-    """The parameters before fine-tuning: from the model's folder, or random ones.
-
-    Args:
-      config: of the run.
-      model: the plain model.
-      shardings: where each parameter goes.
-      scope: says in which type each is kept, where there is no fine-tuning, which trains them all.
-    """
-    if config.model is not None:
-        folder = hf.resolve(config.model)
-        kept = abstract_params(model)
-        if not config.finetune.epochs:
-            kept = scope.as_kept(kept)
-        dtypes = jax.tree.map(lambda x: x.dtype, kept)
-        params = hf.load_params(folder, model, shardings=shardings, dtype=dtypes)
-        _check_finite(params, folder)
-        return params
-    leaves, treedef = jax.tree.flatten(shardings)
-    return _random_params(model, treedef, tuple(leaves))(jax.random.key(config.seed))
-
-
-@functools.cache
-def _random_params(
-    model: DecoderConfig, treedef: Any, shardings: tuple[jax.sharding.Sharding, ...]
-) -> Callable[[jax.Array], Tree]:
-    """(key) -> random parameters, sharded; all seeds of a process share what is compiled."""
-    placed = jax.tree.unflatten(treedef, shardings)
-    return jax.jit(lambda key: decoder.init_params(key, model), out_shardings=placed)
-
-
-def _check_finite(params: Tree, folder: Path) -> None:
-    """Refuses weights that are not finite: all that is measured of them would be NaN.
-
-    Raises:
-      ValueError: names the first parameter.
-    """
-    for path, whole in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
-        if not whole:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise ValueError(
-                f"{folder}: the weights of {name} are not all finite; download it again"
-            )
-
-
-@jax.jit
-def _all_finite(params: Tree) -> Tree:
-    """Whether each parameter has finite numbers alone, [] bool in its place."""
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)

@@ -25,7 +25,7 @@ from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.pipeline import inputs, results
 from jaxunlearn.pipeline.checks import check
-from jaxunlearn.pipeline.evaluate import (
+from jaxunlearn.pipeline.evaluation_stage import (
     evaluate_finished,
     evaluate_starting_points,
     requested_evaluation,

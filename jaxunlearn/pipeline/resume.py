@@ -1,5 +1,6 @@
 """Opens the folder of a run: a new one, or that of an earlier start of the same run."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest
 from jaxunlearn.record.erase import erase
 from jaxunlearn.record.folder import RunFolder
-from jaxunlearn.record.lock import locked_here
+from jaxunlearn.record.lock import locked, locked_here
 
 # Keys that may change between starts: they do not change the models of the run.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
@@ -58,6 +59,47 @@ def open_folder(
     hosts.wait("the folder is open")
 
 
+@contextlib.contextmanager
+def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) -> Iterator[None]:
+    """Opens and locks the folder of measurements of models that no run made.
+
+    Args:
+      folder: absent, empty, or with earlier measurements of the same models.
+      digests: of the models, see `inputs.of_models`.
+      config: of the measurements, which is written into the folder.
+
+    Raises:
+      ValueError: the folder holds something else, or results of models with other weights.
+    """
+    otherwise = f"{folder.path}: the first process cannot open the folder; it says why"
+    hosts.first_does(lambda: _make_results(folder), otherwise)
+    with locked(folder):
+
+        def join() -> None:
+            _check_same_inputs(folder, digests)
+            known = _known_inputs(folder)
+            files.write_json(folder.inputs, {**known, **digests})
+            files.write_text(folder.measured_as, dump(config))
+
+        hosts.first_does(join, otherwise)
+        manifest.check_together(folder)
+        yield
+
+
+def _make_results(folder: RunFolder) -> None:
+    """Makes the folder of measurements, if it is not there."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path}: is a file; --out must name a folder")
+    if folder.config.exists():
+        raise ValueError(f"{folder.path}: holds a run; choose another --out")
+    if folder.path.exists() and any(folder.path.iterdir()) and not folder.measured_as.exists():
+        raise ValueError(
+            f"{folder.path}: not empty and no results of ours (there is no"
+            f" {folder.measured_as.name}); choose another --out"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+
+
 def _known_inputs(folder: RunFolder) -> dict[str, str]:
     """The digests that the folder has; none in one that is new or of an earlier version."""
     return files.read_json(folder.inputs) if folder.inputs.exists() else {}
@@ -71,8 +113,8 @@ def _check_same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> None:
     """
     if different := inputs.changed(_known_inputs(folder), digests):
         raise ValueError(
-            f"{folder.path}: the run was begun with other contents of {', '.join(different)};"
-            " bring the files back"
+            f"{folder.path}: begun with other contents of {', '.join(different)};"
+            " choose another --out, or bring the files back"
         )
 
 

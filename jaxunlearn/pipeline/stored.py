@@ -13,11 +13,13 @@ import jax
 from jaxunlearn.config import Config, reader
 from jaxunlearn.core import files, trees
 from jaxunlearn.core.names import nearest
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params, merge_adapters
 from jaxunlearn.pipeline.origin import starting_params
-from jaxunlearn.pipeline.prepare import Prepared, initial_params
+from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.pipeline.subject import initial_params
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder, seeds
 from jaxunlearn.training.checkpoint import newest, read_params
 from jaxunlearn.training.scope import make_scope, with_adapters
@@ -37,6 +39,25 @@ def configuration(folder: RunFolder) -> Config:
         runs = "".join(f"; name one of its runs: {run}" for run in seeds(folder.path)[:1])
         raise FileNotFoundError(f"{folder.path}: no run here ({missing}){runs}")
     return reader.load(folder.config)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is the folder of a run, or of its seeds, rather than a model.
+
+    Raises:
+      FileNotFoundError: a folder that holds neither, or is not there.
+    """
+    folder = RunFolder(user_path(path))
+    if folder.config.is_file() or seeds(folder.path):
+        return True
+    if str(path).startswith((".", "/", "~")) and not folder.path.exists():
+        raise FileNotFoundError(f"{folder.path}: no such folder of a run or a model")
+    if folder.path.is_dir() and not (folder.path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder.path}: neither a run (config.yaml is missing) nor a model (config.json is"
+            " missing)"
+        )
+    return False
 
 
 def on_mesh(config: Config, mesh: tuple[int, int, int] | None) -> Config:

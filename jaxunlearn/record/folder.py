@@ -1,4 +1,4 @@
-"""The names of the files in a run's folder, and the names of the models a run makes itself."""
+"""The names of the files in a run's folder, and the names of models that are no objectives."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,9 @@ BASE = "base"
 
 RETRAINED = "retrained"
 """Key and folder of the model that was fine-tuned without the forget set."""
+
+MODEL = "model"
+"""Key of a model that no run made, where it is evaluated by itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved configuration: running it again gives the same run."""
         return self.path / "config.yaml"
+
+    @property
+    def measured_as(self) -> Path:
+        """The resolved configuration of measurements of models that no run made."""
+        return self.path / "measured_as.yaml"
 
     @property
     def metrics(self) -> Path:

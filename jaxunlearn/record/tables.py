@@ -221,19 +221,19 @@ _ROWS: dict[str, Any] = {
 _ARROW = {int: pa.int32(), float: pa.float64(), str: pa.string()}
 
 
-def _schema(row: Any) -> pa.Schema:
+def schema(row: Any) -> pa.Schema:
     """The Arrow schema of a row; every column may be null on disk."""
     columns = typing.get_type_hints(row).items()
-    return pa.schema([(name, _ARROW[_without_none(kind)]) for name, kind in columns])
+    return pa.schema([(name, _ARROW[without_none(kind)]) for name, kind in columns])
 
 
-def _without_none(kind: Any) -> type:
+def without_none(kind: Any) -> type:
     if isinstance(kind, types.UnionType):
         (kind,) = set(typing.get_args(kind)) - {type(None)}
     return kind
 
 
-SCHEMAS: dict[str, pa.Schema] = {name: _schema(row) for name, row in _ROWS.items()}
+SCHEMAS: dict[str, pa.Schema] = {name: schema(row) for name, row in _ROWS.items()}
 """The Arrow schema of every table, by its name."""
 
 FIGURE_COLUMNS: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import decoder
 from jaxunlearn.record import attack_results, tables
-from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder
 from jaxunlearn.reporting import (
     compare,
     evaluation_table,
@@ -178,7 +178,7 @@ def _evaluation_tables(
 def _evaluated_models(
     run: Path, config: Config, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """The evaluated models in the order of the tables: base, retrained, objectives."""
+    """The evaluated models in the order of the tables: base, retrained, the others."""
     models = evaluation_table.read(run)["models"]
-    order = (BASE, RETRAINED, *config.objectives)
+    order = (BASE, RETRAINED, *config.objectives, MODEL)
     return {n: models[n] for n in order if models.get(n) and (names is None or n in names)}

@@ -76,6 +76,7 @@ def context_of(small, params_of, tmp_path):
                 "layout": small.layout,
                 "load": lambda name: params_of(seeds[name]),
                 "retrained": False,
+                "base": True,
                 "generate": 0,
                 "recite": 0,
                 "retain_log": None,

@@ -143,7 +143,7 @@ def test_a_bad_value_is_named_by_file_set_key_and_index(tmp_path, change, messag
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "expected an object of sets: eval_log_forget.json"),
+        ("[]", "expected the sets of TOFU"),
         ('{"eval_logs.json": {}}', r"unknown set 'eval_logs.json'; perhaps you meant 'eval_log\."),
         ('{"eval_log.json": []}', "eval_log.json: expected an object of keys, got list"),
         (
@@ -162,6 +162,6 @@ def test_what_is_no_log_says_so(tmp_path, text, message):
 def test_a_missing_log_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "eval_log_aggregated.json"):
         with pytest.raises(
-            FileNotFoundError, match=r"eval_log_aggregated\.json: no evaluation log"
+            FileNotFoundError, match=r"no evaluation log; .* eval_log_aggregated\.json or TOFU_"
         ):
             tofu_log.read_log(path)

@@ -353,7 +353,7 @@ def test_what_cannot_be_measured_says_why(finished, tmp_path):
         evaluate(finished, generate=-1, **ONE)
     with pytest.raises(ValueError, match=r"no 'gaa'; there are: ga, npo; perhaps you meant 'ga'"):
         evaluate(finished, only=["gaa"], **ONE)
-    with pytest.raises(FileNotFoundError, match="no run here"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         evaluate(tmp_path / "nothing", **ONE)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -402,8 +402,8 @@ def test_real_tofu_rows(shared_data, tmp_path):
         assert set(tofu.PARTS) <= parts.keys() and np.isfinite(list(parts.values())).all()
         assert 0 <= value(rows, "model_utility") <= 1
         assert {r["reason"] for r in results(result, model, "mia")} == {
-            f"no split 'holdout05' in {source}: give one, questions and answers like the forget"
-            " set's that no model of the run was trained on"
+            f"no split 'holdout05' in {source}: give one, rows like the forget set's that no model"
+            " of the run was trained on (evaluate.splits.holdout)"
         }
     log = tofu_log.read_log(out / "tofu_logs" / "ga.json")
     assert list(log) == list(tofu_log.FILES)

@@ -15,7 +15,7 @@ from jaxunlearn.config import Objective
 from jaxunlearn.core import files
 from jaxunlearn.evaluation import best_step
 from jaxunlearn.metrics import tofu, tofu_log
-from jaxunlearn.pipeline import evaluate, recipe, stored
+from jaxunlearn.pipeline import evaluation_stage, recipe, stored
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
@@ -136,8 +136,10 @@ def test_what_is_there_is_not_computed_again(finished, monkeypatch):
     before = [(finished / name).read_bytes() for name in names]
     monkeypatch.setattr(step, "train_step", forbidden)
     monkeypatch.setattr(stored, "stage_params", forbidden)
-    made, make_suites = [], evaluate.make_suites
-    monkeypatch.setattr(evaluate, "make_suites", lambda *a: made.append(a) or make_suites(*a))
+    made, make_suites = [], evaluation_stage.make_suites
+    monkeypatch.setattr(
+        evaluation_stage, "make_suites", lambda *a: made.append(a) or make_suites(*a)
+    )
     run(CONFIG, finished)
     assert len(made) == 1  # data are read and encoded before anything is computed, and once
     assert [(finished / name).read_bytes() for name in names] == before

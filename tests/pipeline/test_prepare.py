@@ -12,7 +12,8 @@ from jaxunlearn.models import decoder, hf
 from jaxunlearn.pipeline import inputs, recipe
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.finetune import has_learned
-from jaxunlearn.pipeline.prepare import _random_params, open_sources, prepare
+from jaxunlearn.pipeline.prepare import prepare
+from jaxunlearn.pipeline.subject import _random_params, open_sources
 from jaxunlearn.record import texts
 from jaxunlearn.record.folder import RunFolder
 from tests.pipeline.tiny import TINY, replace, run
