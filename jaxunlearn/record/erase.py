@@ -18,7 +18,8 @@ def erase(folder: RunFolder) -> None:
     """Removes a run; the caller has locked its folder.
 
     The files are those that the manifest lists and those that the layout of a folder knows by their
-    names. All others stay, and so do the folders that hold one. The configuration goes last: where
+    names. All others stay, and so do the folders that hold one, and those of the trackers wandb and
+    trackio, whose runs may not have been sent yet. The configuration goes last: where
     a process is killed on the way, the folder is still that of a run.
 
     Args:
