@@ -276,7 +276,7 @@ def test_effects_by_layer_are_drawn(gated):
 
 def test_another_run_does_not_overwrite(finished):
     other = replace(unlearn={"lr": 0.5})
-    with pytest.raises(ValueError, match=r"unlearn\.lr = 0.001, this one has 0.5"):
+    with pytest.raises(ValueError, match=r"unlearn\.lr: 0.001 -> 0.5"):
         recipe.begin(other, finished, jax.devices()[:1])
 
 

@@ -182,7 +182,7 @@ def test_the_model_of_a_run_must_not_be_an_adapter(plain, tmp_path):
 
 
 def test_another_part_is_another_run(plain):
-    with pytest.raises(ValueError, match=r"train\.lora\.rank = 2, this one has 3"):
+    with pytest.raises(ValueError, match=r"train\.lora\.rank: 2 -> 3"):
         recipe.begin(
             replace(PLAIN, train={"lora": Lora(rank=3, targets=ADAPTERS.targets)}),
             plain,
