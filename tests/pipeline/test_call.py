@@ -312,7 +312,7 @@ def test_a_result_goes_into_the_next_call(first, tmp_path):
 
 def test_the_first_of_several_devices_is_the_default():
     """This process has eight."""
-    from jaxunlearn.pipeline.prepare import idle_note, make_mesh
+    from jaxunlearn.pipeline.subject import idle_note, make_mesh
 
     mesh = make_mesh(TINY)
     assert list(mesh.devices.flat) == jax.devices()[:1] and len(jax.devices()) == 8
@@ -325,7 +325,7 @@ def test_the_first_of_several_devices_is_the_default():
 
 
 def test_several_processes_leave_out_no_device(monkeypatch):
-    from jaxunlearn.pipeline.prepare import make_mesh
+    from jaxunlearn.pipeline.subject import make_mesh
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="needs 1 devices, but 8"):
