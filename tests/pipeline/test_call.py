@@ -17,6 +17,7 @@ from jaxunlearn.data import formats
 from jaxunlearn.data.rows import Columns, RawRows, normal_rows, raw_row
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline import outcome, recipe
+from jaxunlearn.pipeline.subject import idle_note, make_mesh
 from jaxunlearn.record.erase import erase
 from jaxunlearn.record.folder import RunFolder
 from tests.pipeline.tiny import TINY, replace
@@ -312,8 +313,6 @@ def test_a_result_goes_into_the_next_call(first, tmp_path):
 
 def test_the_first_of_several_devices_is_the_default():
     """This process has eight."""
-    from jaxunlearn.pipeline.subject import idle_note, make_mesh
-
     mesh = make_mesh(TINY)
     assert list(mesh.devices.flat) == jax.devices()[:1] and len(jax.devices()) == 8
     assert idle_note(mesh, None) == ("1 of 8 devices; compute.fsdp: 8 would use all",)
@@ -325,8 +324,6 @@ def test_the_first_of_several_devices_is_the_default():
 
 
 def test_several_processes_leave_out_no_device(monkeypatch):
-    from jaxunlearn.pipeline.subject import make_mesh
-
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="needs 1 devices, but 8"):
         make_mesh(TINY)
