@@ -26,7 +26,7 @@ def test_the_call_is_short():
     assert CALL.count("\n") <= 10
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_call_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

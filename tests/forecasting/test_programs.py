@@ -316,7 +316,7 @@ def test_only_what_trains_is_kept_in_several_copies(adapted):
     assert resident.disk_bytes(adapted) == 3 * own + 4 * 2 * frozen + 3 * 2 * frozen
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_programs_of_a_run_with_adapters_compile(adapted):
     compiled = {program.name: program for program in programs.programs(adapted)}
     own, frozen = (resident.device_bytes(part) for part in resident.parts(adapted))

@@ -92,7 +92,7 @@ def test_peft_computes_what_our_adapter_does(base, written):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_we_compute_what_their_adapter_does(base, tmp_path):
     torch = pytest.importorskip("torch")

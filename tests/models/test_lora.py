@@ -175,7 +175,7 @@ def test_effects_on_adapters_follow_from_those_on_the_matrices(float64):
     np.testing.assert_allclose(own[0]["blocks"]["o"]["lora_b"], everything, rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("trainable", [ADAPTERS, r"down\.kernel|^norm|q\.lora_a"])
 def test_gates_forward_mode_and_the_definition_agree(trainable):
     params = random_params(ADAPTED)
@@ -226,7 +226,7 @@ def by_definition(params, rows, direction, trainable):
     return np.asarray(dots(own))[np.flatnonzero(np.asarray(rows.mask).any(-1))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_effects_by_tensor_leave_out_frozen_ones():
     params = random_params(ADAPTED)
     direction = effects.partition(params, ADAPTERS)[0]
@@ -251,7 +251,7 @@ def test_adapters_are_split_as_their_matrices_are():
     assert spec("down", "lora_b") == (None, None, None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_more_devices_give_the_same_numbers():
     params = random_params(ADAPTED)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)

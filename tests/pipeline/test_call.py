@@ -281,7 +281,7 @@ def test_a_call_is_the_run_of_its_configuration(first, tmp_path):
     assert first.folder.joinpath("memory").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_call_resumes_and_refuses_other_rows(first):
     before = RunFolder(first.folder).starts.read_text().count("\n")
     objective = {"npo": {"retain": "gd"}}
@@ -294,7 +294,7 @@ def test_the_call_resumes_and_refuses_other_rows(first):
     assert sorted(RunFolder(first.folder).memory.iterdir()) == memory
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_result_goes_into_the_next_call(first, tmp_path):
     model = (first.params["npo"], first.model, first.tokenizer)
     second = jaxunlearn.unlearn(

@@ -150,7 +150,7 @@ def test_samples_add_up_to_their_risk_and_parts_to_samples(step):
                 assert sum(r["log_prob_predicted"] for r in kind) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_real_change_is_that_of_each_model_alone(finished, exported, step):
     """Statistics of the two folders, read one by one."""
     config = reader.load(finished / "config.yaml")
@@ -178,7 +178,7 @@ def test_tables_are_written_as_they_are_described(step):
         assert table.schema == step_tables.SCHEMAS[name] and table.num_rows == len(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_neither_gates_nor_a_mesh_change_the_prediction(finished, exported, step, tmp_path):
     config = reader.load(finished / "config.yaml")
     gated = replace(config, measure={"gradients": "gates"})
@@ -197,7 +197,7 @@ def test_neither_gates_nor_a_mesh_change_the_prediction(finished, exported, step
     assert not (tmp_path / "eight" / "token_effect.parquet").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_checkpoints_in_bfloat16(finished, tmp_path):
     for name in ("base", "wga"):
         export(finished, name, tmp_path / name, "bfloat16")

@@ -309,7 +309,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("measured", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("measured", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_an_objective_that_diverges_keeps_its_last_finite_state(tmp_path, measured):
     """With a rate that no float32 survives; the next objective goes on."""
     schedule = {"steps": (0, 3)} if measured else {"every": 0}

@@ -114,7 +114,7 @@ def test_its_adapter_is_a_folder_of_peft(plain, tmp_path, capsys):
     assert (adapted - before).abs().max() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_types_in_which_parameters_are_read(plain, tmp_path):
     """An adapter from a folder is float32, and a frozen model is read as bfloat16 at once."""
     export(plain, "npo", tmp_path / "adapter", adapter=True)
@@ -134,7 +134,7 @@ def beginning_from(plain, adapter, **train):
     return replace(PLAIN, model=str(plain / "base"), train=train, finetune={"epochs": 0})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_begins_from_an_adapter(plain, tmp_path):
     """Its model before unlearning is the one after unlearning of the run that wrote the adapter."""
     export(plain, "npo", tmp_path / "adapter", adapter=True)
@@ -207,7 +207,7 @@ def only(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["measured", "only"])
 def test_effects_are_those_on_what_trains(name, request):
     out = request.getfixturevalue(name)
@@ -268,7 +268,7 @@ def test_frozen_parameters_stay_what_they_were(only):
                 np.testing.assert_array_equal(own, rounded)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_adapters_that_diverge_leave_their_last_finite_state(tmp_path):
     """Steps are taken again from a checkpoint of adapters, beside the frozen model."""
     config = replace(PLAIN, unlearn={"epochs": 4, "lr": 3e38, "warmup_epochs": 0})
@@ -279,7 +279,7 @@ def test_adapters_that_diverge_leave_their_last_finite_state(tmp_path):
     assert all(np.isfinite(x).all() for x in saved(tmp_path / "run", "npo").values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_of_which_no_block_trains_has_a_report(tmp_path):
     """The groups of layers are those that have effects."""
     objectives = {"ga": Objective()}
@@ -313,7 +313,7 @@ def test_an_interrupted_run_ends_as_the_other(measured, tmp_path, monkeypatch):
         np.testing.assert_array_equal(leaf, saved(measured, "npo")[name])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_on_eight_devices_gives_the_same_numbers(measured, tmp_path):
     config = replace(MEASURED, compute={"data": 2, "fsdp": 2, "tensor": 2})
     run(config, tmp_path / "run", jax.devices())
@@ -323,7 +323,7 @@ def test_a_run_on_eight_devices_gives_the_same_numbers(measured, tmp_path):
         np.testing.assert_allclose(b["value"], a["value"], rtol=2e-3, atol=1e-4 * scale)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gates_tensors_evaluation_and_attacks(measured, tmp_path):
     """Offloaded, without risk gradients, with suites on the way and relearning at the end."""
     config = replace(

@@ -161,7 +161,7 @@ one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.mark.cost
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_no_gradient_of_frozen_parameters_is_formed(dtype):
     """Gradients of its 6 MB would be temporaries; a third of that are one layer and activations."""
     adapted = dataclasses.replace(WIDE, lora=decoder.Lora(2, 4.0), dtype=dtype)
@@ -175,7 +175,7 @@ def test_no_gradient_of_frozen_parameters_is_formed(dtype):
     assert whole.temp_size_in_bytes > 0.9 * size  # the test would see a gradient
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("by", ["total", "layer"])
 def test_updates_spare_the_retain_term_on_what_trains(by):
     params = random_params(ADAPTED)
