@@ -1,6 +1,7 @@
 """What a run found, in memory: models, tables, figures, and a summary for notebooks."""
 
 import dataclasses
+import functools
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,7 +164,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
         memory.
     """
     config, model = stored.configuration(folder), prepared.model
-    shardings = sharding.param_shardings(model, prepared.mesh)
+    place = functools.partial(sharding.param_shardings, mesh=prepared.mesh)
     names = [name for name in stored.finished(folder, config) if name in prepared.config.objectives]
     read_json = lambda file: files.read_json(file) if file.is_file() else None
     results = files.read_json(folder.results)["models"]
@@ -171,7 +172,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
     files_of = {name: folder.table(name) for name in tables.SCHEMAS if folder.table(name).exists()}
     return Result(
         params={
-            name: stored.final_params(folder, config, name, model, shardings) for name in names
+            name: stored.final_params(folder, config, name, model, place) for name in names
         },
         model=model,
         tokenizer=prepared.tokenizer,
