@@ -11,10 +11,6 @@ import numpy as np
 TARGET_SHARE = 0.95
 """Fewest tokens over those of the chosen width, at least: attention costs more in wider rows."""
 
-LABEL_STEP = 8
-"""The label counts of training batches are multiples of this. Another seed draws other batches, and
-most of its shapes are then those that are already compiled."""
-
 
 class Sample(NamedTuple):
     """One encoded sample: BOS, prompt, answer, EOS; or BOS and a chunk of a document.
@@ -156,9 +152,7 @@ def plan_steps(
         plan_layout(step, best_fit(size, width), rows=rows, width=width)
         for step, size in zip(steps, lengths, strict=True)
     ]
-    plan = Plan(*map(max, zip(*plans, strict=True)))
-    labels, answer = (_round_up(n, LABEL_STEP) for n in (plan.labels, plan.answer))
-    return plan._replace(labels=min(labels, width), answer=min(answer, width))
+    return Plan(*map(max, zip(*plans, strict=True)))
 
 
 def checked_lengths(sequences: Sequence[Sample], width: int | None) -> list[int]:
