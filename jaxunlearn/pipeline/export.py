@@ -14,6 +14,7 @@ from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import hf
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline import stored
+from jaxunlearn.pipeline.resume import check_weights
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RunFolder
 from jaxunlearn.training.scope import with_adapters
@@ -47,8 +48,8 @@ def export(
       The folder.
 
     Raises:
-      ValueError, FileNotFoundError: no such run, objective or dtype, one that is not finished, or
-        no adapters where they are asked for.
+      ValueError, FileNotFoundError: no such run, objective or dtype, one that is not finished, no
+        adapters where they are asked for, or a frozen model that is not what it was.
       FileExistsError: the folder is not empty.
     """
     if dtype not in DTYPES:
@@ -58,6 +59,8 @@ def export(
     config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
     manifest.check(source_run)
+    if config.train.words is not None:
+        check_weights(source_run, config)  # what is frozen is not in the checkpoints
     source = _source(source_run, config)
     model = hf.load_config(source)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

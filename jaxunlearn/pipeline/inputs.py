@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from jaxunlearn.config import Config
 from jaxunlearn.data.digests import of_parts, of_samples
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline.prepare import Prepared
@@ -27,6 +28,12 @@ def digests(prepared: Prepared) -> dict[str, str]:
     # What only some objectives or settings read is compared where it was read before.
     optional = {"data.retain": prepared.sets.retain, "finetune.splits": prepared.finetune}
     found |= {key: of_samples(samples) for key, samples in optional.items() if samples}
+    return found | of_weights(config)
+
+
+def of_weights(config: Config) -> dict[str, str]:
+    """The SHA-256 of the model and the adapter that a run begins with, by their keys."""
+    found: dict[str, str] = {}
     if config.model is not None:
         found["model"] = of_files(_model_files(hf.resolve(config.model)))
     if config.train.lora.start is not None:

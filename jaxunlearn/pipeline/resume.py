@@ -121,6 +121,15 @@ def _check_same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> None:
         )
 
 
+def check_weights(folder: RunFolder, config: Config) -> None:
+    """Checks that the model and the adapter that a run began with are still the same.
+
+    Raises:
+      ValueError: names those that differ.
+    """
+    _check_same_inputs(folder, inputs.of_weights(config))
+
+
 def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[str] = ()) -> None:
     """Checks that the files of a run are whole, and that its data and model are still the same.
 

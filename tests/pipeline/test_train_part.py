@@ -13,7 +13,7 @@ from jaxunlearn import cli, effects
 from jaxunlearn.config import Lora, Objective, dump
 from jaxunlearn.measurement.interval import Interval
 from jaxunlearn.models import hf
-from jaxunlearn.pipeline import recipe, stored
+from jaxunlearn.pipeline import inputs, recipe, stored
 from jaxunlearn.pipeline.export import export
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.prepare import prepare
@@ -171,6 +171,22 @@ def test_what_has_no_adapter_is_refused(plain, tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2 and "the run has no adapters (train.lora)" in error
     assert not (tmp_path / "free").exists()
+
+
+def test_a_frozen_model_that_changed_is_not_exported(plain, tmp_path):
+    """The checkpoints hold adapters alone: those would be merged into other matrices."""
+    model = shutil.copytree(plain / "base", tmp_path / "model")
+    out = shutil.copytree(plain, tmp_path / "run")
+    config = replace(PLAIN, model=str(model), finetune={"epochs": 0})
+    (out / "config.yaml").write_text(dump(config))
+    (out / "inputs.json").write_text(json.dumps(inputs.of_weights(config)))
+    export(out, "npo", tmp_path / "whole")
+    (weights,) = model.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    for adapter in (False, True):
+        with pytest.raises(ValueError, match="begun with other contents of model"):
+            export(out, "npo", tmp_path / "other", adapter=adapter)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_model_of_a_run_must_not_be_an_adapter(plain, tmp_path):
