@@ -86,7 +86,16 @@ def make_suites(context: Context, names: Iterable[str]) -> Evaluation:
     Raises:
       ValueError, OSError: data that are missing or bad.
     """
-    return Evaluation(context, {name: SUITES[name].make(context) for name in names})
+    suites = {name: SUITES[name].make(context) for name in names}
+    # In another precision all numbers are others.
+    model = {"dtype": context.model.dtype, "precision": context.model.precision}
+    return Evaluation(
+        context,
+        {
+            n: suite._replace(settings=suite.settings | {"model": model})
+            for n, suite in suites.items()
+        },
+    )
 
 
 def all_definitions() -> dict[str, Definition]:

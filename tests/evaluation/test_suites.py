@@ -44,7 +44,9 @@ def test_a_row_of_the_table_is_a_suite(monkeypatch, context_of):
     monkeypatch.setitem(SUITES, "length", SuiteEntry(lambda context: suite, {"length": definition}))
     context = context_of()
     evaluation = make_suites(context, select_suites(["length"]))
-    assert evaluation.context is context and evaluation.suites == {"length": suite}
+    assert evaluation.context is context and list(evaluation.suites) == ["length"]
+    assert evaluation.suites["length"].measure is suite.measure
+    assert evaluation.suites["length"].settings.items() >= suite.settings.items()
     assert suites.all_definitions()["length"] is definition
 
 
@@ -190,6 +192,18 @@ def test_paraphrases_are_looked_for_in_both_splits_of_a_set(from_files):
         assert over in suite.settings["items"], splits
         for name in splits:
             (pathlib.Path(from_files(BARE).config.data.source) / f"{name}.jsonl").unlink()
+
+
+def test_settings_change_with_the_precision(small, context_of):
+    """Results in bfloat16 must not be taken for those that are asked for in float32."""
+
+    def of(**changes):
+        context = context_of(model=dataclasses.replace(small.model, **changes))
+        return make_suites(context, ["memorization"]).suites["memorization"].settings
+
+    settings = [of(), of(dtype="bfloat16"), of(precision="default")]
+    assert all(settings.count(each) == 1 for each in settings) and of() == settings[0]
+    assert json.loads(json.dumps(settings)) == settings
 
 
 def test_settings_change_with_the_content_of_a_split(from_files):
