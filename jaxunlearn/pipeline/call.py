@@ -100,7 +100,7 @@ def unlearn(
         **_mesh_keys(mesh),
     }
     settings = {key: value for key, value in shorthands.items() if value is not None}
-    settings |= {"objectives": _objectives(objective, hyper), **_checked(overrides)}
+    settings |= {"objectives": _objectives(objective, hyper), **_checked(overrides, settings)}
     base = override(_base(model), settings, WHERE)
     sets = {FORGET: forget, RETAIN: retain, MEASURED: measured_retain}
     with _folder(out) as folder:
@@ -136,9 +136,12 @@ def _base(model: Any) -> Config:
     )
 
 
-def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuses keys that have an argument of their own."""
-    for key in overrides:
+def _checked(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuses keys that have an argument of their own, or that `settings` holds already."""
+    for key, value in overrides.items():
+        below = [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else [key]
+        if twice := [name for name in (key, *below) if name in settings]:
+            raise ConfigError(f"{WHERE}: {twice[0]}: is given twice, also by its short name")
         if key.partition(".")[0] in ("objectives", "model"):
             argument = key.partition(".")[0].removesuffix("s")
             raise ConfigError(f"{WHERE}: {key}: give it as the argument {argument!r}")
@@ -219,7 +222,10 @@ def _rows(sets: Mapping[str, Any], config: Config, folder: RunFolder) -> dict[st
 def _folder(out: str | Path | None) -> Iterator[RunFolder]:
     """The folder of the run: the one that is named, or a temporary one."""
     if out is not None:
-        yield RunFolder(user_path(out).absolute())
+        path = user_path(out).absolute()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path}: is a file; out must name a folder")
+        yield RunFolder(path)
         return
     with tempfile.TemporaryDirectory(prefix="jaxunlearn-") as path:
         yield RunFolder(Path(path) / "run")

@@ -178,6 +178,16 @@ CASES = {
         "hyper: is for one objective",
     ),
     "no mesh": ((FORGET, RETAIN), {"mesh": (1, 2)}, "must be three numbers"),
+    "a key twice": (
+        (FORGET, RETAIN),
+        {"lr": 1.0, "unlearn": {"lr": 2.0}},
+        "unlearn.lr: is given tw",
+    ),
+    "a dotted key twice": (
+        (FORGET, RETAIN),
+        {"mesh": (1, 1, 1), "compute.fsdp": 2},
+        "compute.fsdp: is given twice",
+    ),
     "a bad value": ((FORGET, RETAIN), {"lr": -1.0}, "unlearn.lr: -1.0 must be positive"),
 }
 
@@ -188,6 +198,13 @@ def test_bad_input_is_named_and_nothing_is_written(case, tmp_path):
     with pytest.raises(ValueError, match=words):
         jaxunlearn.unlearn(None, forget, retain, out=tmp_path / "out", **KEYS, **keywords)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out: is a file; out must name a folder"):
+        jaxunlearn.unlearn(None, FORGET, RETAIN, out=tmp_path / "out", **KEYS)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
