@@ -134,7 +134,7 @@ class Result:
         if dtype not in DTYPES:
             raise ValueError(f"dtype: {dtype!r} must be one of {', '.join(DTYPES)}")
         for name in self.stopped if objective is None and not self.params else [objective]:
-            if name in self.stopped:
+            if name is not None and name in self.stopped:
                 raise ValueError(
                     f"objective: {name!r} diverged after step {self.stopped[name]} and has no final"
                     " model; lower its learning rate"
