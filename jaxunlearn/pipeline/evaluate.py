@@ -188,9 +188,9 @@ def _names(
     """
     done = stored.finished(folder, config)
     objectives = list(config.objectives if only is None else reader.only(config, only).objectives)
-    for name in objectives if only is not None else ():
-        stored.final_step(folder, name)  # says why there is no final model
     absent = [name for name in objectives if name not in done]
+    for name in absent if only is not None else ():
+        stored.final_step(folder, name)  # says why there is no final model
     diverged = [name for name in absent if folder.result(name).is_file()]
     unfinished = [name for name in absent if name not in diverged]
     for words, which in (("not finished", unfinished), ("diverged", diverged)):
