@@ -171,9 +171,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
     # A table is missing where nothing of it was measured.
     files_of = {name: folder.table(name) for name in tables.SCHEMAS if folder.table(name).exists()}
     return Result(
-        params={
-            name: stored.final_params(folder, config, name, model, place) for name in names
-        },
+        params={name: stored.final_params(folder, config, name, model, place) for name in names},
         model=model,
         tokenizer=prepared.tokenizer,
         summary={name: {k: numbers[k] for k in COLUMNS} for name, numbers in results.items()},
