@@ -53,7 +53,7 @@ def checkpoint_effects(
       reduction: of the risks R, see `objectives.reduce_losses`.
       mesh: (data, fsdp, tensor), where it is not the configuration's.
       console: for progress and the table; default: nothing is printed.
-      devices: the devices of the mesh; default: all.
+      devices: the devices of the mesh; default: all, or the first one for a mesh of one.
 
     Returns:
       The rows of the tables, see `record.step_tables`.
@@ -68,6 +68,12 @@ def checkpoint_effects(
             f"reduction (--reduction): no {reduction!r}; there are: {known}"
             + nearest(reduction, REDUCTIONS)
         )
+    for key, model in {"before": before, "after": after}.items():
+        if stored.is_run(model):
+            raise ValueError(
+                f"{key}: {model} is a run; write one of its models with `jaxunlearn export {model}"
+                " OBJECTIVE FOLDER`, and compare that folder"
+            )
     console = console or quiet_console()
     config = stored.on_mesh(of_model(config or Config(), before), mesh)
     name = f"{config.name}-{of_model(config, after).name}"

@@ -158,8 +158,10 @@ def _evaluate_model(
     load = lambda name: read_folder(folders[name], subject.model, shardings)
     names = [name for name in (RETRAINED, BASE, MODEL) if name in folders]
     digests = inputs.of_models(folders)
-    with open_results(folder, digests, config), jax.set_mesh(subject.mesh):
+    with jax.set_mesh(subject.mesh):
+        # Bad data are refused before the folder is made.
         evaluation = build_evaluation(subject, folder, requested, list(others), load)
+    with open_results(folder, digests, config), jax.set_mesh(subject.mesh):
         measure_models(evaluation, folder, names, make_stages(subject, folder, console))
     report.print_evaluation(folder.path, config, console, names)
 
@@ -181,16 +183,18 @@ def _names(
     """The models to measure: all finished objectives, or those that were requested.
 
     Raises:
-      ValueError: an objective that was asked for is not finished, or not in the run.
+      ValueError: an objective that was asked for is not in the run.
+      FileNotFoundError: it is not finished, or it diverged; says which.
     """
     done = stored.finished(folder, config)
     objectives = list(config.objectives if only is None else reader.only(config, only).objectives)
-    unfinished = [name for name in objectives if name not in done]
-    if only is not None and unfinished:
-        raise ValueError(
-            f"{folder.path}: not finished: {', '.join(unfinished)}; run the configuration again"
-        )
-    if unfinished:
-        console.print(f"not finished, not measured: {', '.join(unfinished)}", markup=False)
+    for name in objectives if only is not None else ():
+        stored.final_step(folder, name)  # says why there is no final model
+    absent = [name for name in objectives if name not in done]
+    diverged = [name for name in absent if folder.result(name).is_file()]
+    unfinished = [name for name in absent if name not in diverged]
+    for words, which in (("not finished", unfinished), ("diverged", diverged)):
+        if which:
+            console.print(f"{words}, not measured: {', '.join(which)}", markup=False)
     finished = [name for name in config.objectives if name in objectives and name in done]
     return models_of(finished, folder.model(RETRAINED).is_dir())

@@ -61,6 +61,8 @@ class Result:
       summary: {model: {"forget_nll", "forget_es", "forget_em", "retain_nll", ..}}, first of `base`,
         the model before unlearning, then of every objective after its last step: the mean NLL of an
         answer token in nats, extraction strength and exact memorisation, on both sets.
+      stopped: {objective: the step after which it diverged}; its numbers in `summary` are those of
+        that step, and it has no entry in `params`.
       tables: {name: the table}, see docs/tables.md; only those that something was measured for.
       evaluation: what the suites measured, as `evaluation.json`; None where none was asked for.
       relearning: what attacks found, as `relearn.json`; None where none was asked for.
@@ -74,6 +76,7 @@ class Result:
     model: DecoderConfig = dataclasses.field(repr=False)
     tokenizer: Any = dataclasses.field(repr=False)
     summary: Mapping[str, Mapping[str, Any]]
+    stopped: Mapping[str, int]
     tables: "Mapping[str, pyarrow.Table]" = dataclasses.field(repr=False)
     evaluation: Any = dataclasses.field(repr=False)
     relearning: Any = dataclasses.field(repr=False)
@@ -130,6 +133,12 @@ class Result:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: {dtype!r} must be one of {', '.join(DTYPES)}")
+        for name in self.stopped if objective is None and not self.params else [objective]:
+            if name in self.stopped:
+                raise ValueError(
+                    f"objective: {name!r} diverged after step {self.stopped[name]} and has no final"
+                    " model; lower its learning rate"
+                )
         if objective is None and len(self.params) != 1:
             raise ValueError(f"objective: name one of {', '.join(self.params) or 'none'}")
         name = next(iter(self.params)) if objective is None else objective
@@ -145,12 +154,17 @@ class Result:
         """The summary as a table. All text is escaped: names may come from anywhere."""
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in ("model", *COLUMNS.values()))
         rows = "".join(
-            f"<tr><td>{html.escape(shown_name(name))}</td>"
+            f"<tr><td>{html.escape(self._label(name))}</td>"
             + "".join(f"<td>{three_decimals(numbers.get(key))}</td>" for key in COLUMNS)
             + "</tr>"
             for name, numbers in self.summary.items()
         )
         return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def _label(self, name: str) -> str:
+        """What the summary calls a model."""
+        stopped = f" (stopped at {self.stopped[name]})" if name in self.stopped else ""
+        return shown_name(name) + stopped
 
 
 def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | None) -> Result:
@@ -175,6 +189,11 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
         model=model,
         tokenizer=prepared.tokenizer,
         summary={name: {k: numbers[k] for k in COLUMNS} for name, numbers in results.items()},
+        stopped={
+            name: numbers["steps"]
+            for name, numbers in results.items()
+            if numbers.get("steps") != numbers.get("of_steps")
+        },
         tables={name: tables.read_parquet(file) for name, file in files_of.items()},
         evaluation=read_json(folder.evaluation),
         relearning=read_json(folder.relearn),

@@ -76,8 +76,11 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
     with locked(folder):
 
         def join() -> None:
-            _check_same_inputs(folder, digests)
-            known = _known_inputs(folder)
+            known: dict[str, str] = {}
+            # An attempt that measured nothing, perhaps of a broken model, binds to no weights.
+            if any(file.exists() for file in (folder.evaluation, folder.table("g_effect"))):
+                _check_same_inputs(folder, digests)
+                known = _known_inputs(folder)
             files.write_json(folder.inputs, {**known, **digests})
             files.write_text(folder.measured_as, dump(config))
 
@@ -186,6 +189,7 @@ def _remove(folder: RunFolder, config: Config) -> None:
     read = {
         "model": config.model,
         "data.source": config.data.source,
+        "train.lora.start": config.train.lora.start,
         "evaluate.retain_log": config.evaluate.retain_log,
     }
     for key, name in read.items():

@@ -52,7 +52,8 @@ def is_run(path: str | Path) -> bool:
         return True
     if str(path).startswith((".", "/", "~")) and not folder.path.exists():
         raise FileNotFoundError(f"{folder.path}: no such folder of a run or a model")
-    if folder.path.is_dir() and not (folder.path / "config.json").is_file():
+    described = [folder.path / name for name in ("config.json", "adapter_config.json")]
+    if folder.path.is_dir() and not any(map(Path.is_file, described)):
         raise FileNotFoundError(
             f"{folder.path}: neither a run (config.yaml is missing) nor a model (config.json is"
             " missing)"
@@ -221,18 +222,23 @@ def final_step(folder: RunFolder, objective: str) -> Path:
     """The checkpoint after an objective's last update.
 
     Raises:
-      FileNotFoundError: the objective is not finished, or stopped before its last update.
+      FileNotFoundError: the objective is not finished, or it diverged; says which.
     """
     file = folder.result(objective)
     if not file.is_file():
         raise _unfinished(folder, objective)
     result = files.read_json(file)
+    if result["steps"] < result["of_steps"]:
+        raise FileNotFoundError(
+            f"{folder.path}: {objective!r} diverged after step {result['steps']} of"
+            f" {result['of_steps']} and has no final model; run it with a lower learning rate"
+        )
     checkpoint = newest(folder.checkpoints(objective))
     if checkpoint is None or checkpoint.name != str(result["of_steps"]):
         newest_one = "none" if checkpoint is None else f"one after step {checkpoint.name}"
         raise FileNotFoundError(
             f"{folder.path}: {objective!r} has no checkpoint after its last step"
-            f" {result['of_steps']} but {newest_one}; it stopped after step {result['steps']}"
+            f" {result['of_steps']} but {newest_one}; run the configuration again"
         )
     return checkpoint
 

@@ -96,11 +96,24 @@ def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
 
 
 def labelled(groups: Mapping[str, Sequence[Member]]) -> Iterator[tuple[str, str, list[Member]]]:
-    """(label, model, runs that have it) of every model of every group, in order."""
+    """(label, model, runs that have it) of every model of every group, in order.
+
+    The label says of an objective that diverged where it stopped: its numbers are those of the last
+    state before, which nothing may have been forgotten in.
+    """
     for group, members in groups.items():
         for name in dict.fromkeys(name for member in members for name in member.models):
-            label = shown_name(name) if len(groups) == 1 else f"{group}: {shown_name(name)}"
-            yield label, name, [member for member in members if name in member.models]
+            having = [member for member in members if name in member.models]
+            shown = shown_name(name) + _stopped([member.models[name] for member in having])
+            yield shown if len(groups) == 1 else f"{group}: {shown}", name, having
+
+
+def _stopped(results: Sequence[Mapping[str, Any]]) -> str:
+    """Says how many of the runs of a model stopped before their last step, if any did."""
+    early = [r["steps"] for r in results if r.get("steps") != r.get("of_steps")]
+    if not early:
+        return ""
+    return f" (stopped at {early[0]})" if len(results) == 1 else f" ({len(early)} stopped early)"
 
 
 # --------------------------------------------------------------------------- tables

@@ -225,7 +225,8 @@ def test_an_adapter_is_no_model(written, base):
         hf.resolve(written[0])
     expected = (
         f"{written[0]}: is a PEFT adapter of {base} and no model; write model: {base} and"
-        f" train: {{lora: {{start: {written[0]}}}}}"
+        f" train: {{lora: {{start: {written[0]}}}}} in the configuration of a run, or merge it into"
+        " that model"
     )
     assert str(error.value) == expected
     assert hf.resolve_adapter(written[0]) == written[0]

@@ -209,7 +209,7 @@ def test_no_model(model, words, tmp_path):
 
 def result_of(summary, **values):
     empty = dict.fromkeys(("tokenizer", "evaluation", "relearning", "source", "folder"))
-    empty |= {"params": {}, "model": None, "tables": {}, "pictures": {}}
+    empty |= {"params": {}, "model": None, "tables": {}, "pictures": {}, "stopped": {}}
     return outcome.Result(summary=summary, **empty | values)
 
 
@@ -218,6 +218,16 @@ def test_names_are_escaped_in_notebooks():
     shown = result_of({"base": numbers, "<script>": numbers | {"forget_es": None}})._repr_html_()
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "before" in shown
     assert shown.count("<td>0.500</td>") == 11 and "<td>-</td>" in shown
+
+
+def test_an_objective_that_diverged_is_named(tmp_path):
+    """Its numbers are those of a state before, and it has no model."""
+    numbers = dict.fromkeys(outcome.COLUMNS, 0.5)
+    result = result_of({"base": numbers, "ga": numbers}, stopped={"ga": 3})
+    assert "<td>ga (stopped at 3)</td>" in result._repr_html_()
+    for name in ("ga", None):
+        with pytest.raises(ValueError, match="'ga' diverged after step 3 and has no final model"):
+            result.save(tmp_path / "a", name)
 
 
 def test_unknown_names_of_a_result_are_named(tmp_path):

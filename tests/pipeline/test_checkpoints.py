@@ -267,7 +267,7 @@ def test_a_set_that_is_named_must_be_there(model, folder_of, tmp_path):
     config = replace(folder_of(forget=ROWS), data={"measured_retain": "retained"})
     with pytest.raises(FileNotFoundError, match=r"data.measured_retain: .* no split 'retained'"):
         evaluate(model, config=config, out=tmp_path / "out", suites=["memorization"], **ONE)
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_set_is_measured_without_the_other(model, folder_of, tmp_path):
@@ -285,6 +285,38 @@ def test_options_of_the_other_kind_are_refused(model, tmp_path):
     for option in ("out", "retrained", "base"):
         with pytest.raises(ValueError, match=rf"{option} \(--{option}\): is for a model, and"):
             evaluate(tmp_path, **{option: "x"}, **ONE)
+
+
+def test_a_model_that_is_mended_goes_into_the_folder_of_the_attempt(model, folder_of, tmp_path):
+    """A broken download measures nothing, so the whole one is no other model."""
+    config, broken = folder_of(forget=ROWS[1:], retain_perturbed=ROWS[:1]), tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (weights,) = broken.glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + np.float32(np.nan).tobytes())
+    arguments = {"config": config, "out": tmp_path / "out", "suites": ["memorization"], **ONE}
+    with pytest.raises(ValueError, match=r"broken: the weights of .* are not all finite"):
+        evaluate(broken, **arguments)
+    weights.write_bytes(whole)
+    evaluate(broken, **arguments)
+    assert record_of(tmp_path / "out")[MODEL]["memorization"]["results"]
+    weights.write_bytes(whole[:-4] + bytes(4))
+    with pytest.raises(ValueError, match="begun with other contents of model"):
+        evaluate(broken, **arguments)
+
+
+def test_runs_and_adapters_are_no_models(model, tmp_path):
+    run_folder, adapter = tmp_path / "run", tmp_path / "adapter"
+    for folder, name in ((run_folder, "config.yaml"), (adapter, "adapter_config.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    for key, pair in {"before": (run_folder, model), "after": (model, run_folder)}.items():
+        with pytest.raises(ValueError, match=rf"{key}: .*run is a run; .*jaxunlearn export"):
+            checkpoint_effects(*pair, out=tmp_path / "out", **ONE)
+    for call in (lambda: evaluate(adapter, **ONE), lambda: checkpoint_effects(adapter, model)):
+        with pytest.raises(ValueError, match=r"adapter: is a PEFT adapter of .* and no model"):
+            call()
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_and_folders_that_do_not_do(model, folder_of, tmp_path):

@@ -359,7 +359,7 @@ def test_what_cannot_be_measured_says_why(finished, tmp_path):
     shutil.copytree(finished, out)
     manifest.open_stage(RunFolder(out), "npo")
     (out / "objectives" / "npo" / "result.json").unlink()
-    with pytest.raises(ValueError, match="not finished: npo"):
+    with pytest.raises(FileNotFoundError, match="'npo' is not finished"):
         evaluate(out, only=["npo"], **ONE)
     # Without `only` the finished ones are measured, and the others are named.
     console = Console(file=io.StringIO(), width=100)

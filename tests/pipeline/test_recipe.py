@@ -14,6 +14,8 @@ from jaxunlearn.core import files
 from jaxunlearn.measurement.interval import Interval
 from jaxunlearn.objectives import names as objective_names
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline.evaluate import evaluate
+from jaxunlearn.pipeline.relearn import relearn
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.training import step
@@ -334,6 +336,11 @@ def test_an_objective_that_diverges_keeps_its_last_finite_state(tmp_path, measur
     assert (ga["diverged"]["sample"], ga["diverged"]["samples"]) == (0, 3)
     assert newest(folder.checkpoints("ga")).name == "1"
     assert "stopped at 1" in folder.summary.read_text()
+    for call in (relearn, evaluate):
+        with pytest.raises(
+            FileNotFoundError, match=r"'ga' diverged after step 1 of .* final model"
+        ):
+            call(folder.path, only=["ga"])
     before = digests(folder.path)
     run(config, folder.path)  # it is done, and nothing is computed again
     assert digests(folder.path) == before

@@ -282,7 +282,7 @@ def test_nothing_to_attack(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run here"):
         attack(tmp_path / "nowhere")
     shutil.copy(finished / "config.yaml", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no objective is finished"):
+    with pytest.raises(FileNotFoundError, match="'npo' is not finished"):
         attack(tmp_path)
     with pytest.raises(FileNotFoundError, match="'npo' is not finished"):
         attack(tmp_path, only=["npo"])

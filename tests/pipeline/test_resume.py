@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from jaxunlearn.config import Objective, load
+from jaxunlearn.config import Lora, Objective, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline import inputs
@@ -121,12 +121,15 @@ def test_a_run_that_somebody_works_on_is_not_removed(folder):
     assert load(folder.config) == TINY
 
 
-@pytest.mark.parametrize("key", ["model", "data"])
+@pytest.mark.parametrize("key", ["model", "data", "train"])
 def test_a_new_run_must_not_read_what_overwrite_removes(folder, key):
     inside = str(folder.path / "base")
-    changed = replace(
-        OTHER, **({"model": inside} if key == "model" else {"data": {"source": inside}})
-    )
+    sections = {
+        "model": inside,
+        "data": {"source": inside},
+        "train": {"lora": Lora(start=inside)},
+    }
+    changed = replace(OTHER, **{key: sections[key]})
     with pytest.raises(ValueError, match=rf"{key}.*base is in .*--overwrite removes"):
         open_folder(folder, changed, {}, overwrite=True)
     assert load(folder.config) == TINY

@@ -54,6 +54,23 @@ def test_objectives_may_differ_between_repeats():
     assert len(compare.grouped([member(0), member(1, objectives=more)])) == 1
 
 
+def test_a_table_says_what_diverged():
+    """Its numbers are those of a state before, in which nothing may be forgotten."""
+
+    def stopped(seed):
+        whole = member(seed)
+        npo = whole.models["npo"] | {"steps": 2, "of_steps": 9}
+        return whole._replace(models=whole.models | {"npo": npo})
+
+    for members, label in (
+        ([stopped(0)], "npo (stopped at 2)"),
+        ([stopped(0), member(1)], "npo (1 stopped early)"),
+    ):
+        groups = compare.grouped(members)
+        for table in (compare.models_table(groups), compare.ranking(groups)):
+            assert label in [cell for row in table.rows for cell in row]
+
+
 def test_a_table_has_means_and_deviations():
     groups = compare.grouped([member(0, es=0.2), member(1, es=0.4)])
     table = compare.models_table(groups)

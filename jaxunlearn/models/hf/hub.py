@@ -30,7 +30,8 @@ def resolve(model: str | Path) -> Path:
         base = named or "BASE"
         raise ValueError(
             f"{model}: is a PEFT adapter of {base} and no model; write model: {base} and"
-            f" train: {{lora: {{start: {model}}}}}"
+            f" train: {{lora: {{start: {model}}}}} in the configuration of a run, or merge it into"
+            " that model"
         )
     return folder
 
