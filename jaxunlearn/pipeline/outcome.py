@@ -133,12 +133,12 @@ class Result:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype: {dtype!r} must be one of {', '.join(DTYPES)}")
-        for name in self.stopped if objective is None and not self.params else [objective]:
-            if name in self.stopped:
-                raise ValueError(
-                    f"objective: {name!r} diverged after step {self.stopped[name]} and has no final"
-                    " model; lower its learning rate"
-                )
+        asked = [*self.params, *self.stopped] if objective is None else [objective]
+        if len(asked) == 1 and asked[0] in self.stopped:
+            raise ValueError(
+                f"objective: {asked[0]!r} diverged after step {self.stopped[asked[0]]} and has no"
+                " final model; lower its learning rate"
+            )
         if objective is None and len(self.params) != 1:
             raise ValueError(f"objective: name one of {', '.join(self.params) or 'none'}")
         name = next(iter(self.params)) if objective is None else objective
