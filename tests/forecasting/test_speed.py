@@ -62,7 +62,7 @@ def test_the_output_says_what_its_seconds_assume():
     assert line == "seconds: 2 in all, if all goes well"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.cost
 def test_the_demo_takes_as_long_as_was_forecast(tmp_path):
     """Within a factor of 2, on the machine whose speed is measured; compilation is not forecast."""
