@@ -252,7 +252,8 @@ def call(out, *more):
     """Runs the command as a user does, without the tests' cache of compiled programs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     command = [sys.executable, "-m", "benchmarks.accelerator", "--rehearse", "--out", str(out)]
-    command += ["--work", str(out) + "_work", *more]
+    # The limit is for a run that hangs: the rows that are left out would depend on the machine.
+    command += ["--work", str(out) + "_work", "--minutes", "60", *more]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     return process.stdout
