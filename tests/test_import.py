@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import itertools
 import pathlib
@@ -111,6 +112,14 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "vl_convert": "vl-convert-python",
 }
+# What belongs to the interface of a dependency is declared with it: {package: dependency}.
+INTERFACES = {
+    "numpy": "jax",
+    "pyarrow": "datasets",
+    "tokenizers": "transformers",
+    "safetensors": "transformers",
+    "huggingface-hub": "transformers",
+}
 # Extras that the package itself imports; trackers are imported by the names that a run gives.
 EXTRAS = ("evaluate", "report")
 
@@ -134,4 +143,23 @@ def test_every_import_is_a_declared_dependency():
     declared = [*project["dependencies"], *itertools.chain(*extras)]
     names = {re.split(r"[\[<>=!~; ]", line)[0] for line in declared}
     wanted = {DISTRIBUTIONS.get(m, m.replace("_", "-")) for m in imported_by_the_package()}
-    assert wanted == names
+    assert wanted - INTERFACES.keys() == names
+    assert INTERFACES.keys() <= wanted
+
+
+@pytest.mark.parametrize("package", INTERFACES)
+def test_an_interface_is_still_required_by_its_dependency(package):
+    lines = importlib.metadata.requires(INTERFACES[package]) or ()
+    required = [line for line in lines if "extra ==" not in line]
+    assert any(re.match(rf"{package}\b", line) for line in required), required
+
+
+def test_chat_templates_can_be_rendered_without_an_extra():
+    """Transformers renders them with a package that it requires in one of its own extras."""
+    lines = importlib.metadata.requires("transformers") or ()
+    assert any(re.match("jinja2.*extra == .chat-template.", line) for line in lines), lines
+
+
+def test_the_base_install_stays_small():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert len(project["dependencies"]) <= 12

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  numpy must know bfloat16 before safetensors reads it
 import numpy as np
 import safetensors
 from jax.typing import DTypeLike
