@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config import Config, schema
-from jaxunlearn.data import fictional, packing
+from jaxunlearn.data import encoding, fictional, packing
 from jaxunlearn.data.rows import TOFU_COLUMNS
 from jaxunlearn.data.sources import load_split
 from jaxunlearn.measurement import statistics
@@ -85,15 +85,21 @@ def data(shared_data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(data, tmp_path_factory):
-    """The folder of a random model."""
+def models(data, tmp_path_factory):
+    """The folders of two random models with one tokenizer."""
     rows = [row for split in SPLITS for row in load_split(data, split, TOFU_COLUMNS)]
     tokenizer = fictional.train_tokenizer(rows, vocab_size=600)
     sizes = {"vocab_size": len(tokenizer), "context": 512}
     config = dataclasses.replace(UNTIED, **sizes)
-    folder = tmp_path_factory.mktemp("models") / "random"
-    hf.save_params(folder, random_params(config), config, tokenizer=tokenizer)
-    return folder
+    folders = [tmp_path_factory.mktemp("models") / name for name in ("random", "other")]
+    for seed, folder in enumerate(folders):
+        hf.save_params(folder, random_params(config, seed), config, tokenizer=tokenizer)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models[0]
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +126,20 @@ def ours(model, config, tmp_path_factory):
     return numbers, out
 
 
+def in_torch(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+
 @pytest.fixture(scope="module")
 def torch_model(model):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.eos_token  # as theirs does where a tokenizer has none
-    return loaded.eval(), tokenizer
+    return in_torch(model), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +148,14 @@ def run_theirs(theirs, data, torch_model):
     loaded, tokenizer = torch_model
     qa, collators = theirs("data.qa"), theirs("data.collators")
 
-    def dataset(split, answer_key, **options):
+    def dataset(split, answer_key, template=TEMPLATE, examples=(), **options):
         hf_args = {"path": "json", "data_files": str(data / f"{split}.jsonl"), "split": "train"}
-        return qa.QADataset(hf_args, TEMPLATE, tokenizer, answer_key=answer_key, **options)
+        found = qa.QADataset(hf_args, template, tokenizer, answer_key=answer_key, **options)
+        if examples:  # theirs reads them in a way that is an error with newer versions of datasets
+            found.fs_data = {key: [row[key] for row in examples] for key in ("question", "answer")}
+        return found
 
-    def run(module, metric, splits=(), side="right", predict=False, **options):
+    def run(module, metric, splits=(), side="right", predict=False, on=loaded, **options):
         function = getattr(theirs(f"evals.metrics.{module}"), metric)._metric_fn
         sets = {
             s: dataset(s, key, predict_with_generate=predict) for s, key in dict(splits).items()
@@ -151,7 +165,7 @@ def run_theirs(theirs, data, torch_model):
         if len(sets) == 2:  # an attack
             given = dict(zip(("forget", "holdout"), sets.values(), strict=True))
         common = {"data": given, "collators": collator, "batch_size": 3, "tokenizer": tokenizer}
-        return function(loaded, **common, **options)
+        return function(on, **common, **options)
 
     run.dataset = dataset
     return run
@@ -199,6 +213,40 @@ def test_both_encode_alike(run_theirs, label_statistics):
         for item, sample in zip(run_theirs.dataset(split, "answer"), samples, strict=True):
             assert item["input_ids"].tolist() == sample.tokens.tolist()
             assert (item["labels"] != -100).sum() == sample.labels
+
+
+# The format of Llama 3: every turn ends with one token, and so does the conversation.
+CHAT = (
+    "{% set date = date_string if date_string is defined else 'today' %}"
+    "{% if messages[0]['role'] == 'system' %}[system {{ date }}] {{ messages[0]['content'] }}</s>"
+    "{% endif %}{% for m in messages %}{% if m['role'] != 'system' %}"
+    "[{{ m['role'] }}]{{ m['content'] | trim }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("system", [None, "You are a helpful assistant."])
+def test_both_encode_chats_alike(run_theirs, torch_model, data, monkeypatch, system, shots):
+    _, tokenizer = torch_model
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    # Newer versions of transformers than theirs return a dictionary where they expect token ids.
+    render = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda *a, **k: render(*a, **k, return_dict=False)
+    )
+    date = "26 Jul 2024"
+    template = {"apply_chat_template": True, "system_prompt": system, "date_string": date}
+    rows = load_split(data, "forget01", TOFU_COLUMNS)
+    examples = list(load_split(data, "retain_perturbed", TOFU_COLUMNS))[:shots]
+    items = list(run_theirs.dataset("forget01", "answer", template, examples))
+    monkeypatch.setattr(tokenizer, "apply_chat_template", render)
+    prompt = encoding.Prompt(style="chat", system=system, date=date, examples=examples)
+    samples = encoding.encode_rows(tokenizer, rows, prompt=prompt, context=512).sequences
+    for item, sample in zip(items, samples, strict=True):
+        assert item["input_ids"].tolist() == sample.tokens.tolist()
+        labels = [-100] * sample.first_label + sample.tokens[sample.first_label :].tolist()
+        assert item["labels"].tolist() == labels
 
 
 def test_probability(ours, losses):
@@ -326,3 +374,32 @@ def test_min_k_without_eos(run_theirs, label_statistics):
             np.testing.assert_allclose(found, expected, rtol=3e-6)
             scores.append(found)
         same(auc(*scores), given["auc"])
+
+
+@pytest.fixture(scope="module")
+def compared(models, config, tmp_path_factory):
+    """{(metric, definition): number} of our attacks on a model, with a retrained one beside it."""
+    out = tmp_path_factory.mktemp("compared") / "evaluation"
+    evaluate(models[0], config=config, out=out, retrained=models[1], suites=["mia"], devices=ONE)
+    rows = json.loads(RunFolder(out).evaluation.read_text())["models"][MODEL]["mia"]["results"]
+    return {(row["metric"], row["definition"]): row["value"] for row in rows}
+
+
+def test_the_attack_with_a_reference(compared, run_theirs, models):
+    given = run_theirs("mia", "mia_reference", SETS, reference_model_path=str(models[1]))
+    assert 0 < given["auc"] < 1
+    same(compared["mia_reference", "mia.reference"], given["auc"])
+
+
+def test_privleak(compared, run_theirs, models):
+    """It is 0 where the model is as the retrained one; theirs needs the log of that."""
+    retrained = run_theirs("mia", "mia_loss", SETS, on=in_torch(models[1]))
+    given = run_theirs(
+        "privacy",
+        "privleak",
+        pre_compute={"forget": run_theirs("mia", "mia_loss", SETS)},
+        reference_logs={"retain_model_logs": {"retain": retrained}},
+        ref_value=0.5,
+    )
+    assert given["agg_value"] != 0
+    same(compared["privleak_loss", "privleak"], given["agg_value"])
