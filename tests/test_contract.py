@@ -73,17 +73,17 @@ def test_every_objective_by_gates(sequences, trees, oracle, kind, devices):
     agrees(sequences, trees, oracle, devices, kind, "gates")
 
 
-@pytest.mark.slow
 @pytest.mark.cost  # with the compiler's optimisations
 @pytest.mark.parametrize(
     ("kind", "method", "devices"),
     [
-        ("padded", "jvp", 1),
-        ("padded", "vmap", 1),  # needs one sequence a row, so there is no packed cell of it
-        ("padded", "gates", 1),
-        ("packed", "jvp", 1),
-        ("packed", "gates", 1),
-        ("packed", "jvp", 8),
+        pytest.param("padded", "jvp", 1, marks=pytest.mark.nightly),
+        # It needs one sequence a row, so there is no packed cell of it.
+        pytest.param("padded", "vmap", 1, marks=pytest.mark.nightly),
+        pytest.param("padded", "gates", 1, marks=pytest.mark.nightly),
+        pytest.param("packed", "jvp", 1, marks=pytest.mark.nightly),
+        pytest.param("packed", "gates", 1, marks=pytest.mark.slow),
+        pytest.param("packed", "jvp", 8, marks=pytest.mark.slow),
     ],
 )
 def test_every_objective_by_the_optimising_compiler(

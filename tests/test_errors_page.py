@@ -4,6 +4,7 @@ Write it anew with `python -m tests.test_errors_page`.
 """
 
 import ast
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -152,6 +153,7 @@ def code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
+@functools.cache
 def messages() -> list[Message]:
     """Those of all modules, in the order of files and lines."""
     found: dict[Message, None] = {}  # a message that is raised in two places is listed once

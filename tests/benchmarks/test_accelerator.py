@@ -259,38 +259,49 @@ def call(out, *more):
     return process.stdout
 
 
-def read(out):
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in SECTIONS}
+def read(out, sections):
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in sections}
 
 
-@pytest.mark.slow
-def test_a_rehearsal_runs_every_section_and_a_second_call_measures_nothing_again(tmp_path):
-    out, empty = tmp_path / "out", tmp_path / "empty"
+def rehearse(folder, sections):
+    """Rehearses sections twice; returns their records, and what the second call printed."""
+    out, empty = folder / "out", folder / "empty"
     empty.mkdir()
-    call(out, "--pack", str(empty))
-    first = read(out)
+    words = ("--pack", str(empty), "--only", *sections)
+    call(out, *words)
+    first = read(out, sections)
     for name, record in first.items():
         assert record["traceback"] is None and record["rehearsal"], name
         failed = {n: r for n, r in record["rows"].items() if r["state"] == "failed"}
         assert not failed, (name, failed)
         assert set(record["rows"]) == set(record["planned"]), name
-    states = {row["state"] for record in first.values() for row in record["rows"].values()}
-    assert states == {"done", "not here", "no material"}
+    printed = call(out, *words)
+    second = read(out, sections)
+    for name, record in first.items():
+        done = {n: r for n, r in record["rows"].items() if r["state"] in ledger.FINAL}
+        assert {n: second[name]["rows"][n] for n in done} == done
+    assert (out / "table.md").read_text() in printed
+    return first, printed
+
+
+@pytest.mark.slow
+def test_a_second_call_measures_nothing_again(tmp_path):
+    first, printed = rehearse(tmp_path, ("machine", "train"))
     cudnn = {n: r["reason"] for n, r in first["train"]["rows"].items() if ", cudnn, " in n}
     assert cudnn and all("needs a GPU" in reason for reason in cudnn.values())
+    assert "train: all done" in printed and "| 1b, jvp, K=2, 16k tokens, xla |" in printed
+
+
+@pytest.mark.nightly
+def test_a_rehearsal_runs_every_section(tmp_path):
+    first, _ = rehearse(tmp_path, SECTIONS)
+    states = {row["state"] for record in first.values() for row in record["rows"].values()}
+    assert states == {"done", "not here", "no material"}
     known = first["truth"]["rows"]
     assert known["float32 highest: packed, jvp"]["holds"]
     assert known["a run, killed and resumed"]["equal"], known["a run, killed and resumed"]
     (large,) = (row for name, row in first["job"]["rows"].items() if name.startswith("llama"))
     assert large["measurements"] == "2 of 2" and large["stages"].keys() >= {"train", "measure"}
-
-    printed = call(out, "--pack", str(empty))
-    second = read(out)
-    for name, record in first.items():
-        done = {n: r for n, r in record["rows"].items() if r["state"] in ledger.FINAL}
-        assert {n: second[name]["rows"][n] for n in done} == done
-    assert "train: all done" in printed and "| 1b, jvp, K=2, 16k tokens, xla |" in printed
-    assert (out / "table.md").read_text() in printed
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def test_real_shares_leave_out_widths_that_do_not_fit(curve):
     assert shares["padded"] == 91 / 1500
 
 
+@pytest.mark.slow
 @pytest.mark.stories
 def test_the_curve_of_a_7b_on_tofu(shared_data):
     """An eighth of the recipe's FLOPs; ga, where one backward pass serves both gradients, less."""

@@ -35,10 +35,12 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 def test_effects_are_measured_away_from_the_reference(job):
     assert np.linalg.norm(flat(job.params) - flat(job.reference)) > 0.01
 
 
+@pytest.mark.slow
 def test_float32_values_are_those_of_the_library(job, plain):
     values, squares = plain[0]
     risk, rows = Risk(job.model, "sequence_sum"), (job.packs.forget, job.packs.retain)
@@ -61,6 +63,7 @@ def test_float32_values_are_those_of_the_library(job, plain):
     np.testing.assert_allclose(values.pg, np.stack(list(pg.values())), atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_norms_of_samples_are_those_of_their_gradients(job):
     logp = SampleLogProbs(job.model)
     rows = Rows(job.packs.alone)
@@ -70,6 +73,7 @@ def test_norms_of_samples_are_those_of_their_gradients(job):
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_float32_is_exact_and_fewer_bits_are_not(job, plain):
     (single, _), (exact, squares) = plain
     assert (single.g.dtype, exact.g.dtype) == (np.float32, np.float64)
@@ -81,6 +85,7 @@ def test_float32_is_exact_and_fewer_bits_are_not(job, plain):
         assert total[0] < 1e-5 < 1e-4 < total[1] and total[2] == 0
 
 
+@pytest.mark.slow
 def test_rounded_parameters_are_rounded_no_further(job):
     """One pass of bfloat16 then differs by the activations' rounding alone."""
     rounded = precision_job.rounded(job)
@@ -150,6 +155,7 @@ def test_rank_correlation():
     np.testing.assert_allclose(tied, np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 3, 4])[0, 1])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     file = tmp_path / "result.json"
     arguments = ["--model", "tiny", "--samples", "2", "--objectives", "ga", "--finetune", "0"]

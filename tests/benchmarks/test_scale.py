@@ -134,7 +134,7 @@ def test_gradients_that_only_feed_a_dot_are_replicated_unless_pinned():
     assert memory.temp_size_in_bytes > 2 * 4 * PARAMETERS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.cost
 def test_seven_billion_on_64_devices(tmp_path):
     config = load_config(ROOT / "configs" / "tofu_forget05_llama2_7b_v5e64.yaml")

@@ -36,6 +36,7 @@ def one_device():
         yield
 
 
+@pytest.mark.slow
 def test_both_frameworks_take_the_same_step(one_device):
     pytest.importorskip("torch")
     for shape in ({}, {"tied": True, "num_kv_heads": 4}):

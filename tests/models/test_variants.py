@@ -88,7 +88,7 @@ def test_a_resting_probe_changes_no_value(config):
 
 @each_decoder
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)], ids=str
+    "shape", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.nightly)], ids=str
 )
 def test_eight_devices_are_one(config, shape, capfd):
     config = dataclasses.replace(config, hidden_size=32)

@@ -197,6 +197,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path, 
     assert digests(tmp_path / "run") == digests(finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_at_its_very_end_loses_no_measurement(finished, tmp_path, monkeypatch):
     """The last interval closes after the last update, and its rows must survive a crash there."""
     real, deaths = Interval.close, []
@@ -282,6 +283,7 @@ def test_another_run_does_not_overwrite(finished):
         recipe.begin(other, finished, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_what_is_parked_on_the_host_changes_nothing(finished, tmp_path):
     run(replace(compute={"offload": True}), tmp_path / "run")
     for name in ("g_effect", "pg_effect", "token_effect", "samples", "confidence"):
@@ -290,7 +292,7 @@ def test_what_is_parked_on_the_host_changes_nothing(finished, tmp_path):
     assert files.records(tmp_path / "run" / "metrics.jsonl") == log
 
 
-@pytest.mark.parametrize("steps", [2, 100])
+@pytest.mark.parametrize("steps", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_trace_ends_with_the_run_at_the_latest(tmp_path, steps):
     config = replace(
         finetune={"epochs": 0},
