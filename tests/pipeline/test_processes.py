@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
@@ -15,8 +16,6 @@ from jaxunlearn.config import Objective, reader
 from jaxunlearn.core import files
 from jaxunlearn.record import tables
 from tests.pipeline.tiny import replace
-
-pytestmark = pytest.mark.slow
 
 CONFIG = replace(
     new_model={"hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2},
@@ -29,8 +28,8 @@ STEPS = 6
 HEARTBEAT = 10
 
 
-def start(out, file, *, process=None, port=None, devices=8, heartbeat=HEARTBEAT):
-    command = [sys.executable, "-m", "jaxunlearn.cli", "run", str(file), "--out", str(out)]
+def start(*words, process=None, port=None, devices=8, heartbeat=HEARTBEAT):
+    command = [sys.executable, "-m", "jaxunlearn.cli", *map(str, words)]
     if process is not None:
         several = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process": process}
         several["heartbeat"] = heartbeat
@@ -53,10 +52,10 @@ def free_port():
 
 
 @contextlib.contextmanager
-def pair(out, file):
-    """Two processes of one run; none is left behind."""
+def pair(*words):
+    """Two processes of one command; none is left behind."""
     port = free_port()
-    running = [start(out, file, process=i, port=port, devices=4) for i in (0, 1)]
+    running = [start(*words, process=i, port=port, devices=4) for i in (0, 1)]
     try:
         yield running
     finally:
@@ -82,7 +81,7 @@ def file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, file):
     out = tmp_path_factory.mktemp("alone") / "run"
-    finish(start(out, file))
+    finish(start("run", file, "--out", out))
     return out
 
 
@@ -112,10 +111,11 @@ def same_numbers(one, two):
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does_also_when_one_dies(alone, file, tmp_path):
     """JAX ends the survivor with a signal, within the heartbeat; the next start goes on."""
     out = tmp_path / "run"
-    with pair(out, file) as running:
+    with pair("run", file, "--out", out) as running:
         checkpoint = out / "objectives" / "npo" / "checkpoints" / "2"
         deadline = time.monotonic() + 400
         while not checkpoint.is_dir():
@@ -127,7 +127,7 @@ def test_two_processes_compute_what_one_does_also_when_one_dies(alone, file, tmp
         assert running[0].returncode != 0, said
         assert time.monotonic() - died < 6 * HEARTBEAT
     assert not (out / "results.json").exists()
-    with pair(out, file) as running:
+    with pair("run", file, "--out", out) as running:
         said = finish(*running)
     assert "forget ES" in said[0] and "forget ES" not in said[1]
     same_numbers(alone, out)
@@ -135,6 +135,43 @@ def test_two_processes_compute_what_one_does_also_when_one_dies(alone, file, tmp
     assert kept(out) == kept(alone)
 
 
+@pytest.mark.nightly
+def test_models_are_measured_as_by_one_process(alone, file, tmp_path):
+    """The commands on two checkpoints, and on a model with the one before unlearning beside it."""
+    before, after = alone / "base", tmp_path / "npo"
+    finish(start("export", alone, "npo", after))
+    commands = {
+        "effects": ("effects", before, after, "--by", "sample", "layer"),
+        "models": ("evaluate", after, "--base", before, "--generate", "2"),
+    }
+    for name, command in commands.items():
+        words = (*command, "--config", file, "--out")
+        finish(start(*words, tmp_path / "one" / name))
+        with pair(*words, tmp_path / "two" / name) as running:
+            said = finish(*running)
+        assert " are in" in said[0] and " are in" not in said[1]
+    ones, twos = tmp_path / "one", tmp_path / "two"
+    for table in ("g_effect", "pg_effect"):
+        one, two = (pq.read_table(out / "effects" / f"{table}.parquet") for out in (ones, twos))
+        assert one.num_rows > 0
+        same(one.to_pylist(), two.to_pylist())
+    same(*(files.read_json(out / "models" / "evaluation.json")["models"] for out in (ones, twos)))
+
+
+def same(one, two):
+    """Nested values alike, numbers to 1e-4 of themselves or 1e-5."""
+    if isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    elif isinstance(one, dict | list):
+        assert len(one) == len(two)
+        keys = one if isinstance(one, dict) else range(len(one))
+        for key in keys:
+            same(one[key], two[key])
+    else:
+        assert one == two
+
+
+@pytest.mark.slow
 def test_what_is_missing_is_named(file, tmp_path):
     command = [sys.executable, "-m", "jaxunlearn.cli", "run", str(file), "--out", str(tmp_path)]
     found = subprocess.run(
