@@ -139,8 +139,8 @@ def configuration(folder):
     def read(file):
         validate(load(file))
 
-    # Of a value that is out of range, the key says where it is.
-    said, content = r"config\.yaml|^[\w.]+(\.[\w.]+)*: ", dump(TINY).encode()
+    # Of a value that is out of range, the key says where it is; an objective may have any name.
+    said, content = r"config\.yaml|^[\w.]+: |^objectives\.", dump(TINY).encode()
     return Reader("config.yaml", content, read, yaml.safe_load, as_yaml, said=said)
 
 
