@@ -67,8 +67,8 @@ def dataset_gradient(
         several, a trainable leaf that has no gradient, or a call under `jax.jit`.
     """
     losses_fn = SingleLoss(loss_fn)
-    options: Any = dict(trainable=trainable, precision=precision)
-    return dataset_gradients(losses_fn, params, batches, **options)["loss"]
+    found = _gradients("dataset_gradient", losses_fn, params, batches, trainable, precision)
+    return found["loss"]
 
 
 def dataset_gradients(
@@ -95,7 +95,19 @@ def dataset_gradients(
     Raises:
       ValueError, TypeError: as in `dataset_gradient`.
     """
-    names = "dataset_gradients", "effects.programs.gradient_sums"
+    return _gradients("dataset_gradients", losses_fn, params, batches, trainable, precision)
+
+
+def _gradients(
+    caller: str,
+    losses_fn: LossesFn,
+    params: Tree,
+    batches: Iterable[Any],
+    trainable: Trainable,
+    precision: Precision,
+) -> dict[str, Gradient]:
+    """`dataset_gradients`, with errors that name the function that was called."""
+    names = caller, "effects.programs.gradient_sums"
     _checks.check_host(*names, params)
     remaining = _checks.each_batch(*names, batches)
     params, frozen = partition(params, trainable)

@@ -45,8 +45,8 @@ def open_folder(
             if not overwrite:
                 raise ValueError(
                     f"{folder.config}: the folder holds another run: {'; '.join(differing)}; choose"
-                    " another --out, give the same configuration to resume, or add --overwrite to"
-                    " remove that run and begin anew"
+                    " another --out, give the same configuration to resume, or remove that run and"
+                    " begin anew (--overwrite)"
                 )
             _remove(folder, config)
         earlier = load(folder.config).objectives if folder.config.exists() else {}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.config import Config, Data, validate
+from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.encoding import Encoder, Prompt
@@ -17,6 +18,7 @@ from jaxunlearn.data.rows import Columns
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
+from jaxunlearn.record.folder import BASE, RunFolder
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.scope import Scope
 
@@ -70,7 +72,7 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
     validate(config)
     mesh = make_mesh(config, devices)
     sources = open_sources(config)
-    folder = None if config.model is None else hf.resolve(config.model)
+    folder = None if config.model is None else _resolve(config.model)
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     shardings = sharding.param_shardings(model, mesh)
@@ -82,6 +84,21 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
         initial=lambda: initial_params(config, model, shardings, Scope()),
         sources=sources,
     )
+
+
+def _resolve(model: str) -> Path:
+    """The folder of a model, see `hf.resolve`.
+
+    Raises:
+      ValueError: it is the folder of a run.
+    """
+    run = RunFolder(user_path(model))
+    if run.config.is_file() and not (run.path / "config.json").exists():
+        raise ValueError(
+            f"model: {model} is a run and no model; name its fine-tuned model, {run.model(BASE)},"
+            f" or write one with `jaxunlearn export {model} OBJECTIVE FOLDER`"
+        )
+    return hf.resolve(model)
 
 
 def check_shape(key: str, folder: Path, subject: Subject) -> None:

@@ -248,3 +248,11 @@ def test_a_run_on_free_text(tmp_path):
     assert [text.question for text in written] == [f"document {row['document']}" for row in rows]
     first = "".join(text.answer for text in written if text.question == "document 0")
     assert first == rows[0]["text"]
+
+
+def test_a_run_is_no_model(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: earlier")
+    with pytest.raises(
+        ValueError, match=r"is a run and no model; name its fine-tuned model, .*base"
+    ):
+        prepare(replace(model=str(tmp_path)), jax.devices()[:1])

@@ -63,7 +63,7 @@ def test_every_difference_is_listed(folder):
     changed = replace(
         seed=3, unlearn={"lr": 0.5, "epochs": 9}, objectives={"npo": Objective(hyper={"beta": 2.0})}
     )
-    with pytest.raises(ValueError, match="add --overwrite") as refused:
+    with pytest.raises(ValueError, match=r"begin anew \(--overwrite\)") as refused:
         open_folder(folder, changed, {})
     for text in (
         "seed: 0 -> 3",
