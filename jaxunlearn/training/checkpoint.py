@@ -4,11 +4,15 @@ Half of the bit flips in a checkpoint's files would go unnoticed by what reads t
 checkpoint carries a checksum of every array, taken on the devices, and what is read is compared.
 """
 
+import gc
+import io
 import logging
 import math
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ CHECKSUMS = "checksums"
 
 AGREED_STEPS = 16
 """Several processes agree on whether to save by the clock at multiples of this."""
+
+SETTLE_SECONDS = 0.1
+"""Within this time what is still being read of a damaged checkpoint has most often ended."""
 
 
 class CheckpointError(ValueError):
@@ -239,21 +246,45 @@ def _check_sums(folder: Path, saved: Mapping[str, int], tree: Tree) -> None:
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
     """Turns whatever the libraries below say of files that they cannot read into one line."""
+    with _muted():
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # each layer of the format has its own errors
+            words = " ".join(str(error).split())
+            of_machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if of_machine or "RESOURCE_EXHAUSTED" in words:
+                raise
+            # The reads of the other arrays complain too, as soon as they end and nothing holds
+            # their results any more. That is made to happen here; a few are held for longer.
+            traceback.clear_frames(error.__traceback__)
+            logging.getLogger("asyncio").addFilter(lambda r: str(folder) not in r.getMessage())
+            for _ in range(2):
+                time.sleep(SETTLE_SECONDS)
+                gc.collect()
+            raise _damaged(folder, shortened(words)) from error
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Keeps libraries from printing pages about each array of a damaged file.
+
+    They log, they leave errors that nobody can catch, and they print. What was printed is shown
+    where no error is on its way, which says it in one line.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # they print pages about each array of a damaged file
+        logger.setLevel(logging.CRITICAL)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    printed = io.StringIO()
     try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # each layer of the format has its own errors
-        words = " ".join(str(error).split())
-        of_machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        if of_machine or "RESOURCE_EXHAUSTED" in words:
-            raise
-        raise _damaged(folder, shortened(words)) from error
+        with redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())
     finally:
+        sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
