@@ -1,10 +1,8 @@
 """Data: rows of splits, their tokens and labels, packed batches, and the order of data."""
 
+from jaxunlearn.data.encoder import Encoder, Items
 from jaxunlearn.data.encoding import (
     Encoded,
-    Encoder,
-    Items,
-    Prompt,
     encode,
     encode_documents,
     encode_prompt,
@@ -22,6 +20,7 @@ from jaxunlearn.data.packing import (
     unpack,
 )
 from jaxunlearn.data.planning import Plan, Sample, plan_dataset, plan_steps
+from jaxunlearn.data.prompts import Prompt
 from jaxunlearn.data.refusals import Refusals, load_refusals, refusal_index
 from jaxunlearn.data.rows import Columns, DataRows, row_key
 from jaxunlearn.data.sources import SourceError, Sources, SplitNotFoundError, load_split

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding
+from jaxunlearn.data.prompts import TOFU_PROMPT, Prompt, eos
 from jaxunlearn.models.decoder import GREEDY, DecoderConfig, Sampling, decode
 from jaxunlearn.models.sharding import row_shards
 
@@ -22,7 +23,7 @@ def answers(
     tokenizer: Any,
     questions: Sequence[str],
     *,
-    prompt: encoding.Prompt = encoding.TOFU_PROMPT,
+    prompt: Prompt = TOFU_PROMPT,
     max_new_tokens: int,
     batch_size: int,
     sampling: Sampling = GREEDY,
@@ -91,7 +92,7 @@ def continuations(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    encoding.eos(tokenizer)
+    eos(tokenizer)
     _check_room(encoded, lambda i: tokenizer.decode(encoded[i]), max_new_tokens, config)
     texts = [""] * len(encoded)
     for ids in _batches(encoded, batch_size):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.encoder import Items
 from jaxunlearn.data.rows import DataRows
 from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (

@@ -12,7 +12,7 @@ import numpy as np
 from jaxunlearn.config import Config, Data, Splits
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.digests import of_samples
-from jaxunlearn.data.encoding import Encoder, Items
+from jaxunlearn.data.encoder import Encoder, Items
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.rows import DataRows
 from jaxunlearn.data.sources import Sources

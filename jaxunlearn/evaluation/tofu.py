@@ -11,7 +11,7 @@ import numpy as np
 from jaxunlearn.config import Data
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.encoder import Items
 from jaxunlearn.data.rows import DataRows
 from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (

@@ -13,7 +13,8 @@ from jaxunlearn.config import Config, Data, validate
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
-from jaxunlearn.data.encoding import Encoder, Prompt
+from jaxunlearn.data.encoder import Encoder
+from jaxunlearn.data.prompts import Prompt
 from jaxunlearn.data.rows import Columns
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding

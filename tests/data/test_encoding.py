@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from jaxunlearn.data.encoder import Encoder
 from jaxunlearn.data.encoding import (
-    Encoder,
-    Prompt,
     answer_text,
     encode,
     encode_documents,
@@ -18,6 +17,7 @@ from jaxunlearn.data.encoding import (
 )
 from jaxunlearn.data.fictional import generate, train_tokenizer
 from jaxunlearn.data.packing import padded
+from jaxunlearn.data.prompts import Prompt
 
 CHAT = Prompt("chat")
 ROWS = generate(0, authors=4, questions=6)["full"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.data import order
-from jaxunlearn.data.encoding import Encoder
+from jaxunlearn.data.encoder import Encoder
 from jaxunlearn.evaluation import attacks
 from jaxunlearn.evaluation.attacks import ROUNDING, AttackContext, on_forget, on_retain
 from jaxunlearn.measurement import statistics

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.data import encoding, fictional, packing, planning
+from jaxunlearn.data.prompts import Prompt
 from jaxunlearn.evaluation import generate
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.models.decoder import Sampling, decode
@@ -112,7 +113,7 @@ def test_texts_end_at_eos_and_skip_special_tokens(answers, tokenizer, monkeypatc
 def test_chat_prompts(answers, tokenizer):
     tokenizer.chat_template = CHAT
     try:
-        assert answers(QUESTIONS[:1], prompt=encoding.Prompt("chat"), batch_size=1) != answers(
+        assert answers(QUESTIONS[:1], prompt=Prompt("chat"), batch_size=1) != answers(
             QUESTIONS[:1], batch_size=1
         )
     finally:

@@ -5,7 +5,7 @@ import typing
 import numpy as np
 import pytest
 
-from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.encoder import Items
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.evaluation import memorization as suite_memorization
 from jaxunlearn.metrics import memorization

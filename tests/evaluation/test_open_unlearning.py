@@ -19,6 +19,7 @@ import pytest
 
 from jaxunlearn.config import Config, schema
 from jaxunlearn.data import encoding, fictional, packing
+from jaxunlearn.data.prompts import Prompt
 from jaxunlearn.data.rows import TOFU_COLUMNS
 from jaxunlearn.data.sources import load_split
 from jaxunlearn.measurement import statistics
@@ -241,7 +242,7 @@ def test_both_encode_chats_alike(run_theirs, torch_model, data, monkeypatch, sys
     examples = list(load_split(data, "retain_perturbed", TOFU_COLUMNS))[:shots]
     items = list(run_theirs.dataset("forget01", "answer", template, examples))
     monkeypatch.setattr(tokenizer, "apply_chat_template", render)
-    prompt = encoding.Prompt(style="chat", system=system, date=date, examples=examples)
+    prompt = Prompt(style="chat", system=system, date=date, examples=examples)
     samples = encoding.encode_rows(tokenizer, rows, prompt=prompt, context=512).sequences
     for item, sample in zip(items, samples, strict=True):
         assert item["input_ids"].tolist() == sample.tokens.tolist()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config import schema
-from jaxunlearn.data.encoding import Items
+from jaxunlearn.data.encoder import Items
 from jaxunlearn.evaluation import tofu as suite_tofu
 from jaxunlearn.evaluation.suite import NO_RETRAINED
 from jaxunlearn.measurement.statistics import Statistics
