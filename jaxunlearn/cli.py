@@ -45,7 +45,7 @@ from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.record.folder import RunFolder, of_seed, seeds
+from jaxunlearn.record.folder import RunFolder, is_run, of_seed, seeds
 
 DESCRIPTION = (
     "Unlearning in language models, and why it works or fails, seen through gradients."
@@ -190,9 +190,9 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     from jaxunlearn.pipeline import stored
     from jaxunlearn.pipeline.evaluate import evaluate
 
-    is_run = stored.is_run(command.model)
+    of_run = is_run(command.model)
     config = _base_config(command.config)
-    if is_run:
+    if of_run:
         config = stored.configuration(RunFolder(user_path(command.model)))
     command = _with_defaults(
         command, arguments, configuration=config.evaluate, data=config.data, compute=config.compute
@@ -200,12 +200,12 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     spec = command.configuration
     if spec.every != config.evaluate.every:
         raise ConfigError("--every: steps on the way are evaluated by `jaxunlearn run` alone")
-    if is_run:
+    if of_run:
         _check_unchanged(command, config, ("data", "compute"))
     changed = dataclasses.replace(config, evaluate=spec, data=command.data, compute=command.compute)
     evaluate(
         command.model,
-        config=None if is_run and command.config is None else changed,
+        config=None if of_run and command.config is None else changed,
         out=command.out,
         retrained=command.retrained,
         base=command.base,

@@ -140,7 +140,7 @@ def configuration(folder):
         validate(load(file))
 
     # Of a value that is out of range, the key says where it is; an objective may have any name.
-    said, content = r"config\.yaml|^[\w.]+: |^objectives\.", dump(TINY).encode()
+    said, content = r"config\.yaml|^[\w.]+: |^objectives\.[\s\S]+: ", dump(TINY).encode()
     return Reader("config.yaml", content, read, yaml.safe_load, as_yaml, said=said)
 
 

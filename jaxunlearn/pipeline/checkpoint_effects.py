@@ -13,13 +13,13 @@ from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.measurement.step_effects import StepTables, step_tables
-from jaxunlearn.models import hf, sharding
+from jaxunlearn.models import sharding
 from jaxunlearn.objectives import REDUCTIONS
 from jaxunlearn.pipeline import inputs, stored
 from jaxunlearn.pipeline.evaluate import of_model
 from jaxunlearn.pipeline.prepare import make_stages, prepare
 from jaxunlearn.pipeline.resume import open_results
-from jaxunlearn.pipeline.subject import check_shape, read_folder
+from jaxunlearn.pipeline.subject import check_shape, model_folder, read_folder
 from jaxunlearn.record import step_tables as record
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import terminal
@@ -68,17 +68,11 @@ def checkpoint_effects(
             f"reduction (--reduction): no {reduction!r}; there are: {known}"
             + nearest(reduction, REDUCTIONS)
         )
-    for key, model in {"before": before, "after": after}.items():
-        if stored.is_run(model):
-            raise ValueError(
-                f"{key}: {model} is a run; write one of its models with `jaxunlearn export {model}"
-                " OBJECTIVE FOLDER`, and compare that folder"
-            )
+    folders = {"before": model_folder("before", before), "after": model_folder("after", after)}
     console = console or quiet_console()
     config = stored.on_mesh(of_model(config or Config(), before), mesh)
     name = f"{config.name}-{of_model(config, after).name}"
     folder = RunFolder(user_path(out or Path("effects") / name))
-    folders = {"before": hf.resolve(before), "after": hf.resolve(after)}
     prepared = prepare(config, devices, unlearns=False)
     check_shape("after", folders["after"], prepared)
     for note in prepared.notes:

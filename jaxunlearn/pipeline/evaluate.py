@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxunlearn.config import Config, ConfigError, Splits, Train, reader
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
-from jaxunlearn.models import hf, sharding
+from jaxunlearn.models import sharding
 from jaxunlearn.pipeline import inputs, stored
 from jaxunlearn.pipeline.evaluation_stage import (
     Count,
@@ -24,8 +24,14 @@ from jaxunlearn.pipeline.evaluation_stage import (
 )
 from jaxunlearn.pipeline.prepare import make_stages, prepare
 from jaxunlearn.pipeline.resume import check_finished, open_results
-from jaxunlearn.pipeline.subject import check_shape, idle_note, open_subject, read_folder
-from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder
+from jaxunlearn.pipeline.subject import (
+    check_shape,
+    idle_note,
+    model_folder,
+    open_subject,
+    read_folder,
+)
+from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder, is_run
 from jaxunlearn.record.lock import locked
 from jaxunlearn.reporting import report
 
@@ -80,7 +86,7 @@ def evaluate(
     """
     console = console or quiet_console()
     options = (suites, generate, recite, retain_log, splits)
-    if stored.is_run(model_or_run):
+    if is_run(model_or_run):
         of_models = {"config": config, "out": out, "retrained": retrained, "base": base}
         _refuse(of_models, model_or_run, "a run", "a model")
         folder = RunFolder(user_path(model_or_run))
@@ -147,13 +153,14 @@ def _evaluate_model(
     devices: Sequence[Any] | None,
 ) -> None:
     """Measures one model, and those of `RETRAINED` and `BASE` that it is compared with."""
+    keys = {MODEL: MODEL, **{name: f"{name} (--{name})" for name in others}}
     models = {MODEL: config.model or "", **others}
-    folders = {name: hf.resolve(model) for name, model in models.items()}
+    folders = {name: model_folder(keys[name], model) for name, model in models.items()}
     subject = open_subject(config, devices)
     for note in idle_note(subject.mesh, devices):
         console.print(note, markup=False, highlight=False)
     for name in others:
-        check_shape(f"{name} (--{name})", folders[name], subject)
+        check_shape(keys[name], folders[name], subject)
     shardings = sharding.param_shardings(subject.model, subject.mesh)
     load = lambda name: read_folder(folders[name], subject.model, shardings)
     names = [name for name in (RETRAINED, BASE, MODEL) if name in folders]

@@ -13,7 +13,6 @@ import jax
 from jaxunlearn.config import Config, reader
 from jaxunlearn.core import files, trees
 from jaxunlearn.core.names import nearest
-from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params, merge_adapters
@@ -39,26 +38,6 @@ def configuration(folder: RunFolder) -> Config:
         runs = "".join(f"; name one of its runs: {run}" for run in seeds(folder.path)[:1])
         raise FileNotFoundError(f"{folder.path}: no run here ({missing}){runs}")
     return reader.load(folder.config)
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether a path is the folder of a run, or of its seeds, rather than a model.
-
-    Raises:
-      FileNotFoundError: a folder that holds neither, or is not there.
-    """
-    folder = RunFolder(user_path(path))
-    if folder.config.is_file() or seeds(folder.path):
-        return True
-    if str(path).startswith((".", "/", "~")) and not folder.path.exists():
-        raise FileNotFoundError(f"{folder.path}: no such folder of a run or a model")
-    described = [folder.path / name for name in ("config.json", "adapter_config.json")]
-    if folder.path.is_dir() and not any(map(Path.is_file, described)):
-        raise FileNotFoundError(
-            f"{folder.path}: neither a run (config.yaml is missing) nor a model (config.json is"
-            " missing)"
-        )
-    return False
 
 
 def on_mesh(config: Config, mesh: tuple[int, int, int] | None) -> Config:

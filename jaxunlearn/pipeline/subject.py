@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.config import Config, Data, validate
-from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.encoder import Encoder
@@ -19,7 +18,7 @@ from jaxunlearn.data.rows import Columns
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import decoder, hf, sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
-from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.record.folder import BASE, is_run
 from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.scope import Scope
 
@@ -73,7 +72,7 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
     validate(config)
     mesh = make_mesh(config, devices)
     sources = open_sources(config)
-    folder = None if config.model is None else _resolve(config.model)
+    folder = None if config.model is None else model_folder("model", config.model)
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     shardings = sharding.param_shardings(model, mesh)
@@ -87,17 +86,21 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
     )
 
 
-def _resolve(model: str) -> Path:
-    """The folder of a model, see `hf.resolve`.
+def model_folder(key: str, model: str | Path) -> Path:
+    """The folder of a model that a user names, see `hf.resolve`.
+
+    Args:
+      key: what the model is given for, for the message.
+      model: a folder, or a name of the Hugging Face hub.
 
     Raises:
       ValueError: it is the folder of a run.
+      OSError: no such model.
     """
-    run = RunFolder(user_path(model))
-    if run.config.is_file() and not (run.path / "config.json").exists():
+    if is_run(model):
         raise ValueError(
-            f"model: {model} is a run and no model; name its fine-tuned model, {run.model(BASE)},"
-            f" or write one with `jaxunlearn export {model} OBJECTIVE FOLDER`"
+            f"{key}: {model} is a run; write one of its models with `jaxunlearn export {model}"
+            f" OBJECTIVE FOLDER` and name that folder, or name the run's own folder {BASE}"
         )
     return hf.resolve(model)
 

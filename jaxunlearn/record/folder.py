@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from jaxunlearn.core.paths import user_path
+
 BASE = "base"
 """Key and folder of the model before unlearning, theta_0: the fine-tuned model."""
 
@@ -232,3 +234,26 @@ def seeds(path: Path) -> list[Path]:
         if seed != folder.name and seed.isdecimal() and RunFolder(folder).config.is_file():
             found[int(seed)] = folder
     return [found[seed] for seed in sorted(found)]
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is the folder of a run, or of its seeds, rather than a model.
+
+    A folder with a config.json is a model, whatever else it holds: a run's folder has none.
+
+    Raises:
+      FileNotFoundError: a folder that holds neither, or is not there.
+    """
+    folder = RunFolder(user_path(path))
+    if (folder.path / "config.json").is_file():
+        return False
+    if folder.config.is_file() or seeds(folder.path):
+        return True
+    if str(path).startswith((".", "/", "~")) and not folder.path.exists():
+        raise FileNotFoundError(f"{folder.path}: no such folder of a run or a model")
+    if folder.path.is_dir() and not (folder.path / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder.path}: neither a run (config.yaml is missing) nor a model (config.json is"
+            " missing)"
+        )
+    return False

@@ -11,11 +11,13 @@ from jaxunlearn.core import files
 from jaxunlearn.models import decoder, hf
 from jaxunlearn.pipeline import inputs, recipe
 from jaxunlearn.pipeline.checks import check
+from jaxunlearn.pipeline.evaluate import evaluate
 from jaxunlearn.pipeline.finetune import has_learned
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.pipeline.subject import _random_params, open_sources
 from jaxunlearn.record import texts
-from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.folder import RunFolder, is_run
+from tests.models.small_models import TIED, random_params
 from tests.pipeline.tiny import TINY, replace, run
 
 
@@ -253,6 +255,26 @@ def test_a_run_on_free_text(tmp_path):
 def test_a_run_is_no_model(tmp_path):
     (tmp_path / "config.yaml").write_text("name: earlier")
     with pytest.raises(
-        ValueError, match=r"is a run and no model; name its fine-tuned model, .*base"
+        ValueError, match=r"^model: .* is a run; .*jaxunlearn export .* folder base$"
     ):
         prepare(replace(model=str(tmp_path)), jax.devices()[:1])
+
+
+def test_a_model_beside_another_is_no_run_either(tmp_path):
+    """As --base and --retrained, also where a folder holds the seeds of a run."""
+    seed = tmp_path / "seed-0"
+    seed.mkdir()
+    (seed / "config.yaml").write_text("name: earlier")
+    model = tmp_path / "model"
+    hf.save_params(model, random_params(TIED), TIED)
+    for name in ("base", "retrained"):
+        for run_folder in (tmp_path, seed):
+            with pytest.raises(ValueError, match=rf"^{name} \(--{name}\): .* is a run; "):
+                evaluate(model, **{name: run_folder}, out=tmp_path / "out")
+
+
+def test_a_folder_with_a_models_configuration_is_a_model(tmp_path):
+    """Whatever else is in it: some models come with a config.yaml of their own."""
+    for name in ("config.yaml", "config.json"):
+        (tmp_path / name).write_text("{}")
+    assert not is_run(tmp_path)
