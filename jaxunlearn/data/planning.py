@@ -3,6 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import chex
@@ -153,6 +154,48 @@ def plan_steps(
         for step, size in zip(steps, lengths, strict=True)
     ]
     return Plan(*map(max, zip(*plans, strict=True)))
+
+
+def plan_any(
+    sequences: Sequence[Sample],
+    count: int,
+    *,
+    max_width: int,
+    row_multiple: int = 1,
+    width_step: int = 8,
+) -> Plan:
+    """Chooses a static shape in which any few of the sequences fit, whichever they are.
+
+    A row has room for the longest sequence and there is a row for each, which leaves more padding
+    than `plan_steps`; but the program that was compiled for one draw serves every other.
+
+    Args:
+      sequences: the encoded samples to draw from.
+      count: distinct samples of a batch.
+      max_width: the model's context, the widest row allowed, in tokens.
+      row_multiple: rows are a multiple of this.
+      width_step: the width is a multiple of this, or ``max_width``.
+
+    Returns:
+      The plan for `pack_step` and `dataset_batches`.
+
+    Raises:
+      ValueError: nothing to draw from, or a sequence over ``max_width``.
+    """
+    lengths = sorted(checked_lengths(sequences, max_width))
+    labels = sorted((sample.labels for sample in sequences), reverse=True)
+    width = next(_widths(lengths[-1], max_width, width_step))
+    # As many as the shortest sequences that a row holds together may share it.
+    together = sum(total <= width for total in accumulate(lengths[:count]))
+    # Each sequence has a token before its labels.
+    most_labels = min(sum(labels[:together]), width - 1)
+    return Plan(
+        rows=_round_up(count, row_multiple),
+        width=width,
+        slots=together,
+        labels=max(1, most_labels),
+        answer=max(1, labels[0]),
+    )
 
 
 def checked_lengths(sequences: Sequence[Sample], width: int | None) -> list[int]:

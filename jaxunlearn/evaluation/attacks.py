@@ -225,16 +225,21 @@ def _fine_tune_on(
     split: Split | None = None,
 ) -> FineTuneOn:
     """The attack that fine-tunes on samples of a pool; `split` holds their batches, if given."""
-    samples, settings = [pool[i] for i in ids], context.settings
+    samples, settings, layout = [pool[i] for i in ids], context.settings, context.layout
+    batch_size = min(len(ids), settings.batch_size)
+    # A few samples get a shape that fits others too: seeds that run together then share programs.
+    few = len(ids) == batch_size < len(pool)
+    shape = layout.plan_any(pool, batch_size) if few else None
     plan = FineTunePlan.make(
         samples,
-        context.layout,
-        batch_size=min(len(ids), settings.batch_size),
+        layout,
+        batch_size=batch_size,
         steps=settings.steps,
         seed=context.seed,
         stream=Stream.ATTACK,
+        shape=shape,
     )
-    split = context.layout.split(samples) if split is None else split
+    split = layout.split(samples, plan=shape) if split is None else split
     return FineTuneOn(name, tuple(ids.tolist()), unseen, split, plan)
 
 

@@ -18,14 +18,22 @@ from jaxunlearn.record.lock import locked, locked_here
 # Keys that may change between starts: they do not change the models of the run.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
 
+# Keys that say where something is, by the input whose digest tells whether it is the same.
+PLACES = {
+    "model": "model",
+    "data.source": "data.forget",
+    "train.lora.start": "train.lora.start",
+}
+
 
 def open_folder(
     folder: RunFolder, config: Config, digests: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
     """Makes the folder of a run, or checks that it belongs to an earlier start of this run.
 
-    The mesh, the suites, the attacks and the objectives may change between starts: the folder's
-    configuration is updated, and keeps the objectives that it has.
+    The mesh, the suites, the attacks and the objectives may change between starts, and data and
+    models may move to another place: the folder's configuration is updated, and keeps the
+    objectives that it has.
 
     Args:
       folder: absent, empty, or with an earlier part of the run.
@@ -35,13 +43,28 @@ def open_folder(
         run stays, and the run goes on from there.
 
     Raises:
-      ValueError: the folder holds something else, or was begun with other data or another model;
-        names everything that differs.
+      ValueError: the folder holds something else, was begun with other data or another model, which
+        names everything that differs; its configuration is damaged; or somebody works on it.
     """
 
-    def join() -> None:
+    def open_here() -> None:
         _check_is_free_or_run(folder)
-        if differing := list(_differing(folder, config, digests)):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        # Somebody's folder with a configuration gets no file of ours before it is known as a run.
+        foreign = folder.config.exists() and not folder.inputs.exists()
+        with contextlib.nullcontext() if foreign else locked_here(folder):
+            join()
+
+    def join() -> None:
+        try:
+            _restore(folder, config)
+            differing = list(_differing(folder, config, digests))
+        except ValueError:
+            # A configuration that is damaged keeps nobody from removing the run.
+            if not overwrite:
+                raise
+            differing = ["a damaged configuration"]
+        if differing:
             if not overwrite:
                 raise ValueError(
                     f"{folder.config}: the folder holds another run: {'; '.join(differing)}; choose"
@@ -50,12 +73,15 @@ def open_folder(
                 )
             _remove(folder, config)
         earlier = load(folder.config).objectives if folder.config.exists() else {}
-        joined = dataclasses.replace(config, objectives={**earlier, **config.objectives})
+        joined = dump(dataclasses.replace(config, objectives={**earlier, **config.objectives}))
         known = _known_inputs(folder)
-        files.write_text(folder.config, dump(joined))
+        if not manifest.holds_text(folder, manifest.CONFIGURATION, folder.config, joined):
+            manifest.open_stage(folder, manifest.CONFIGURATION)
+            files.write_text(folder.config, joined)
+            manifest.seal(folder, manifest.CONFIGURATION, [folder.config])
         files.write_json(folder.inputs, {**known, **digests})
 
-    hosts.first_does(join, f"{folder.path}: the first process cannot open the folder; it says why")
+    hosts.first_does(open_here, f"{folder.path}: the first process cannot open the folder; it says why")
     hosts.wait("the folder is open")
 
 
@@ -157,12 +183,36 @@ def _check_is_free_or_run(folder: RunFolder) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: is a file; --out must name a folder")
-    if folder.config.exists() or not path.exists():
+    if folder.config.exists() or _lost_configuration(folder) or not path.exists():
         return
-    if any(entry != folder.memory for entry in path.iterdir()):
+    # What a process leaves that was killed before the configuration had its name.
+    begun = {folder.memory, folder.lock, folder.owner}
+    if any(entry not in begun and entry.suffix != files.TEMPORARY for entry in path.iterdir()):
         raise ValueError(
             f"{path}: not empty and no run of ours (there is no config.yaml); choose another --out"
         )
+
+
+def _lost_configuration(folder: RunFolder) -> bool:
+    """Whether a folder is that of a run whose configuration was removed."""
+    return folder.inputs.exists() and manifest.holds(
+        folder, manifest.CONFIGURATION, folder.config
+    )
+
+
+def _restore(folder: RunFolder, config: Config) -> None:
+    """Writes a damaged or lost configuration anew, if it is the one that is given now.
+
+    Raises:
+      ValueError: it is damaged, and another one is given.
+    """
+    if not folder.inputs.exists():
+        return  # a new run
+    text = dump(config)
+    if manifest.holds_text(folder, manifest.CONFIGURATION, folder.config, text):
+        files.write_text(folder.config, text)
+    else:
+        manifest.check(folder, only=[manifest.CONFIGURATION])
 
 
 def _differing(folder: RunFolder, config: Config, digests: Mapping[str, str]) -> Iterator[str]:
@@ -172,23 +222,26 @@ def _differing(folder: RunFolder, config: Config, digests: Mapping[str, str]) ->
     """
     if not folder.config.exists():
         return
-    earlier = load(folder.config)
+    earlier, known = load(folder.config), _known_inputs(folder)
     found = list(differences(_fixed(earlier), _fixed(config)))
     for name in earlier.objectives:
         if name in config.objectives:
             old, new = (dataclasses.asdict(each.objectives[name]) for each in (earlier, config))
             found += differences(old, new, f"objectives.{name}")
     for key, old, new in found:
-        yield f"{key}: {old!r} -> {new!r}"
-    for key in inputs.changed(_known_inputs(folder), digests):
+        # What was read from another place and is the same has only moved.
+        digest = known.get(PLACES.get(key, ""))
+        if digest is None or digest != digests.get(PLACES[key]):
+            yield f"{key}: {old!r} -> {new!r}"
+    for key in inputs.changed(known, digests):
         yield f"other contents of {key}"
 
 
 def _remove(folder: RunFolder, config: Config) -> None:
-    """Removes the run in a folder, so that another one can begin there.
+    """Removes the run in a folder, which is locked, so that another one can begin there.
 
     Raises:
-      ValueError: it is no run of ours, somebody works on it, or the new run reads files of it.
+      ValueError: it is no run of ours, or the new run reads files of it.
     """
     if not folder.inputs.exists():
         raise ValueError(
@@ -207,8 +260,7 @@ def _remove(folder: RunFolder, config: Config) -> None:
                 f"{key}: {name} is in {folder.path}, the folder of the run that --overwrite"
                 " removes; choose another --out"
             )
-    with locked_here(folder):
-        erase(folder)
+    erase(folder)
 
 
 def _fixed(config: Config) -> dict[str, Any]:

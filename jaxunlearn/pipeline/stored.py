@@ -19,6 +19,7 @@ from jaxunlearn.models.decoder import DecoderConfig, abstract_params, merge_adap
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.subject import initial_params
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder, seeds
 from jaxunlearn.training.checkpoint import newest, read_params
 from jaxunlearn.training.scope import make_scope, with_adapters
@@ -32,11 +33,13 @@ def configuration(folder: RunFolder) -> Config:
 
     Raises:
       FileNotFoundError: there is no run.
+      ValueError: the configuration is damaged; names what is wrong with it.
     """
     if not folder.config.is_file():
         missing = f"{folder.config.name} is missing" if folder.path.is_dir() else "no such folder"
         runs = "".join(f"; name one of its runs: {run}" for run in seeds(folder.path)[:1])
         raise FileNotFoundError(f"{folder.path}: no run here ({missing}){runs}")
+    manifest.check(folder, only=[manifest.CONFIGURATION])
     return reader.load(folder.config)
 
 

@@ -43,7 +43,7 @@ def erase(folder: RunFolder) -> None:
 
 def _own(folder: RunFolder) -> Iterator[Path]:
     """The files, and the folders that hold files of the run alone."""
-    yield from manifest.listed(folder)
+    yield from (path for path in manifest.listed(folder) if path != folder.config)
     yield from (folder.metrics, folder.timings, folder.starts, folder.texts, folder.html)
     yield from (folder.results, folder.evaluation, folder.summary)
     yield from (folder.relearn, folder.relearn_records, folder.relearn_layers)

@@ -13,6 +13,7 @@ from typing import Any
 from jaxunlearn.core import files, hosts
 from jaxunlearn.record.folder import RunFolder
 
+CONFIGURATION = "the newest start"
 TEXTS, REFERENCES = "the first start", "the reference pass"
 EVALUATION, RELEARNING = "the evaluation", "the table of attacks"
 RESULTS = "the end of a run"
@@ -69,7 +70,18 @@ def seal(
 
 def holds(folder: RunFolder, stage: str, path: Path) -> bool:
     """Whether a file is noted; it is not where a process was killed before it was."""
-    return str(path.relative_to(folder.path)) in _entries(folder).get(stage, {"files": {}})["files"]
+    return _noted(folder, stage, path) is not None
+
+
+def holds_text(folder: RunFolder, stage: str, path: Path, text: str) -> bool:
+    """Whether a file is noted with this content, whatever it holds now."""
+    return _noted(folder, stage, path) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def _noted(folder: RunFolder, stage: str, path: Path) -> str | None:
+    """The digest that a stage noted of a file, if it did."""
+    entry = _entries(folder).get(stage, {"files": {}})
+    return entry["files"].get(str(path.relative_to(folder.path)))
 
 
 def listed(folder: RunFolder) -> list[Path]:
@@ -90,18 +102,22 @@ def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
     )
 
 
-def check(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
-    """Compares all files with their digests.
+def check(
+    folder: RunFolder, *, without: Iterable[str] = (), only: Iterable[str] | None = None
+) -> None:
+    """Compares files with their digests.
 
     Args:
       folder: of the run.
       without: stages that are about to be written again, or whose files are not used.
+      only: the stages whose files are compared; default: all.
 
     Raises:
       ValueError: a file is missing or not what its stage wrote; names it, and the remedy.
     """
-    skipped = set(without)
-    for stage, entry in _entries(folder).items():
+    entries = _entries(folder)
+    skipped = set(without) | (set() if only is None else entries.keys() - set(only))
+    for stage, entry in entries.items():
         while stage not in skipped and (problem := _problem(folder, entry)) is not None:
             # A process that works on the run meanwhile may have written the stage again.
             newest = _entries(folder)[stage]
@@ -129,6 +145,11 @@ def _problem(folder: RunFolder, entry: Mapping[str, Any]) -> str | None:
 def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
     if entry["stage"] == RESULTS:
         return "`jaxunlearn run` on this folder writes it anew"
+    if entry["stage"] == CONFIGURATION:
+        return (
+            "bring it back, or give `jaxunlearn run` the configuration that it held, and it is"
+            " written anew; options change keys, the file itself is not edited"
+        )
     if entry["redo"] is None:
         return "bring it back, or begin in a new folder"
     again = f"remove {folder.path / entry['redo']}, and the run computes {entry['stage']} again"

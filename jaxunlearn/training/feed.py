@@ -301,10 +301,12 @@ class FineTunePlan:
         steps: int,
         seed: int,
         stream: order.Stream,
+        shape: Plan | None = None,
     ) -> "FineTunePlan":
-        """Plans the static shape in which the batches of all steps fit."""
-        draw = lambda step: order.batch_ids(seed, step, len(samples), batch_size, stream=stream)
-        shape = layout.plan_steps(samples, [draw(step) for step in range(steps)])
+        """Plans the static shape in which the batches of all steps fit, unless it is given."""
+        if shape is None:
+            draw = lambda step: order.batch_ids(seed, step, len(samples), batch_size, stream=stream)
+            shape = layout.plan_steps(samples, [draw(step) for step in range(steps)])
         return cls(samples, batch_size, steps, seed, stream, shape)
 
     def batch(self, step: int) -> Packed:

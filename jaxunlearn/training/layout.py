@@ -56,25 +56,41 @@ class Layout:
         id_lists = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True)]
         return self.plan_steps(flat, id_lists)
 
+    def plan_any(self, samples: Sequence[Sample], count: int) -> Plan:
+        """Returns a static shape that fits any few of the samples, see `data.planning.plan_any`."""
+        return planning.plan_any(
+            samples,
+            count,
+            max_width=self.context,
+            row_multiple=self.row_multiple,
+            width_step=self.width_step,
+        )
+
     def split(
-        self, samples: Sequence[Sample], caches: Mapping[str, LabelCache] | None = None
+        self,
+        samples: Sequence[Sample],
+        caches: Mapping[str, LabelCache] | None = None,
+        *,
+        plan: Plan | None = None,
     ) -> Split:
         """Packs a whole set into batches on the devices.
 
         Args:
           samples: the set; each is in one batch.
           caches: label values that the batches carry, by name.
+          plan: the shape of a batch; None chooses.
 
         Returns:
           Split.
         """
-        plan = planning.plan_dataset(
-            samples,
-            max_width=self.context,
-            row_multiple=self.row_multiple,
-            width_step=self.width_step,
-            target_tokens=self.batch_tokens,
-        )
+        if plan is None:
+            plan = planning.plan_dataset(
+                samples,
+                max_width=self.context,
+                row_multiple=self.row_multiple,
+                width_step=self.width_step,
+                target_tokens=self.batch_tokens,
+            )
         packed = packing.dataset_batches(samples, plan)
         batches = []
         for rows in packed:

@@ -19,7 +19,7 @@ from jaxunlearn.data.packing import (
     real_token_share,
     unpack,
 )
-from jaxunlearn.data.planning import Plan, Sample, plan_dataset, plan_steps
+from jaxunlearn.data.planning import Plan, Sample, plan_any, plan_dataset, plan_steps
 from jaxunlearn.data.sources import load_split
 
 BAR = 0.95
@@ -100,6 +100,31 @@ def test_one_plan_holds_every_training_step_and_repeated_ids(sizes, data):
         batch = pack_step(sequences, step, plan)
         assert batch.tokens.shape == (plan.rows, plan.width)
         assert contents([batch]) == {i: step.count(i) * [expected(sequences[i])] for i in set(step)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIZES, st.data())
+def test_one_plan_holds_any_few_samples(sizes, data):
+    sequences = make(sizes)
+    count = data.draw(st.integers(1, len(sizes)))
+    plan = plan_any(sequences, count, max_width=40, row_multiple=2)
+    longest = max(len(s.tokens) for s in sequences)
+    assert longest <= plan.width < longest + 8 and plan.rows == count + count % 2
+    for _ in range(3):
+        ids = data.draw(st.permutations(range(len(sizes))))[:count]
+        batch = pack_step(sequences, ids, plan)
+        assert contents([batch]) == {i: [expected(sequences[i])] for i in ids}
+        (batch,) = dataset_batches([sequences[i] for i in ids], plan)
+        assert (batch.sample_ids >= 0).sum() == count
+
+
+def test_a_plan_for_any_few_samples_takes_no_more_room_than_they_can_need():
+    sequences = make([(5, 7), (3, 2), (3, 2), (20, 4)])
+    # Two of the shortest share a row of 24; the labels are those of the two longest answers.
+    assert plan_any(sequences, 2, max_width=64) == Plan(2, 24, 2, 11, 7)
+    assert plan_any(sequences, 1, max_width=64, row_multiple=4) == Plan(4, 24, 1, 7, 7)
+    with pytest.raises(ValueError, match=r"over the width of 20 tokens"):
+        plan_any(sequences, 2, max_width=20)
 
 
 def test_a_wider_row_must_save_a_twentieth_of_the_tokens():

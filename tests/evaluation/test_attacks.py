@@ -1,5 +1,7 @@
 """Attacks on one model, without a run: what they show, what they record, what they leave alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +51,16 @@ def test_some_samples_are_shown_and_the_others_are_unseen(context):
     assert np.flatnonzero(~two.unseen).tolist() == sorted(two.ids)
     assert ids_of(two.plan.samples, context.forget_samples) == list(two.ids)
     assert two.samples.samples == 2
+
+
+def test_a_few_samples_have_one_shape_whichever_they_are(context):
+    """Runs of several seeds in one process compile the attack once."""
+    seeds = [dataclasses.replace(context, seed=seed) for seed in range(6)]
+    found = [on_forget(each, 2) for each in seeds]
+    assert len({attack.ids for attack in found}) > 1
+    assert len({attack.plan.shape for attack in found}) == 1
+    shapes = {b.packed.tokens.shape for attack in found for b in attack.samples.batches}
+    assert len(shapes) == 1
 
 
 def test_all_samples_leave_none_unseen_and_use_the_batches_that_are_there(context):

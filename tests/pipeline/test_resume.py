@@ -9,7 +9,7 @@ import pytest
 from jaxunlearn.config import Lora, Objective, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.models import hf
-from jaxunlearn.pipeline import inputs
+from jaxunlearn.pipeline import inputs, stored
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.record.folder import RunFolder
@@ -191,3 +191,68 @@ def test_weights_that_were_exchanged_are_other_inputs(tmp_path):
     content[-1] ^= 1  # one bit of one weight
     file.write_bytes(bytes(content))
     assert inputs.changed(first, digests()) == ["model"]
+
+
+def test_a_damaged_configuration_is_found(folder):
+    open_folder(folder, TINY, {"data.forget": "a"})
+    whole = folder.config.read_text()
+    folder.config.write_text(whole.replace("epochs: 4", "epochs: 5"))
+    assert load(folder.config) != TINY
+    message = r"config\.yaml: is damaged or was changed.*give `jaxunlearn run` the configuration"
+    with pytest.raises(ValueError, match=message):
+        open_folder(folder, replace(objectives={"wga": Objective()}), {"data.forget": "a"})
+    with pytest.raises(ValueError, match=message):
+        stored.configuration(folder)
+    # The configuration that it held is known again.
+    open_folder(folder, TINY, {"data.forget": "a"})
+    assert folder.config.read_text() == whole
+    assert stored.configuration(folder) == TINY
+
+
+@pytest.mark.parametrize("content", [None, "", "\0\0", "seed: [", "nonsense: 1\n"])
+def test_a_configuration_that_cannot_be_read_is_written_anew(folder, content):
+    open_folder(folder, TINY, {"data.forget": "a"})
+    whole = folder.config.read_bytes()
+    folder.metrics.write_text("{}\n")
+    if content is None:
+        folder.config.unlink()
+    else:
+        folder.config.write_text(content)
+    with pytest.raises(ValueError, match=r"config\.yaml: is (missing|damaged)"):
+        open_folder(folder, OTHER, {"data.forget": "a"})
+    open_folder(folder, TINY, {"data.forget": "a"})
+    assert folder.config.read_bytes() == whole
+    assert folder.metrics.exists()
+
+
+def test_overwrite_removes_a_run_with_a_damaged_configuration(folder):
+    folder.config.write_text("seed: [")
+    folder.metrics.write_text("{}\n")
+    open_folder(folder, OTHER, {}, overwrite=True)
+    assert load(folder.config) == OTHER
+    assert not folder.metrics.exists()
+
+
+def test_a_start_that_was_killed_before_there_was_a_configuration(tmp_path):
+    """What it leaves are the lock, its owner and a file that had no name yet."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / ".config.yaml.0123456789abcdef.tmp").write_text("seed")
+    folder.lock.touch()
+    folder.owner.write_text("{}")
+    open_folder(folder, TINY, {})
+    assert load(folder.config) == TINY
+
+
+def test_data_and_models_may_move(folder):
+    here = replace(model="old/model", data={"source": "old"}, train={"lora": Lora(start="a")})
+    digests = {"data.forget": "d", "model": "m", "train.lora.start": "l"}
+    moved = replace(here, model="new/model", data={"source": "new"}, train={"lora": Lora(start="b")})
+    path = RunFolder(folder.path.parent / "moved")
+    open_folder(path, here, digests)
+    open_folder(path, moved, digests)
+    assert load(path.config) == moved
+    # Other contents in the other place make another run, and both are named.
+    with pytest.raises(ValueError, match=r"model: 'new/model' -> 'old/model'; other contents of mo"):
+        open_folder(path, here, digests | {"model": "other"})
+    assert load(path.config) == moved
