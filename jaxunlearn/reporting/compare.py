@@ -82,12 +82,20 @@ def compare(members: Sequence[Member]) -> Comparison:
 
 
 def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
-    """Runs by configuration, the seed aside; equal names get a number."""
-    by_key: dict[str, list[Member]] = {}
+    """Runs by configuration, of which seeds are repeats; equal names get a number.
+
+    Repeats need not have the same objectives, but one that both have is the same in both. A second
+    run of a seed is no repeat.
+    """
+    repeats: list[list[Member]] = []
     for member in members:
-        by_key.setdefault(_key(member.config), []).append(member)
+        found = (group for group in repeats if all(_is_repeat(member, other) for other in group))
+        if (group := next(found, None)) is None:
+            repeats.append([member])
+        else:
+            group.append(member)
     groups: dict[str, list[Member]] = {}
-    for found in by_key.values():
+    for found in repeats:
         name = found[0].config.name
         same = sum(label == name or label.startswith(f"{name} (") for label in groups)
         label = f"{name} ({same + 1})" if same else name
@@ -193,8 +201,20 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def differences(groups: Mapping[str, Sequence[Member]]) -> TextTable:
-    """The keys in which the groups' configurations differ, objectives aside."""
-    flat = {label: dict(_flat(_plain(members[0].config))) for label, members in groups.items()}
+    """The keys in which the groups' configurations differ; `null` where a group lacks one."""
+    by_group = {
+        label: {name: spec for member in members for name, spec in member.config.objectives.items()}
+        for label, members in groups.items()
+    }
+    shared = set.intersection(*map(set, by_group.values()))
+    flat = {}
+    for label, members in groups.items():
+        # Of an objective that another group lacks, only that it is there.
+        objectives = {
+            name: dataclasses.asdict(spec) if name in shared else True
+            for name, spec in by_group[label].items()
+        }
+        flat[label] = dict(_flat(_plain(members[0].config) | {"objectives": objectives}))
     keys = dict.fromkeys(key for entries in flat.values() for key in entries)
     rows = []
     for key in keys:
@@ -264,8 +284,15 @@ def _plain(config: Config) -> dict[str, Any]:
     return {key: keys[key] for key in keys if key not in ("seed", "objectives")}
 
 
-def _key(config: Config) -> str:
-    return json.dumps(_plain(config), sort_keys=True, default=str)
+def _is_repeat(one: Member, other: Member) -> bool:
+    """Whether two runs are seeds of one configuration."""
+    first, second = one.config, other.config
+    shared = first.objectives.keys() & second.objectives.keys()
+    return (
+        first.seed != second.seed
+        and _plain(first) == _plain(second)
+        and all(first.objectives[name] == second.objectives[name] for name in shared)
+    )
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,22 @@ def test_objectives_may_differ_between_repeats():
     assert len(compare.grouped([member(0), member(1, objectives=more)])) == 1
 
 
+def test_other_settings_of_an_objective_are_another_configuration():
+    """They were once joined as seeds, to a mean of two objectives."""
+    other = {"npo": Objective(hyper={"beta": 1.0}, retain="gd"), "ga": Objective()}
+    groups = compare.grouped([member(0), member(1, objectives=other), member(2), member(0)])
+    assert {label: [m.config.seed for m in found] for label, found in groups.items()} == {
+        "mine": [0, 2],
+        "mine (2)": [1],
+        "mine (3)": [0],  # the seed again, which is no repeat
+    }
+    assert set(compare.differences(groups).rows) == {
+        ("objectives.npo.hyper.beta", "null", "1.0", "null"),
+        ("objectives.npo.retain", "null", '"gd"', "null"),
+        ("objectives.ga", "null", "true", "null"),
+    }
+
+
 def test_a_table_says_what_diverged():
     """Its numbers are those of a state before, in which nothing may be forgotten."""
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from jaxunlearn.reporting.page import write
-from tests.reporting.pages import HOSTILE, make_source
+from tests.reporting.pages import HOSTILE, make_source, page_tables
 
 pytestmark = pytest.mark.slow
 CHARTS = ("pareto", "effects", "layers", "plane", "profile", "changes", "risks", "relearning")
@@ -35,6 +35,14 @@ def driver():
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
     yield made
     made.quit()
+
+
+@pytest.fixture(autouse=True)
+def silent_console(driver):
+    """Nothing that is done with the page may end in an error."""
+    driver.get_log("browser")
+    yield
+    assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
 def opened(driver, page, width="wide", scheme="light"):
@@ -66,7 +74,6 @@ def test_every_chart_is_drawn_without_an_error(driver, page, width, scheme):
     opened(driver, page, width, scheme)
     for chart in CHARTS:
         assert count(driver, chart, "svg path") > 5, chart
-    assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
     # The page itself does not scroll sideways; wide tables and charts do so in their places.
     overhang = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert driver.execute_script(overhang) <= 0
@@ -125,6 +132,73 @@ def test_the_slider_moves_through_the_steps(driver, page):
     slider.send_keys(pytest.importorskip("selenium.webdriver").Keys.ARROW_RIGHT)
     wait(lambda: shown() == "5")
     assert "step 5" in driver.find_element("css selector", "#tokens h3").text
+
+
+def choose(driver, chart, text):
+    places = f'.chart[data-chart="{chart}"] option'
+    options = driver.find_elements("css selector", places)
+    next(option for option in options if option.text == text).click()
+
+
+def chosen(driver, chart):
+    selects = driver.find_elements("css selector", f'.chart[data-chart="{chart}"] select')
+    return [select.get_property("value") for select in selects]
+
+
+def fills(driver, chart):
+    points = f'.chart[data-chart="{chart}"] .mark-symbol.role-mark path'
+    return [p.get_attribute("fill") for p in driver.find_elements("css selector", points)]
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """The page of objectives whose weights are alike, are none, and differ."""
+    tables = page_tables()
+    pg = tables["pg_effect"]
+    pg["weight"] = [
+        {"ga": 1.0, "npo": 0.1 * sample}[name] if step != max(pg["step"]) else None
+        for name, sample, step in zip(pg["objective"], pg["sample"], pg["step"], strict=True)
+    ]
+    file = tmp_path_factory.mktemp("weighted") / "report.html"
+    assert write(make_source(tables), file)
+    return file
+
+
+def test_the_plane_has_every_objective_and_step(driver, weighted):
+    """Weights that are all 1 once left the picture at the first objective, with an error."""
+    opened(driver, weighted)
+    slider = driver.find_element("css selector", '.chart[data-chart="plane"] input[type=range]')
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    assert len(set(fills(driver, "plane"))) == 1  # all alike
+    choose(driver, "plane", "npo")
+    wait(lambda: len(set(fills(driver, "plane"))) == 5)  # of 6 samples, all fifths
+    slider.send_keys(keys.END)
+    wait(lambda: len(set(fills(driver, "plane"))) == 1)  # no weight
+    assert len(fills(driver, "plane")) == 6
+    choose(driver, "plane", "ga")
+    slider.send_keys(keys.HOME)
+    wait(lambda: "ga, step" in driver.find_element("css selector", "#tokens h3").text)
+
+
+def test_choices_survive_another_scale_and_another_width(driver, page):
+    opened(driver, page)
+    slider = driver.find_element("css selector", '.chart[data-chart="plane"] input[type=range]')
+    choose(driver, "plane", "npo")
+    slider.send_keys(pytest.importorskip("selenium.webdriver").Keys.ARROW_RIGHT)
+    choose(driver, "effects", "shallow")
+    driver.find_element("css selector", "#pick option[value='3']").click()
+    outlined = '.chart[data-chart="plane"] .mark-symbol.role-mark path[stroke-width="2.5"]'
+    wait(lambda: len(driver.find_elements("css selector", outlined)) == 1)
+    for key in ("plane", "effects"):
+        linear = driver.find_element("css selector", f'input[name="scale-{key}"][value="linear"]')
+        driver.execute_script("arguments[0].click()", linear)
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    time.sleep(0.5)  # until the page looks at its width again
+    wait(lambda: chosen(driver, "plane") == ["npo"] and chosen(driver, "effects") == ["shallow"])
+    wait(lambda: len(driver.find_elements("css selector", outlined)) == 1)
+    assert "npo, step 5" in driver.find_element("css selector", "#tokens h3").text
+    assert driver.find_element("id", "answer").text == "answer 3"
 
 
 def test_axes_become_linear_and_back(driver, page):

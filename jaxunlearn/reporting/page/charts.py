@@ -11,6 +11,7 @@ from typing import Any
 import altair as alt
 
 from jaxunlearn.reporting import palette
+from jaxunlearn.reporting.page.content import WEIGHT_BINS
 
 RISKS = {"unlearn": "on what is forgotten (Dᵤ)", "retain": "on what is retained (Dᵣ)"}
 TOTALS, SAMPLES = 0.01, 1e-5
@@ -124,18 +125,23 @@ def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float,
         value=0,
         bind=alt.binding_range(min=0, max=max(0, len(steps) - 1), step=1, name="step: "),
     )
-    chosen = alt.selection_point(fields=["sample"], name="chosen")
+    chosen = alt.param(name="chosen", value=None)
+    is_chosen = "datum.sample === chosen"
     points = (
         alt.Chart(alt.NamedData("points"))
         .mark_point(filled=True, size=70, opacity=0.75, cursor="pointer")
         .encode(
             x=_effect_axis("unlearn", "PG-effect on Dᵤ (left: removes)", largest[0], "x", SAMPLES),
             y=_effect_axis("retain", "PG-effect on Dᵣ (down: harms)", largest[1], share=SAMPLES),
+            # Weights of objectives and steps differ by orders of magnitude: their order has one
+            # scale for all.
             color=alt.Color(
-                "weight:Q", title="weight", bin=alt.Bin(maxbins=8), scale=alt.Scale(scheme="blues")
+                "bin:N",
+                title="weight",
+                scale=alt.Scale(domain=list(WEIGHT_BINS), range=list(palette.WEIGHT_BINS)),
             ),
-            stroke=alt.condition(chosen, alt.value("#d55e00"), alt.value("#888888")),
-            strokeWidth=alt.condition(chosen, alt.value(2.5), alt.value(0.6), empty=False),
+            stroke=alt.condition(is_chosen, alt.value("#2166AC"), alt.value("#888888")),
+            strokeWidth=alt.condition(is_chosen, alt.value(2.5), alt.value(0.6)),
             tooltip=[
                 "sample:Q",
                 "question:N",

@@ -1,5 +1,6 @@
 """The data of the page, from a run's tables: compact, and sampled where it would be too large."""
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,11 @@ from jaxunlearn.reporting.figures import series
 
 MOST_POINTS = 40_000
 """Rows of a chart's data beyond which samples are left out, the same ones everywhere."""
+
+FIFTHS = ("lowest fifth", "second fifth", "middle fifth", "fourth fifth", "highest fifth")
+ALIKE, NO_WEIGHT = "all alike", "no weight"
+WEIGHT_BINS = (*FIFTHS, ALIKE, NO_WEIGHT)
+"""What is said of a sample's weight among those of the other samples."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -94,12 +100,42 @@ def points(table: Columns) -> Data:
         if layer == "total":
             entry = merged.setdefault((objective, step, sample), {"weight": weight})
             entry[risk] = value
+    weights: dict[tuple, list[float | None]] = {}
+    for (objective, step, _), entry in merged.items():
+        weights.setdefault((objective, step), []).append(entry["weight"])
+    bins = {key: iter(weight_bins(values)) for key, values in weights.items()}
     rows = [
-        [*key, _short(e.get("unlearn")), _short(e.get("retain")), _short(e["weight"])]
+        [*key, *(_short(e.get(k)) for k in ("unlearn", "retain", "weight")), next(bins[key[:2]])]
         for key, e in merged.items()
     ]
-    columns = ("objective", "step", "sample", "unlearn", "retain", "weight")
+    columns = ("objective", "step", "sample", "unlearn", "retain", "weight", "bin")
     return _sampled(Data(columns, rows), "sample", MOST_POINTS)
+
+
+def weight_bins(weights: Sequence[float | None]) -> list[str]:
+    """The fifth of the samples that each weight is in: what is compared is the order of weights.
+
+    Args:
+      weights: of the samples at one step; None or NaN where the objective has none.
+
+    Returns:
+      One of `WEIGHT_BINS` each, of equal weights the same one.
+
+    >>> weight_bins([1.0, 5.0, 2.0, 3.0, 4.0])[:2]
+    ['lowest fifth', 'highest fifth']
+    >>> weight_bins([1.0, 1.0]), weight_bins([None])
+    (['all alike', 'all alike'], ['no weight'])
+    """
+    known = sorted(w for w in weights if w is not None and not math.isnan(w))
+
+    def place(weight: float | None) -> str:
+        if weight is None or math.isnan(weight):
+            return NO_WEIGHT
+        if known[0] == known[-1]:
+            return ALIKE
+        return FIFTHS[bisect.bisect_left(known, weight) * len(FIFTHS) // len(known)]
+
+    return [place(weight) for weight in weights]
 
 
 def profiles(table: Columns) -> Data:

@@ -36,6 +36,16 @@ function linear(value) {
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, linear(v)]));
 }
 
+// The specification with what the reader has chosen in the chart that it replaces.
+function withChoices(value, view) {
+  if (Array.isArray(value)) return value.map((part) => withChoices(part, view));
+  if (value === null || typeof value !== "object") return value;
+  const entries = Object.entries(value).map(([k, v]) => [k, withChoices(v, view)]);
+  const copy = Object.fromEntries(entries);
+  if (copy.name && copy.bind && copy.bind.input) copy.value = view.signal(copy.name);
+  return copy;
+}
+
 // Charts with columns of their own become one column where the screen is narrow.
 function fitted(spec, room) {
   if (!spec.spec || room > 980) return spec;
@@ -58,7 +68,10 @@ async function draw(key) {
   const options = { actions: false, renderer: "svg", config: config() };
   // What stands below must not jump while the chart is replaced.
   place.style.minHeight = `${place.offsetHeight}px`;
-  if (views[key]) views[key].finalize();
+  if (views[key]) {
+    spec = withChoices(spec, views[key]);
+    views[key].finalize();
+  }
   const made = await window.embed(place, { ...spec, datasets }, options);
   views[key] = made.view;
   place.style.minHeight = "";
@@ -113,6 +126,7 @@ function show(sample) {
   document.getElementById("question").textContent = text ? text.question : "";
   document.getElementById("answer").textContent = text ? text.answer : "";
   showTokens(text);
+  if (views.plane) views.plane.signal("chosen", sample).runAsync();
   draw("profile");
 }
 
