@@ -121,7 +121,8 @@ def _relearning(runs: Sequence[Facts]) -> str:
         if ranks:
             rows.append([text, spread(ranks, "{:+.2f}")])
     if not rows:
-        return "Too few objectives forgot anything."
+        attacked = any(m["relearn"] for run in runs for m in run.content["models"].values())
+        return "Too few objectives forgot anything." if attacked else "No attack was run."
     over = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
     return table([f"what is known before, over {over} objectives", "rank correlation"], rows)
 

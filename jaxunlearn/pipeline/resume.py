@@ -81,7 +81,9 @@ def open_folder(
             manifest.seal(folder, manifest.CONFIGURATION, [folder.config])
         files.write_json(folder.inputs, {**known, **digests})
 
-    hosts.first_does(open_here, f"{folder.path}: the first process cannot open the folder; it says why")
+    hosts.first_does(
+        open_here, f"{folder.path}: the first process cannot open the folder; it says why"
+    )
     hosts.wait("the folder is open")
 
 
@@ -195,9 +197,7 @@ def _check_is_free_or_run(folder: RunFolder) -> None:
 
 def _lost_configuration(folder: RunFolder) -> bool:
     """Whether a folder is that of a run whose configuration was removed."""
-    return folder.inputs.exists() and manifest.holds(
-        folder, manifest.CONFIGURATION, folder.config
-    )
+    return folder.inputs.exists() and manifest.holds(folder, manifest.CONFIGURATION, folder.config)
 
 
 def _restore(folder: RunFolder, config: Config) -> None:

@@ -247,12 +247,16 @@ def test_a_start_that_was_killed_before_there_was_a_configuration(tmp_path):
 def test_data_and_models_may_move(folder):
     here = replace(model="old/model", data={"source": "old"}, train={"lora": Lora(start="a")})
     digests = {"data.forget": "d", "model": "m", "train.lora.start": "l"}
-    moved = replace(here, model="new/model", data={"source": "new"}, train={"lora": Lora(start="b")})
+    moved = replace(
+        here, model="new/model", data={"source": "new"}, train={"lora": Lora(start="b")}
+    )
     path = RunFolder(folder.path.parent / "moved")
     open_folder(path, here, digests)
     open_folder(path, moved, digests)
     assert load(path.config) == moved
     # Other contents in the other place make another run, and both are named.
-    with pytest.raises(ValueError, match=r"model: 'new/model' -> 'old/model'; other contents of mo"):
+    with pytest.raises(
+        ValueError, match=r"model: 'new/model' -> 'old/model'; other contents of mo"
+    ):
         open_folder(path, here, digests | {"model": "other"})
     assert load(path.config) == moved

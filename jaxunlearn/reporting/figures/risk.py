@@ -201,7 +201,7 @@ def _ratio(pairs: series.Pairs) -> str:
     if not nonzero.any():
         return ""
     with np.errstate(over="ignore"):
-        return f", ratio {np.median(pairs.y[nonzero] / pairs.x[nonzero]):#.2g}"
+        return f", ratio {np.median(pairs.y[nonzero] / pairs.x[nonzero]):#.3g}"
 
 
 def _draw_confidence(ax: Axes, table: series.Table, color: str) -> None:
