@@ -104,6 +104,33 @@ PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
 
 
 def _relearning(runs: Sequence[Facts]) -> str:
+    """What the strongest attack brings back, and rank correlations with what is known before."""
+    if not any(model["relearn"] for run in runs for model in run.content["models"].values()):
+        return "No attack was run."
+    return f"{_attacked(runs)}\n\n{_predictors(runs)}"
+
+
+def _attacked(runs: Sequence[Facts]) -> str:
+    """Extraction strength of every model before and after the strongest attack."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs for name in _names(run)):
+        models = [run.content["models"][name] for run in runs if name in _names(run)]
+        ends = [
+            max(model["relearn"].values(), key=lambda end: end["final_forget_es"])
+            for model in models
+        ]
+        columns = (
+            [model["result"]["forget_es"] for model in models],
+            [model["result"]["retain_es"] for model in models],
+            [end["final_forget_es"] for end in ends],
+            [end["final_unseen_es"] for end in ends],
+        )
+        rows.append([name, str(len(models)), *(spread(c, "{:.2f}") for c in columns)])
+    titles = ["objective", "seeds", "forget ES", "retain ES", "forget ES after the attack"]
+    return table([*titles, "of rows that it does not show"], rows)
+
+
+def _predictors(runs: Sequence[Facts]) -> str:
     """Rank correlations over objectives with the share of forgotten ES that comes back."""
     rows, counts = [], []
     for text, predictor in PREDICTORS.items():
@@ -121,8 +148,7 @@ def _relearning(runs: Sequence[Facts]) -> str:
         if ranks:
             rows.append([text, spread(ranks, "{:+.2f}")])
     if not rows:
-        attacked = any(m["relearn"] for run in runs for m in run.content["models"].values())
-        return "Too few objectives forgot anything." if attacked else "No attack was run."
+        return "Too few objectives forgot anything."
     over = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
     return table([f"what is known before, over {over} objectives", "rank correlation"], rows)
 

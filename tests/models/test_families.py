@@ -375,8 +375,18 @@ def test_a_dump_of_all_defaults_is_read(pair, tmp_path):
     assert hf.load_config(tmp_path) == hf.load_config(folder)
 
 
+def test_settings_of_sampling_change_nothing(pair, tmp_path):
+    """Text is written greedily, whatever a model's authors recommend."""
+    _, folder, _ = pair
+    own = json.loads((folder / "config.json").read_text())
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 7, "max_length": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(own | sampling | {"model_name": "mine"}))
+    assert hf.load_config(tmp_path) == hf.load_config(folder)
+
+
 def test_other_values_than_the_defaults_are_refused_at_once(tmp_path):
-    changes = {"temperature": 0.7, "top_k": 10, "pruned_heads": {"0": [1]}, "use_bfloat16": True}
+    changes = {"repetition_penalty": 1.2, "num_beams": 4, "pruned_heads": {"0": [1]}}
+    changes["use_bfloat16"] = True
     message = refused(tmp_path, model_type="qwen2", prefix="Once ", **changes)
     for name, value in changes.items():
         assert f"{name}={value!r} is not supported, only {OLDER[name]!r}; remove it" in message
