@@ -115,6 +115,9 @@ def _attacked(runs: Sequence[Facts]) -> str:
     rows = []
     for name in dict.fromkeys(name for run in runs for name in _names(run)):
         models = [run.content["models"][name] for run in runs if name in _names(run)]
+        models = [model for model in models if model["relearn"]]
+        if not models:
+            continue
         ends = [
             max(model["relearn"].values(), key=lambda end: end["final_forget_es"])
             for model in models

@@ -51,7 +51,11 @@ def entry(loss, removal, harm, term=None, layer=None, scale=5.0, **hyper):
 def model(forget, retain, **more):
     numbers = {"forget_nll": forget, "retain_nll": retain, "forget_es": 0.2, "retain_es": 0.8}
     result = {**numbers, **more, "steps": 15, "of_steps": 15}
-    return {"result": result, "relearn": {"5": {"final_forget_es": 0.6}}, "distance": forget}
+    attacks = {
+        "5": {"final_forget_es": 0.6, "final_unseen_es": 0.5},
+        "int8": {"final_forget_es": 0.2, "final_unseen_es": 0.2},
+    }
+    return {"result": result, "relearn": attacks, "distance": forget}
 
 
 def as_in_the_paper():
@@ -203,6 +207,24 @@ def test_peaks_rest_and_relearning():
     assert run.relearned("ga") == pytest.approx((0.6 - 0.2) / (1.0 - 0.2))
     with pytest.raises(Missing, match="wga, alpha 3"):
         run.find("wga", alpha=3.0)
+
+
+def test_what_attacks_bring_back_is_shown_of_the_models_that_were_attacked():
+    whole, part = as_in_the_paper(), as_in_the_paper()
+    for content in (whole, part):
+        for place, name in enumerate(("wga", "tnpo", "po", "rmu")):
+            content["models"][name]["relearn"]["5"]["final_forget_es"] = 0.7 + place / 100
+    part["models"]["ga"]["relearn"] = {}
+    part["models"]["npo"]["relearn"]["5"] |= {"final_forget_es": 0.9, "final_unseen_es": 0.7}
+    text = beyond.tables(load([whole | {"seed": 0}, part | {"seed": 1}]))
+    assert "| ga | 1 | 0.20 | 0.80 | 0.60 | 0.50 |" in text
+    assert "| npo | 2 | 0.20 | 0.80 | 0.75 [0.60, 0.90] | 0.60 [0.50, 0.70] |" in text
+    assert "what is known before, over" in text
+    for content in (whole, part):
+        for found in content["models"].values():
+            found["relearn"] = {}
+    text = beyond.tables(load([whole | {"seed": 0}, part | {"seed": 1}]))
+    assert "No attack was run." in text and "after the attack" not in text
 
 
 def test_units_keep_what_survives_and_drop_the_rest():
