@@ -1,5 +1,6 @@
 """Relearning on a tiny run: what it records, what the numbers must satisfy, how it resumes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxunlearn.config import Objective
+from jaxunlearn.config import Objective, load
 from jaxunlearn.core import files
 from jaxunlearn.data.order import attack_ids
 from jaxunlearn.evaluation.attacks import FineTuneOn
@@ -24,7 +25,7 @@ from jaxunlearn.reporting import relearn_table
 from jaxunlearn.reporting.figures import relearn as relearn_figures
 from jaxunlearn.training import step
 from jaxunlearn.training.losses import FineTuning, Risk
-from tests.pipeline.tiny import replace, run
+from tests.pipeline.tiny import reconfigure, replace, run
 
 pytestmark = pytest.mark.slow
 
@@ -313,8 +314,9 @@ def test_a_mesh_computes_the_same(tmp_path, attacked):
     """On two devices, parameters and rows split."""
     out = tmp_path / "copy"
     shutil.copytree(attacked, out, ignore=shutil.ignore_patterns("relearn*"))
-    text = (out / "config.yaml").read_text()
-    (out / "config.yaml").write_text(text.replace("fsdp: 1", "fsdp: 2"))
+    config = load(out / "config.yaml")
+    compute = dataclasses.replace(config.compute, fsdp=2)
+    reconfigure(out, dataclasses.replace(config, compute=compute))
     attack(out, only=["npo"], samples=[1], devices=jax.devices()[:2])
     for mine, theirs in zip(
         records(out, model="npo", attack="1"),

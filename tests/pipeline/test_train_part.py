@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxunlearn import cli, effects
-from jaxunlearn.config import Lora, Objective, dump
+from jaxunlearn.config import Lora, Objective
 from jaxunlearn.measurement.interval import Interval
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline import inputs, recipe, stored
@@ -21,7 +21,7 @@ from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.training.checkpoint import newest
 from tests.pipeline.test_recipe import Crash, digests, select
-from tests.pipeline.tiny import replace, run
+from tests.pipeline.tiny import reconfigure, replace, run
 
 ADAPTERS = Lora(rank=2, targets=("q", "v", "down_proj"))
 # No measurement: a run that the fast tests can afford.
@@ -166,7 +166,7 @@ def test_what_has_no_adapter_is_refused(plain, tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2 and "base has no adapters; name an objective" in error
     other = shutil.copytree(plain, tmp_path / "other")
-    (other / "config.yaml").write_text(dump(replace(PLAIN, train={"lora": Lora()})))
+    reconfigure(other, replace(PLAIN, train={"lora": Lora()}))
     code = cli.main(["export", str(other), "npo", str(tmp_path / "free"), "--adapter"])
     error = capsys.readouterr().err
     assert code == 2 and "the run has no adapters (train.lora)" in error
@@ -178,7 +178,7 @@ def test_a_frozen_model_that_changed_is_not_exported(plain, tmp_path):
     model = shutil.copytree(plain / "base", tmp_path / "model")
     out = shutil.copytree(plain, tmp_path / "run")
     config = replace(PLAIN, model=str(model), finetune={"epochs": 0})
-    (out / "config.yaml").write_text(dump(config))
+    reconfigure(out, config)
     (out / "inputs.json").write_text(json.dumps(inputs.of_weights(config)))
     export(out, "npo", tmp_path / "whole")
     (weights,) = model.glob("*.safetensors")

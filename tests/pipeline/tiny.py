@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 
-from jaxunlearn.config import Config, Objective, schema
+from jaxunlearn.config import Config, Objective, dump, schema
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.record import manifest
+from jaxunlearn.record.folder import RunFolder
 
 TINY = Config(
     name="tiny",
@@ -40,3 +42,10 @@ def replace(config: Config = TINY, **sections) -> Config:
 def run(config: Config, out, devices=None) -> None:
     """Runs to the end, quietly, on one device unless told otherwise."""
     recipe.run(config, out, devices=devices or jax.devices()[:1])
+
+
+def reconfigure(out, config: Config) -> None:
+    """Gives a run's folder another configuration, as if it had been begun with it."""
+    folder = RunFolder(out)
+    folder.config.write_text(dump(config))
+    manifest.seal(folder, manifest.CONFIGURATION, [folder.config])
