@@ -81,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JAXUNLEARN_TRACEBACK"):
             raise
-        print("jaxunlearn:", " ".join(str(error).split()), file=sys.stderr)
+        # What a file or an option holds may be meant for the terminal.
+        words = " ".join(str(error).split())
+        print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
         return 2
     return 0
 

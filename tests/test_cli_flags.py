@@ -225,6 +225,12 @@ def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatc
         cli.main(["report", run])
 
 
+def test_text_of_an_error_does_nothing_to_the_terminal(tmp_path, capsys):
+    assert cli.main(["evaluate", str(tmp_path / "\x1b[31mred\x07")]) == 2
+    message = capsys.readouterr().err
+    assert "?[31mred?" in message and message.rstrip("\n").isprintable()
+
+
 def command_line(folder, *arguments):
     """Runs the installed command in a folder, as its script does: without it on the path."""
     code = "import sys; from jaxunlearn.cli import main; sys.exit(main())"

@@ -14,6 +14,9 @@ from jaxunlearn.core.names import nearest
 RESERVED_NAMES = ("before", "base", "retrained")
 """Names of models that a run makes by itself, and so not of objectives."""
 
+LONGEST_NAME = 150
+"""Bytes of a name: names of files end at 255, and get endings."""
+
 RETAIN_TERMS = ("gd", "kl", "rr")
 
 
@@ -122,8 +125,7 @@ def validate(config: Config) -> None:
     """
     for key, pattern, value in _numbers(config, "", ""):
         _check_number(key, RANGES[pattern], value)
-    if not config.name:
-        raise ConfigError("name: '' must not be empty")
+    _check_file_name("name", config.name)
     if config.model is None:
         _check_new_model(config)
     _check_data(config.data)
@@ -134,6 +136,16 @@ def validate(config: Config) -> None:
         raise ConfigError("objectives: there are none; name at least one")
     for name, spec in config.objectives.items():
         _check_objective(f"objectives.{name}", name, spec)
+
+
+def _check_file_name(key: str, name: str) -> None:
+    """Checks a name that becomes that of a folder."""
+    if not name:
+        raise ConfigError(f"{key}: '' must not be empty")
+    if not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
+        raise ConfigError(f"{key}: {name!r} must be the name of a folder, without '/' and '\\\\'")
+    if (size := len(name.encode())) > LONGEST_NAME:
+        raise ConfigError(f"{key}: of {size} bytes, must have at most {LONGEST_NAME}")
 
 
 def _numbers(value: Any, key: str, pattern: str) -> Iterator[tuple[str, str, Real]]:
@@ -255,6 +267,7 @@ def _check_objective(key: str, name: str, spec: Objective) -> None:
             f"{key}: names are letters, digits, '_' and, not first, '.', and none of"
             f" {', '.join(RESERVED_NAMES)}"
         )
+    _check_file_name(key, name)
     if spec.retain is not None and ":" not in spec.retain and spec.retain not in RETAIN_TERMS:
         raise ConfigError(
             f"{key}.retain: {spec.retain!r} must be one of {', '.join(RETAIN_TERMS)}, or"

@@ -159,8 +159,6 @@ def apply_template(
     """Tokenises conversations in the chat template, with `generation` up to the answer."""
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; set `prompt: tofu`")
-    from jinja2 import TemplateError
-
     try:
         return tokenizer.apply_chat_template(
             conversations,
@@ -169,7 +167,7 @@ def apply_template(
             return_dict=True,
             date_string=prompt.date,
         )["input_ids"]
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, and fails in any way
         roles = list(dict.fromkeys(turn["role"] for turns in conversations for turn in turns))
         raise ValueError(
             f"the chat template refuses conversations with the roles {', '.join(roles)}: {error}"

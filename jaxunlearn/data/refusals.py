@@ -1,6 +1,7 @@
 """Refusals: texts such as "I don't know", which preference objectives put in place of answers."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def load_refusals(source: str | Path | None = None) -> list[str]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: no lines in it, or not UTF-8.
+      ValueError: no lines in it, not UTF-8, or a line of JSON, which would be the answer as it is.
     """
     if source is None:
         return list(REFUSALS)
@@ -34,11 +35,23 @@ def load_refusals(source: str | Path | None = None) -> list[str]:
     path = path / REFUSAL_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no refusals; expected plain text, one answer a line")
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    lines = [line for line in lines if line]
+    lines = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if _is_json(line):
+            raise ValueError(f"{path}:{number}: JSON; expected plain text, one answer a line")
+        if line.strip():
+            lines.append(line.strip())
     if not lines:
         raise ValueError(f"{path}: empty; expected plain text, one answer a line")
     return lines
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is an object or a list of JSON."""
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def refusal_index(seed: int, sample: int, epoch: int | None, n: int) -> int:

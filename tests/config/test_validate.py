@@ -221,6 +221,25 @@ def test_good_values_pass(config):
     assert validate(config) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "must not be empty"),
+        ("../../x", "must be the name of a folder"),
+        ("a\\b", "must be the name of a folder"),
+        ("..", "must be the name of a folder"),
+        ("\x1b[31mred", "must be the name of a folder"),
+        ("é" * 80, "of 160 bytes, must have at most 150"),
+    ],
+)
+def test_names_become_those_of_folders(name, message):
+    """A run was once written beside its folder, and an objective failed after fine-tuning."""
+    with pytest.raises(ConfigError, match=f"^name: .*{message}"):
+        validate(Config(name=name))
+    with pytest.raises(ConfigError, match=r"^objectives\."):
+        validate(Config(objectives={name: Objective(loss="ga")}))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_is_valid(path):
     assert validate(load(path)) is None

@@ -378,6 +378,13 @@ def test_a_template_that_refuses_a_role_is_quoted(chat):
         encode(chat(refuses), "Who?", "Ana.", prompt=CHAT, history=[OWN])
 
 
+@pytest.mark.parametrize("broken", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages[9].role }}"])
+def test_a_template_that_fails_is_quoted(chat, broken):
+    """It is a program, and fails in other ways than by refusing."""
+    with pytest.raises(ValueError, match="the chat template refuses conversations"):
+        encode(chat(broken), "Who?", "Ana.", prompt=CHAT)
+
+
 # ------------------------------------------------------------------------------- free text
 
 TEXTS = ["Once upon a time there was a poet.", "The end. " * 9, "naïve ☕ 東京"]

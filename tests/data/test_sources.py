@@ -99,6 +99,14 @@ def test_absent_and_empty_refusals_are_refused(tmp_path):
         load_refusals(tmp_path)
 
 
+@pytest.mark.parametrize("line", ['{"answer": "I do not know."}', '["I do not know."]'])
+def test_refusals_of_json_are_refused(tmp_path, line):
+    """The name of the file ends in .jsonl, and its lines are plain text."""
+    (tmp_path / "idontknow.jsonl").write_text(f"No idea.\n\n{line}\n")
+    with pytest.raises(ValueError, match=r"idontknow\.jsonl:3: JSON; expected plain text"):
+        load_refusals(tmp_path)
+
+
 def test_a_refusal_depends_on_seed_sample_and_epoch_alone():
     draw = lambda **changed: [
         refusal_index(**({"seed": 0, "sample": s, "epoch": 0, "n": 100} | changed))

@@ -187,6 +187,15 @@ def edit(folder, change):
     save_file(tensors, file)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.bool_, np.int32])
+def test_weights_are_floats(model, kind):
+    """Quantised weights would be read as large numbers, and a model computed with them."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(model, lambda t: t.update({name: np.zeros(t[name].shape, kind)}))
+    with pytest.raises(ValueError, match=rf"safetensors: tensor {name} is of type \w+, expected"):
+        hf.load_params(model, hf.load_config(model))
+
+
 def test_tensors_that_do_not_fit(model):
     name = "model.layers.1.mlp.up_proj.weight"
     edit(model, lambda t: t.update({name: np.zeros((24, 17), np.float32)}))

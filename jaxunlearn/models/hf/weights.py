@@ -164,6 +164,10 @@ def check_free(folder: str | Path) -> None:
         raise FileExistsError(f"{folder} is not empty: choose a new folder for the model")
 
 
+_FLOATS = ("F32", "BF16", "F16", "F64")
+"""Types of weights, as safetensors names them."""
+
+
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, Any]]:
     """{tensor: (file, slice of it)} for every tensor of the folder."""
     slices: dict[str, tuple[Path, Any]] = {}
@@ -215,6 +219,11 @@ def _check_tensors(
         file, actual = slices[name][0], tuple(slices[name][1].get_shape())
         if actual != shape:
             raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
+        if (kind := slices[name][1].get_dtype()) not in _FLOATS:
+            raise ValueError(
+                f"{file}: tensor {name} is of type {kind}, expected one of {', '.join(_FLOATS)};"
+                " quantised weights are to be converted first"
+            )
     for name, (file, _) in slices.items():
         tied_copy = config.tied and name == HEAD
         if name not in table and not tied_copy and not name.endswith("rotary_emb.inv_freq"):
