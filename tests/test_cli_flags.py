@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -223,6 +224,24 @@ def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatc
     monkeypatch.setenv("JAXUNLEARN_TRACEBACK", "1")
     with pytest.raises(type(error)):
         cli.main(["report", run])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, platform):
+    if platform == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a card")
+    code = "import sys; from jaxunlearn.cli import main; sys.exit(main())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--out", "run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ
+        | {"JAX_PLATFORMS": platform, "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])},
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert f"JAX finds no device (JAX_PLATFORMS={platform})" in ended.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_text_of_an_error_does_nothing_to_the_terminal(tmp_path, capsys):

@@ -36,7 +36,7 @@ def start(
         joins the other processes.
 
     Raises:
-      ValueError: the processes cannot be joined.
+      ValueError: the processes cannot be joined, or there is no device.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if forced or jax.config.jax_num_cpu_devices > 1:  # pyright: ignore[reportAttributeAccessIssue]
@@ -44,6 +44,7 @@ def start(
     address = (coordinator, processes, process)
     if distributed or any(value is not None for value in address):
         connect(*address, heartbeat=heartbeat)
+    check_devices()
     keep_compilations()
     allow_transfers()
 
@@ -91,6 +92,23 @@ def connect(
         raise ValueError(
             f"cannot join the other processes: {error}; start all of them, with one address"
             " that each of them reaches"
+        ) from error
+
+
+def check_devices() -> None:
+    """Checks that JAX has a device.
+
+    Raises:
+      ValueError: it has none of the platform that the environment names.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter says nothing
+        named = os.environ.get("JAX_PLATFORMS", "")
+        reason = f": {error}" if str(error) else ""
+        raise ValueError(
+            f"JAX finds no device (JAX_PLATFORMS={named}){reason}; leave JAX_PLATFORMS out, or"
+            " install JAX for this kind of device"
         ) from error
 
 

@@ -23,12 +23,23 @@ def check(prepared: Prepared) -> None:
       ValueError: the first problem; names the key and the values that are possible.
     """
     sharding.param_shardings(prepared.unlearn_model, prepared.mesh)
+    _check_attention(prepared)
     _check_samples(prepared)
     _check_schedules(prepared)
     _check_measurements(prepared)
     _check_substitutes(prepared)
     for task in prepared.tasks:
         _check_unused(task, prepared.config.objectives[task.name])
+
+
+def _check_attention(prepared: Prepared) -> None:
+    """Checks that the devices have the attention kernel."""
+    platform = prepared.mesh.devices.flat[0].platform
+    if prepared.config.compute.attention == "cudnn" and platform not in ("gpu", "cuda"):
+        raise ValueError(
+            f"compute.attention: cudnn needs an NVIDIA GPU, and the device is a {platform}; set it"
+            " to xla"
+        )
 
 
 def _check_samples(prepared: Prepared) -> None:

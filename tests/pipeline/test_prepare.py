@@ -278,3 +278,9 @@ def test_a_folder_with_a_models_configuration_is_a_model(tmp_path):
     for name in ("config.yaml", "config.json"):
         (tmp_path / name).write_text("{}")
     assert not is_run(tmp_path)
+
+
+def test_a_kernel_that_the_device_lacks_is_refused():
+    config = replace(compute={"attention": "cudnn", "dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=r"compute\.attention: cudnn needs an NVIDIA GPU.* a cpu"):
+        check(prepare(config, jax.devices()[:1]))
