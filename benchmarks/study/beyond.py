@@ -1,5 +1,6 @@
 """What the paper does not ask: tokens, layers of samples, AdamW, relearning, predictions."""
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -105,32 +106,25 @@ PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
 
 def _relearning(runs: Sequence[Facts]) -> str:
     """What the strongest attack brings back, and rank correlations with what is known before."""
-    if not any(model["relearn"] for run in runs for model in run.content["models"].values()):
-        return "No attack was run."
-    return f"{_attacked(runs)}\n\n{_predictors(runs)}"
+    attacked = _attacked(runs)
+    return f"{attacked}\n\n{_predictors(runs)}" if attacked else "No attack was run."
 
 
 def _attacked(runs: Sequence[Facts]) -> str:
-    """Extraction strength of every model before and after the strongest attack."""
+    """Extraction strength of models before and after the strongest attack; "" without any."""
     rows = []
     for name in dict.fromkeys(name for run in runs for name in _names(run)):
-        models = [run.content["models"][name] for run in runs if name in _names(run)]
-        models = [model for model in models if model["relearn"]]
-        if not models:
-            continue
-        ends = [
-            max(model["relearn"].values(), key=lambda end: end["final_forget_es"])
-            for model in models
-        ]
-        columns = (
-            [model["result"]["forget_es"] for model in models],
-            [model["result"]["retain_es"] for model in models],
-            [end["final_forget_es"] for end in ends],
-            [end["final_unseen_es"] for end in ends],
-        )
-        rows.append([name, str(len(models)), *(spread(c, "{:.2f}") for c in columns)])
+        numbers = []
+        for run in (run for run in runs if name in _names(run)):
+            with contextlib.suppress(Missing):
+                end = run.strongest_attack(name)
+                before = (run.result(name, key) for key in ("forget_es", "retain_es"))
+                numbers.append((*before, end["final_forget_es"], end["final_unseen_es"]))
+        if numbers:
+            columns = (spread(column, "{:.2f}") for column in zip(*numbers, strict=True))
+            rows.append([name, str(len(numbers)), *columns])
     titles = ["objective", "seeds", "forget ES", "retain ES", "forget ES after the attack"]
-    return table([*titles, "of rows that it does not show"], rows)
+    return table([*titles, "of rows that it does not show"], rows) if rows else ""
 
 
 def _predictors(runs: Sequence[Facts]) -> str:

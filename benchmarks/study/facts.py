@@ -156,18 +156,28 @@ class Facts:
             raise Missing("no distance")
         return found
 
+    def strongest_attack(self, model: str) -> Mapping[str, Any]:
+        """The end of the attack that brought back most of the forget ES.
+
+        Raises:
+          Missing: the model was not attacked.
+        """
+        attacks = self.content["models"][model]["relearn"]
+        if not attacks:
+            raise Missing("no attack")
+        return max(attacks.values(), key=lambda end: end["final_forget_es"])
+
     def relearned(self, model: str) -> float:
         """The share of the forgotten ES that the strongest attack by few samples brought back.
 
         Raises:
           Missing: the run has no attack, or nothing was forgotten.
         """
-        attacks = self.content["models"][model]["relearn"]
-        ends = [found["final_forget_es"] for found in attacks.values()]
+        end = self.strongest_attack(model)["final_forget_es"]
         lost = self.result("base", "forget_es") - self.result(model, "forget_es")
-        if not ends or lost < 0.01:
-            raise Missing("no attack, or nothing forgotten")
-        return (max(ends) - self.result(model, "forget_es")) / lost
+        if lost < 0.01:
+            raise Missing("nothing forgotten")
+        return (end - self.result(model, "forget_es")) / lost
 
 
 Studies = Mapping[str, Sequence[Facts]]

@@ -19,8 +19,11 @@ OBJECTIVES = (
 """Objectives by their place in the configuration: Okabe and Ito's colours that are not near those
 of the sets, and others; beyond ten they repeat."""
 
+CHOSEN = "#2166AC"
+"""The outline of a point that is chosen."""
+
 WEIGHT_BINS = ("#FEE0B6", "#FDB863", "#E08214", "#B35806", "#7F3B08", "#8C959F", "#8C959F")
-"""Fifths of the samples by weight, the highest darkest; then weights that are alike, and none."""
+"""Samples by weight, the highest darkest; then weights that are all alike, and none."""
 
 OTHER = "#8C959F"
 """Models that are no objective's."""

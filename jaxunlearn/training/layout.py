@@ -39,15 +39,18 @@ class Layout:
         """Rows of a batch are a multiple of this: the devices that share the rows."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+    @property
+    def _limits(self) -> dict[str, int]:
+        """What every plan must keep to."""
+        return {
+            "max_width": self.context,
+            "row_multiple": self.row_multiple,
+            "width_step": self.width_step,
+        }
+
     def plan_steps(self, samples: Sequence[Sample], id_lists: Iterable[Iterable[int]]) -> Plan:
         """Returns a static shape that fits every step, see `data.planning.plan_steps`."""
-        return planning.plan_steps(
-            samples,
-            id_lists,
-            max_width=self.context,
-            row_multiple=self.row_multiple,
-            width_step=self.width_step,
-        )
+        return planning.plan_steps(samples, id_lists, **self._limits)
 
     def plan_groups(self, groups: Sequence[Sequence[Sample]]) -> Plan:
         """Returns a static shape that fits every group of samples."""
@@ -58,13 +61,7 @@ class Layout:
 
     def plan_any(self, samples: Sequence[Sample], count: int) -> Plan:
         """Returns a static shape that fits any few of the samples, see `data.planning.plan_any`."""
-        return planning.plan_any(
-            samples,
-            count,
-            max_width=self.context,
-            row_multiple=self.row_multiple,
-            width_step=self.width_step,
-        )
+        return planning.plan_any(samples, count, **self._limits)
 
     def split(
         self,
@@ -84,13 +81,7 @@ class Layout:
           Split.
         """
         if plan is None:
-            plan = planning.plan_dataset(
-                samples,
-                max_width=self.context,
-                row_multiple=self.row_multiple,
-                width_step=self.width_step,
-                target_tokens=self.batch_tokens,
-            )
+            plan = planning.plan_dataset(samples, target_tokens=self.batch_tokens, **self._limits)
         packed = packing.dataset_batches(samples, plan)
         batches = []
         for rows in packed:

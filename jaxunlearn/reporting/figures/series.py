@@ -15,6 +15,9 @@ from jaxunlearn.record.tables import FIGURE_COLUMNS
 Table = dict[str, np.ndarray]
 SGD = "sgd_change"
 
+WEIGHT_BINS = 5
+"""The most bins of weights, see `weight_bins`."""
+
 
 class Series(NamedTuple):
     """Finite values by increasing step.
@@ -353,3 +356,25 @@ def finite_series(steps: np.ndarray, values: np.ndarray, null: np.ndarray) -> Se
     order = np.argsort(steps[finite], kind="stable")
     dropped = int((~finite & ~null).sum())
     return Series(steps[finite][order], values[finite][order], dropped)
+
+
+def weight_bins(weights: np.ndarray) -> np.ndarray:
+    """The bin of each weight, from 0 for the smallest; bins have as many samples each.
+
+    The borders are quantiles; a weight on a border belongs to the bin above it, the largest to the
+    last. Equal quantiles make one border, so that no bin is empty.
+
+    Args:
+      weights: [n], finite.
+
+    Returns:
+      [n] int, below `WEIGHT_BINS`; fewer bins where weights are equal.
+
+    >>> weight_bins(np.arange(6.0)).tolist(), weight_bins(np.ones(3)).tolist()
+    ([0, 1, 2, 3, 4, 4], [0, 0, 0])
+    """
+    # Of `linspace` 0.6 is a little too large, and a weight on that border would fall below it.
+    shares = np.arange(WEIGHT_BINS + 1) / WEIGHT_BINS
+    edges = np.unique(np.quantile(weights, shares))
+    bins = np.searchsorted(edges[1:-1], weights, side="right")
+    return np.unique(bins, return_inverse=True)[1]

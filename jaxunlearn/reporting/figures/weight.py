@@ -13,8 +13,6 @@ from matplotlib.patches import Patch, Rectangle
 from jaxunlearn.reporting.figures import panels, scales, series
 from jaxunlearn.reporting.figures.panels import STYLE, plain, swatch
 
-BINS = 5
-"""The number of bins of weights, each with as many samples; fewer where weights are equal."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 REGION = {"facecolor": "#009E73", "alpha": 0.16, "edgecolor": "#009E73", "linewidth": 0.8}
@@ -141,15 +139,9 @@ def _joint_axes() -> tuple[Figure, Axes, Axes, Axes]:
 
 
 def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The bin of each weight, and the span of each bin, from the smallest weights to the largest.
-
-    The borders are quantiles; a weight on a border belongs to the bin above it, the largest to the
-    last. Equal quantiles make one border, so that no bin is empty.
-    """
-    edges = np.unique(np.quantile(weights, np.linspace(0, 1, BINS + 1)))
-    bins = np.searchsorted(edges[1:-1], weights, side="right")
-    kept, bins = np.unique(bins, return_inverse=True)
-    ends = [(weights[bins == i].min(), weights[bins == i].max()) for i in range(len(kept))]
+    """The bin of each weight, and the span of each bin, the smallest weights first."""
+    bins = series.weight_bins(weights)
+    ends = [(weights[bins == i].min(), weights[bins == i].max()) for i in range(bins.max() + 1)]
     return bins, [f"{low:.2g}" if low == high else f"{low:.2g}–{high:.2g}" for low, high in ends]
 
 

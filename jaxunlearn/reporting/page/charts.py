@@ -137,10 +137,10 @@ def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float,
             # scale for all.
             color=alt.Color(
                 "bin:N",
-                title="weight",
+                title="weight, of all",
                 scale=alt.Scale(domain=list(WEIGHT_BINS), range=list(palette.WEIGHT_BINS)),
             ),
-            stroke=alt.condition(is_chosen, alt.value("#2166AC"), alt.value("#888888")),
+            stroke=alt.condition(is_chosen, alt.value(palette.CHOSEN), alt.value("#888888")),
             strokeWidth=alt.condition(is_chosen, alt.value(2.5), alt.value(0.6)),
             tooltip=[
                 "sample:Q",

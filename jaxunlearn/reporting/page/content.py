@@ -1,6 +1,5 @@
 """The data of the page, from a run's tables: compact, and sampled where it would be too large."""
 
-import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,9 +11,9 @@ from jaxunlearn.reporting.figures import series
 MOST_POINTS = 40_000
 """Rows of a chart's data beyond which samples are left out, the same ones everywhere."""
 
-FIFTHS = ("lowest fifth", "second fifth", "middle fifth", "fourth fifth", "highest fifth")
+PLACES = ("lowest", "low", "middle", "high", "highest")
 ALIKE, NO_WEIGHT = "all alike", "no weight"
-WEIGHT_BINS = (*FIFTHS, ALIKE, NO_WEIGHT)
+WEIGHT_BINS = (*PLACES, ALIKE, NO_WEIGHT)
 """What is said of a sample's weight among those of the other samples."""
 
 Columns = Mapping[str, Sequence[Any]]
@@ -100,12 +99,14 @@ def points(table: Columns) -> Data:
         if layer == "total":
             entry = merged.setdefault((objective, step, sample), {"weight": weight})
             entry[risk] = value
-    weights: dict[tuple, list[float | None]] = {}
+    at_step: dict[tuple, list[dict[str, Any]]] = {}
     for (objective, step, _), entry in merged.items():
-        weights.setdefault((objective, step), []).append(entry["weight"])
-    bins = {key: iter(weight_bins(values)) for key, values in weights.items()}
+        at_step.setdefault((objective, step), []).append(entry)
+    for entries in at_step.values():
+        for entry, name in zip(entries, weight_bins([e["weight"] for e in entries]), strict=True):
+            entry["bin"] = name
     rows = [
-        [*key, *(_short(e.get(k)) for k in ("unlearn", "retain", "weight")), next(bins[key[:2]])]
+        [*key, *(_short(e.get(k)) for k in ("unlearn", "retain", "weight")), e["bin"]]
         for key, e in merged.items()
     ]
     columns = ("objective", "step", "sample", "unlearn", "retain", "weight", "bin")
@@ -113,29 +114,29 @@ def points(table: Columns) -> Data:
 
 
 def weight_bins(weights: Sequence[float | None]) -> list[str]:
-    """The fifth of the samples that each weight is in: what is compared is the order of weights.
+    """Where each weight stands among all: what is compared is the order of weights.
 
     Args:
-      weights: of the samples at one step; None or NaN where the objective has none.
+      weights: of the samples at one step; None or not finite where the objective has none.
 
     Returns:
       One of `WEIGHT_BINS` each, of equal weights the same one.
 
-    >>> weight_bins([1.0, 5.0, 2.0, 3.0, 4.0])[:2]
-    ['lowest fifth', 'highest fifth']
+    >>> weight_bins([1.0, 5.0, 2.0, 3.0, 4.0])
+    ['lowest', 'highest', 'low', 'middle', 'high']
     >>> weight_bins([1.0, 1.0]), weight_bins([None])
     (['all alike', 'all alike'], ['no weight'])
     """
-    known = sorted(w for w in weights if w is not None and not math.isnan(w))
-
-    def place(weight: float | None) -> str:
-        if weight is None or math.isnan(weight):
-            return NO_WEIGHT
-        if known[0] == known[-1]:
-            return ALIKE
-        return FIFTHS[bisect.bisect_left(known, weight) * len(FIFTHS) // len(known)]
-
-    return [place(weight) for weight in weights]
+    names = np.full(len(weights), NO_WEIGHT, object)
+    known = np.array([w is not None and math.isfinite(w) for w in weights], bool)
+    if known.any():
+        bins = series.weight_bins(
+            np.array([w for w in weights if w is not None and math.isfinite(w)])
+        )
+        # Where weights are equal there are fewer bins, of which the outer ones keep their names.
+        last, outermost = bins.max(), len(PLACES) - 1
+        names[known] = [PLACES[round(i * outermost / last)] if last else ALIKE for i in bins]
+    return names.tolist()
 
 
 def profiles(table: Columns) -> Data:
