@@ -143,7 +143,7 @@ def _check_file_name(key: str, name: str) -> None:
     if not name:
         raise ConfigError(f"{key}: '' must not be empty")
     if not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
-        raise ConfigError(f"{key}: {name!r} must be the name of a folder, without '/' and '\\\\'")
+        raise ConfigError(f"{key}: {name!r} must be the name of a folder, without slashes")
     if (size := len(name.encode())) > LONGEST_NAME:
         raise ConfigError(f"{key}: of {size} bytes, must have at most {LONGEST_NAME}")
 

@@ -19,11 +19,12 @@ OBJECTIVES = (
 """Objectives by their place in the configuration: Okabe and Ito's colours that are not near those
 of the sets, and others; beyond ten they repeat."""
 
-CHOSEN = "#2166AC"
+CHOSEN = "#00A3E0"
 """The outline of a point that is chosen."""
 
-WEIGHT_BINS = ("#FEE0B6", "#FDB863", "#E08214", "#B35806", "#7F3B08", "#8C959F", "#8C959F")
-"""Samples by weight, the highest darkest; then weights that are all alike, and none."""
+WEIGHT_BINS = ("#C9A227", "#E07B39", "#D1495B", "#A23E8C", "#6C4AB6", "#8C959F", "#8C959F")
+"""Samples by weight, the highest darkest, each to be seen on white and on black; then weights that
+are all alike, and none."""
 
 OTHER = "#8C959F"
 """Models that are no objective's."""
