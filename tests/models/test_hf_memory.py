@@ -63,6 +63,9 @@ class Counted:
     def get_shape(self):
         return self.part.get_shape()
 
+    def get_dtype(self):
+        return self.part.get_dtype()
+
     def __getitem__(self, index):
         values = self.part[index]
         self.counts.setdefault(self.name, []).append(values.size)
