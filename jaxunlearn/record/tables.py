@@ -241,11 +241,14 @@ FIGURE_COLUMNS: dict[str, tuple[str, ...]] = {
     "samples": ("step", "objective", "sample", "weight"),
     "confidence": ("step", "objective", "statistic", "log10_inverse"),
     "pg_effect": ("step", "objective", "sample", "layer", "risk", "value", "weight"),
+    "token_effect": ("step", "objective", "sample", "position", "risk", "value", "weight"),
+    "texts": ("sample", "tokens"),
     "relearn": ("model", "attack", "samples", "step", "forget_es", "unseen_es", "effect"),
 }
 """The tables that figures are drawn from, with the columns they cannot do without.
 
-All but `relearn` are in `SCHEMAS`; that one is the lines of `RunFolder.relearn_records`.
+All but the last two are in `SCHEMAS`: `texts` are those of the forget set in `RunFolder.texts`, and
+`relearn` is the lines of `RunFolder.relearn_records`.
 """
 
 # --------------------------------------------------------------------------- writing

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import statistics
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +14,14 @@ import numpy as np
 
 from jaxunlearn.config import Config
 from jaxunlearn.record import attack_results, tables
-from jaxunlearn.record.folder import BASE, RETRAINED
+from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting import evaluation_table, relearn_table, summary
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals
 
 DRAWS = 2000
 """Bootstrap samples of an interval."""
 
+RANKING = "ranking at equal retention"
 UWC = ("uwc", "uwc_extraction_strength")
 
 
@@ -32,6 +35,7 @@ class Member(NamedTuple):
       evaluation: {model: {suite: {"results": rows}}}.
       attacks: the summary of relearning, if any.
       effects: the table `g_effect`.
+      layer_groups: {group: its layers} of those that have effects.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class Member(NamedTuple):
     evaluation: Mapping[str, Any]
     attacks: Mapping[str, Any] | None
     effects: Mapping[str, Sequence[Any]]
+    layer_groups: Mapping[str, Sequence[str]]
 
 
 class Comparison(NamedTuple):
@@ -48,10 +53,24 @@ class Comparison(NamedTuple):
     Attributes:
       groups: {name of a configuration: its runs by seed}.
       tables: (title, table) in the order of the page.
+      out: the folder of the page, from which it links to the runs' own.
     """
 
     groups: Mapping[str, Sequence[Member]]
     tables: Sequence[tuple[str, TextTable]]
+    out: Path
+
+    @property
+    def runs(self) -> list[Member]:
+        """All of them, group by group."""
+        return [member for members in self.groups.values() for member in members]
+
+    def link(self, run: Member) -> str:
+        """Where the page of a run is, seen from the comparison's; empty where it has none."""
+        page = RunFolder(run.folder).html
+        if not page.exists():
+            return ""
+        return urllib.parse.quote(os.path.relpath(page, self.out).replace(os.sep, "/"))
 
 
 def read(run: Path) -> Member:
@@ -60,25 +79,36 @@ def read(run: Path) -> Member:
     Raises:
       FileNotFoundError: there is no finished run.
     """
-    models, config = summary.read_run(run)
+    return member(run, *summary.read_run(run))
+
+
+def member(run: Path, models: Mapping[str, Any], config: Config) -> Member:
+    """The same of a run whose results and configuration are read already."""
+    effects = tables.read(run, "g_effect")
     return Member(
         folder=run,
         config=config,
         models=models,
         evaluation=evaluation_table.read(run)["models"],
         attacks=attack_results.read(run),
-        effects=tables.read(run, "g_effect"),
+        effects=effects,
+        layer_groups=summary.layer_groups(config, effects["layer"]),
     )
 
 
-def compare(members: Sequence[Member]) -> Comparison:
-    """Groups runs and makes their tables; a pure function of what they hold."""
+def compare(members: Sequence[Member], out: Path) -> Comparison:
+    """Groups runs and makes their tables.
+
+    Args:
+      members: the runs.
+      out: the folder for which the comparison is made.
+    """
     groups = grouped(members)
-    made = [("models", models_table(groups)), ("ranking at equal retention", ranking(groups))]
+    made = [("models", models_table(groups)), (RANKING, ranking(groups))]
     differing = differences(groups)
     if differing.rows:
         made.append(("what the configurations differ in", differing))
-    return Comparison(groups, [(title, table) for title, table in made if table.rows])
+    return Comparison(groups, [(title, table) for title, table in made if table.rows], out)
 
 
 def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
@@ -272,7 +302,10 @@ def _spread(values: Sequence[float | None]) -> str:
     if not known:
         return "-"
     mean = three_decimals(statistics.fmean(known))
-    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.3f}"
+    # A seed that diverged may have a number that is not finite, and then so is the mean.
+    if len(known) < 2 or not all(map(math.isfinite, known)):
+        return mean
+    return f"{mean} ± {statistics.stdev(known):.3f}"
 
 
 # --------------------------------------------------------------------------- configurations

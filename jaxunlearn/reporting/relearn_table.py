@@ -29,7 +29,7 @@ def figure_tables(run: Path, config: Config, attacks: Mapping[str, Any]) -> dict
     """
     base = attacks["models"][BASE]
     meta = {
-        "title": config.name,
+        "title": f"{config.name}, seed {config.seed}",
         "warning": summary.warning(base),
         "models": [*config.objectives, RETRAINED],
         "before": base["forget_es"],

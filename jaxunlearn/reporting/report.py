@@ -13,8 +13,7 @@ from jaxunlearn.config import Config
 from jaxunlearn.core import files
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
-from jaxunlearn.models import decoder
-from jaxunlearn.record import attack_results, tables
+from jaxunlearn.record import attack_results, tables, texts
 from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder
 from jaxunlearn.reporting import (
     compare,
@@ -24,6 +23,7 @@ from jaxunlearn.reporting import (
     summary,
     terminal,
 )
+from jaxunlearn.reporting.compare import RANKING
 from jaxunlearn.reporting.figures import draw, series
 from jaxunlearn.reporting.page import source
 from jaxunlearn.reporting.terminal import TextTable
@@ -50,14 +50,20 @@ def write_report(
     # --- summary.md: the same tables as in the terminal -------------------------------------------
     overview = summary.summary_table(run, results)._replace(captions=summary.notes(config))
     evaluation = list(_evaluation_tables(run, config))
-    # --- report.html ------------------------------------------------------------------------------
     effects = summary.effects_table(run)
-    measured = [] if effects is None else [(f"{config.name}: G-effect", effects)]
-    text_tables = [(f"{config.name}: summary", overview), *measured, *evaluation]
+    ranking = compare.ranking(compare.grouped([compare.member(run, results, config)]))
+    text_tables = [
+        (f"{config.name}: summary", overview),
+        *([] if effects is None else [(f"{config.name}: G-effect", effects)]),
+        *evaluation,
+        *([(f"{config.name}: {RANKING}", ranking)] if len(ranking.rows) > 1 else []),
+    ]
+    files.write_text(
+        folder.summary, "\n".join(terminal.markdown(table) for _, table in text_tables)
+    )
+    # --- report.html ------------------------------------------------------------------------------
     shown = source.read(run, config, results, figure_tables, text_tables)
     written = page.write(shown, folder.html)
-    texts = [terminal.markdown(table) for table in (overview, *(table for _, table in evaluation))]
-    files.write_text(folder.summary, "\n".join(texts))
     # --- the terminal -----------------------------------------------------------------------------
     if print_tables:
         terminal.print_wide(terminal.rich_table(overview, config.name), console)
@@ -74,6 +80,8 @@ def write_report(
     if attacks and (several or not evaluation):
         _print_attacks(attacks, config, console)
     print_evaluation(run, config, console)
+    if len(ranking.rows) > 1:
+        terminal.print_wide(terminal.rich_table(ranking, f"{config.name}: {RANKING}"), console)
 
 
 def compare_runs(
@@ -90,9 +98,9 @@ def compare_runs(
       FileNotFoundError: a folder holds no finished run.
     """
     console, folder = console or quiet_console(), user_path(out)
-    compared = compare.compare([compare.read(user_path(run)) for run in runs])
-    texts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
-    files.write_text(folder / "comparison.md", "\n".join(texts))
+    compared = compare.compare([compare.read(user_path(run)) for run in runs], folder)
+    parts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
+    files.write_text(folder / "comparison.md", "\n".join(parts))
     for title, table in compared.tables:
         terminal.print_wide(terminal.rich_table(table, title), console)
     written = page.write_comparison(compared, folder / "comparison.html")
@@ -147,13 +155,14 @@ def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dic
     stored = [name for name in tables.FIGURE_COLUMNS if name in tables.SCHEMAS]
     content: dict[str, Any] = {name: tables.read(run, name) for name in stored}
     layers = [*content["g_effect"]["layer"], *map(series.layer_of, content["pg_effect"]["layer"])]
-    names = [name for name in dict.fromkeys(layers) if name != "total"]
-    # All blocks have effects or, where their parameters are frozen, none has.
-    cuts = config.measure.layer_cuts if any(map(decoder.is_block, names)) else None
     meta = {
-        "title": config.name,
+        "title": f"{config.name}, seed {config.seed}",
         "warning": summary.warning(results[BASE]),
-        "groups": decoder.layer_groups(names, cuts) if names else {},
+        "groups": summary.layer_groups(config, layers),
+    }
+    forget = [text for text in texts.read(run) if text.split == "forget"]
+    content["texts"] = {
+        key: [getattr(text, key) for text in forget] for key in ("sample", "tokens")
     }
     attacks = attack_results.read(run)
     if attacks is None:

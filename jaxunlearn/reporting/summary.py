@@ -1,6 +1,6 @@
 """The summary of a run: one row per model, recomputed from the run's results and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jaxunlearn.config import reader, schema
 from jaxunlearn.core import files
+from jaxunlearn.models import decoder
 from jaxunlearn.record import manifest, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals, two_digits
@@ -65,6 +66,19 @@ def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
     return files.read_json(folder.results)["models"], reader.load(folder.config)
 
 
+def layer_groups(config: schema.Config, layers: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    """{group: its layers} of the layers that have effects.
+
+    Args:
+      config: the run's configuration.
+      layers: their names, in any number; `total` is none.
+    """
+    names = [name for name in dict.fromkeys(layers) if name != "total"]
+    # All blocks have effects or, where their parameters are frozen, none has.
+    cuts = config.measure.layer_cuts if any(map(decoder.is_block, names)) else None
+    return decoder.layer_groups(names, cuts) if names else {}
+
+
 def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
     """NLL and ES of every model, the peaks of its G-effect, and the seconds it took.
 
@@ -107,9 +121,16 @@ def effects_table(run: Path) -> TextTable | None:
         curves = [totals.get((objective, risk), []) for risk in ("unlearn", "retain")]
         ends = [(_peak(curve), curve[-1] if curve else None) for curve in curves]
         rows.append((objective, *(_at(point) for points in ends for point in points)))
-    columns = ("objective", "e_u at its peak", "at the last step", "e_r at its peak", "at the last")
+    columns = (
+        "objective",
+        *("e_u at its peak", "e_u at the last step", "e_r at its peak", "e_r at the last step"),
+    )
     made = {point.how for curve in totals.values() for point in curve}
-    notes = ("In brackets: the step, and the cosine of the gradients.", "; ".join(sorted(made)))
+    notes = (
+        "In brackets: the step, and the cosine of the gradients. Reduction and precision: "
+        + "; ".join(sorted(made))
+        + ".",
+    )
     return TextTable(columns, rows, notes)
 
 

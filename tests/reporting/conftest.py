@@ -14,6 +14,7 @@ def tables() -> dict:
 
 @pytest.fixture(scope="session")
 def drawn(tables) -> dict:
-    names = ("g_effect", "plane", "risk_change", "predicted_vs_realised", "confidence", "weights")
+    names = ("g_effect", "plane", "harm_ratio", "risk_change", "predicted_vs_realised")
+    names += ("confidence", "weights")
     figures = {name: getattr(draw, name)(tables) for name in names}
     return figures | {"pg_density": pg_density(tables, "npo")}

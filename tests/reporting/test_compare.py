@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,15 @@ def member(seed=0, es=0.2, config=CONFIG, samples=(0.1, 0.3), **changes):
     row = {"metric": "uwc_extraction_strength", "value": float(np.mean(samples))}
     evaluation = {"npo": {"uwc": {"results": [row | {"by_sample": list(samples)}]}}}
     effects = {
-        "objective": ["npo"] * 4,
-        "risk": ["unlearn", "unlearn", "retain", "retain"],
-        "layer": ["total"] * 4,
-        "step": [0, 5, 0, 5],
-        "value": [-1.0 - seed, -10.0, -0.5, float("nan")],
+        "objective": ["npo"] * 5,
+        "risk": ["unlearn", "unlearn", "retain", "retain", "unlearn"],
+        "layer": [*["total"] * 4, "block_0"],
+        "step": [0, 5, 0, 5, 0],
+        "value": [-1.0 - seed, -10.0, -0.5, float("nan"), -0.5 - 0.5 * seed],
     }
     config = dataclasses.replace(config, seed=seed, **changes)
-    return Member(Path(f"runs/{seed}"), config, models, evaluation, None, effects)
+    groups = {"all": ["block_0"]}
+    return Member(Path(f"runs/{seed}"), config, models, evaluation, None, effects, groups)
 
 
 def test_seeds_are_repeats_and_other_keys_are_not():
@@ -100,7 +102,7 @@ def test_a_table_has_means_and_deviations():
 
 def test_harm_is_compared_with_removal_at_the_last_step():
     one, other = member(0), member(1)
-    one.effects["value"][-1], other.effects["value"][-1] = -5.0, -1.0
+    one.effects["value"][3], other.effects["value"][3] = -5.0, -1.0
     table = compare.models_table(compare.grouped([one, other]))
     place = table.columns.index("|e_r / e_u|")
     assert [row[place] for row in table.rows] == ["-", "0.300 ± 0.283"]
@@ -148,19 +150,51 @@ def test_runs_without_samples_have_no_ranking():
     old = member()
     old.evaluation["npo"]["uwc"]["results"][0].pop("by_sample")
     assert compare.ranking(compare.grouped([old])).rows == []
-    assert [title for title, _ in compare.compare([old]).tables] == ["models"]
+    assert [title for title, _ in compare.compare([old], Path()).tables] == ["models"]
 
 
 def test_the_page_has_a_point_a_seed_and_bands(tmp_path):
     page = pytest.importorskip("jaxunlearn.reporting.page.comparison", reason="needs the extra")
-    compared = compare.compare([member(0), member(1), member(0, name="<i>other</i>")])
-    points, bands = page._points(compared), page._bands(compared)
-    assert len(points.rows) == 2 * 3
-    at = {tuple(row[:3]): row[3:] for row in bands.rows}
-    assert at["mine: npo", "unlearn", 0] == [-1.5, -2.0, -1.0]
-    assert ("mine: npo", "retain", 5) not in at  # not finite
+    compared = compare.compare([member(0), member(1), member(0, name="<i>other</i>")], Path())
+    points, means, bands = page._points(compared), page._means(compared), page._bands(compared)
+    assert len(points.rows) == 2 * 3 and len(means.rows) == 2 * 2
+    at = {tuple(row[:4]): row[4:] for row in bands.rows}
+    assert at["mine: npo", "unlearn", 0, "total"] == [-1.5, -2.0, -1.0, 2]
+    assert at["mine: npo", "unlearn", 0, "all"] == [-0.75, -1.0, -0.5, 2]
+    assert ("mine: npo", "retain", 5, "total") not in at  # not finite
     text = page.render(compared)
     assert html.escape("<i>other</i>") in text and "<i>other</i>" not in text
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_seed_with_a_number_that_is_not_finite_is_shown(broken):
+    """The deviation of such numbers once was a traceback."""
+    runs = [member(0), member(1)]
+    runs[1].models["npo"]["forget_nll"] = broken
+    (_, npo) = compare.models_table(compare.grouped(runs)).rows
+    assert npo[2] == f"{broken:.3f}" and npo[3] == "0.200 ± 0.000"
+
+
+def test_marks_are_means_over_seeds():
+    page = pytest.importorskip("jaxunlearn.reporting.page.comparison", reason="needs the extra")
+    compared = compare.compare([member(0, es=0.2), member(1, es=0.4)], Path())
+    at = {row[0]: row[1:] for row in page._means(compared).rows}
+    assert at["npo"][:2] == ["unlearned", pytest.approx(0.3)]
+    assert at["before"][:2] == ["before", 1.0]
+    diverged = member(2)
+    diverged.models["npo"]["forget_nll"] = math.nan
+    compared = compare.compare([member(0), diverged], Path())
+    assert {row[0]: row[4] for row in page._means(compared).rows}["npo"] is None
+
+
+def test_the_page_links_to_those_of_the_runs(tmp_path):
+    page = pytest.importorskip("jaxunlearn.reporting.page.comparison", reason="needs the extra")
+    runs = [member(0)._replace(folder=tmp_path / "a b"), member(1)._replace(folder=tmp_path / "c")]
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "report.html").touch()
+    compared = compare.compare(runs, tmp_path / "both")
+    assert [compared.link(run) for run in runs] == ["../a%20b/report.html", ""]
+    assert page.render(compared).count('<a href="../a%20b/report.html">') == 1
 
 
 def test_the_command(tmp_path, capsys):

@@ -17,8 +17,9 @@ class TestDrawAll:
     def test_writes_every_figure_once(self, tmp_path):
         paths = draw.draw_all(make_tables(("npo", "wga"), samples=6), tmp_path / "new" / "figs")
         assert [path.name for path in paths] == [
-            "g_effect.png", "plane.png", "risk_change.png", "predicted_vs_realised.png",
-            "confidence.png", "weights.png", "pg_density_npo.png", "pg_density_wga.png",
+            "g_effect.png", "plane.png", "harm_ratio.png", "risk_change.png",
+            "predicted_vs_realised.png", "confidence.png", "weights.png", "pg_density_npo.png",
+            "pg_density_wga.png",
         ]  # fmt: skip
         papers = [path.with_suffix(".pdf") for path in paths]
         assert sorted((tmp_path / "new/figs").iterdir()) == sorted([*paths, *papers])

@@ -5,7 +5,7 @@ import pytest
 
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import effect_series, series
-from jaxunlearn.reporting.figures.effect import g_effect
+from jaxunlearn.reporting.figures.effect import g_effect, harm_ratio
 from tests.reporting.synthetic import (
     GROUPS,
     columns,
@@ -123,3 +123,32 @@ class TestPlane:
         rows += [g_effect_row("npo", "retain", step, "total", 1.0) for step in (5, 10)]
         path = effect_series.effect_path(series.read({"g_effect": columns(rows)}, "g_effect"))
         assert path.steps.tolist() == [5, 10] and path.dropped == 0
+
+
+class TestHarmRatio:
+    def test_lines_are_the_sizes_of_both_effects(self, tables, drawn):
+        (ax,) = drawn["harm_ratio"].axes
+        (line,) = lines(ax, palette.objective(0))
+        at = {
+            risk: np.abs(
+                only(tables, "g_effect", objective="ga", risk=risk, layer="total")["value"]
+            )
+            for risk in ("unlearn", "retain")
+        }
+        np.testing.assert_allclose(line[:, 1], at["retain"] / at["unlearn"])
+        assert [text.get_text() for text in ax.texts] == ["npo", "rmu", "po", "ga"]  # upwards
+
+    def test_a_ratio_with_zero_is_counted_and_not_drawn(self):
+        values = {("unlearn", 5): -2.0, ("retain", 5): 1.0, ("unlearn", 10): 0.0}
+        values |= {("retain", 10): 1.0, ("unlearn", 15): -2.0, ("retain", 15): 0.0}
+        rows = [
+            g_effect_row("ga", risk, step, "total", 1.0) | {"value": value}
+            for (risk, step), value in values.items()
+        ]
+        (ax,) = harm_ratio({"g_effect": columns(rows)}).axes
+        assert lines(ax, palette.objective(0))[0].tolist() == [[5.0, 0.5]]
+        assert "2 non-finite not drawn" in [text.get_text() for text in ax.texts]
+
+    def test_without_both_effects_there_is_no_figure(self):
+        rows = [g_effect_row("ga", "unlearn", step, "total", 1.0) for step in (5, 10)]
+        assert harm_ratio({"g_effect": columns(rows)}) is None

@@ -3,10 +3,12 @@
 import html.parser
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from jaxunlearn.reporting import page as pages
+from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.page import content
 from jaxunlearn.reporting.page.verdicts import verdict
 from tests.reporting.pages import HOSTILE, attack, make_source, page_tables, result
@@ -116,7 +118,16 @@ def test_a_verdict_compares_with_the_retrained_model(ends, removed, retained):
     models = {"base": result(1.0, 1.0), "retrained": result(0.2, 1.0), "ga": result(*ends)}
     found = verdict("ga", models, None)
     assert (found.removed, found.retained) == (removed, retained)
-    assert f"forget ES 1.00 to {ends[0]:.2f}, 0.20 without" in found.sentence
+    assert f"forget ES 1.00 to {ends[0]:.2f})" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("forget_es", "words"),
+    [(0.1, "less than"), (0.16, "about what"), (0.24, "about what"), (0.3, "more than")],
+)
+def test_a_verdict_says_how_near_the_retrained_model_is(forget_es, words):
+    models = {"base": result(1.0, 1.0), "retrained": result(0.2, 1.0), "ga": result(forget_es, 1.0)}
+    assert f"{words} a model has that never saw it (0.20)" in verdict("ga", models, None).sentence
 
 
 def test_a_verdict_says_what_cannot_be_said():
@@ -161,11 +172,63 @@ def test_points_join_both_risks_and_profiles_leave_the_total_out():
     assert {row[3] for row in profiles.rows} == {"embed", "block_0"}
 
 
-def test_many_samples_are_thinned_out_alike(monkeypatch):
-    monkeypatch.setattr(content, "MOST_POINTS", 50)
-    data = content.points(page_tables(samples=20)["pg_effect"])
-    assert len(data.rows) <= 50 and data.note == "5 of 20 samples are shown"
-    assert {row[2] for row in data.rows} == {0, 4, 9, 14, 19}
+def test_many_samples_are_thinned_out(monkeypatch):
+    tables = page_tables(samples=20)
+    rows = {row[:3]: row for row in map(tuple, content.points(tables["pg_effect"]).rows)}
+    kept = content.kept_samples(tables["pg_effect"], tables["token_effect"], 50)
+    # 200 rows of the plane and 400 of profiles are to become 50.
+    assert kept.points == [0, 4, 9, 14, 19] and kept.of == 20
+    assert len(kept.details) == 2 and set(kept.details) < set(kept.points)
+    monkeypatch.setattr(content, "MOST_ROWS", 50)
+    page = render(make_source(tables))
+    data = payload_of(page)["data"]
+    assert {row[2] for row in data["points"]["rows"]} == set(kept.points)
+    for name in ("profiles", "tokens"):
+        assert {row[2] for row in data[name]["rows"]} == set(kept.details)
+    # What is left is as it was.
+    assert all(rows[tuple(row[:3])][3:6] == tuple(row[3:6]) for row in data["points"]["rows"])
+    assert "5 of 20 samples, evenly spaced, are in the page" in page
+    assert "2 of 20 samples, evenly spaced, are in the page" in page
+
+
+def test_all_samples_are_shown_where_they_fit():
+    tables = page_tables(samples=20)
+    kept = content.kept_samples(tables["pg_effect"], tables["token_effect"], 10_000)
+    assert kept.points == kept.details == list(range(20))
+    assert content.kept_samples({}, {}, 50) == content.Kept([], [], 0)
+
+
+def test_labels_avoid_points_and_one_another():
+    points = [(0.5, 0.5), (0.51, 0.5), (0.52, 0.5), (0.0, 0.0), (1.0, 1.0)]
+    labels = ["first", "second", "third", "low", "high"]
+    sides = content.label_sides(labels, points)
+    assert len(set(sides[:3])) == 3
+    assert content.label_sides(["alone"], [(0.3, 0.3)]) == ["ne"]
+
+
+def test_colours_stand_out_on_both_papers():
+    """WCAG 2.1, 1.4.11: 3 to 1 for what is no text."""
+    papers = re.findall(r"--paper: (#[0-9a-f]{6})", page_file("report.css"))
+    assert len(papers) == 2
+    marks = (*palette.OBJECTIVES, *palette.RISKS.values(), *palette.WEIGHT_BINS, palette.CHOSEN)
+    for color in (*marks, palette.OTHER):
+        for paper in papers:
+            assert contrast(color, paper) >= 3.0, (color, paper)
+
+
+def contrast(one, other):
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color):
+    shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(f * x for f, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def page_file(name):
+    return (Path(pages.__file__).parent / name).read_text(encoding="utf-8")
 
 
 def test_tokens_are_lists_in_the_order_of_positions():

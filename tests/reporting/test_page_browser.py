@@ -169,7 +169,9 @@ def test_the_plane_has_every_objective_and_step(driver, weighted):
     opened(driver, weighted)
     slider = driver.find_element("css selector", '.chart[data-chart="plane"] input[type=range]')
     keys = pytest.importorskip("selenium.webdriver").Keys
-    assert len(set(fills(driver, "plane"))) == 1  # all alike
+    assert chosen(driver, "plane") == ["npo"]  # the first one whose weights differ
+    choose(driver, "plane", "ga")
+    wait(lambda: len(set(fills(driver, "plane"))) == 1)  # all alike
     choose(driver, "plane", "npo")
     wait(lambda: len(set(fills(driver, "plane"))) == 5)  # of 6 samples, all fifths
     slider.send_keys(keys.END)
@@ -218,27 +220,52 @@ def test_axes_become_linear_and_back(driver, page):
     wait(lambda: ticks() == logarithmic)
 
 
-def test_a_legend_entry_fades_the_other_objectives(driver, page):
+def test_a_box_switches_an_objective_off_in_every_chart(driver, page):
     opened(driver, page)
-    lines = lambda: {
-        line.get_attribute("opacity") or line.value_of_css_property("opacity")
-        for line in driver.find_elements(
-            "css selector", '.chart[data-chart="effects"] .mark-line path'
-        )
-    }
-    before = lines()
-    entry = driver.find_element(
-        "css selector", '.chart[data-chart="effects"] .role-legend-symbol path'
+    lines = lambda chart: count(driver, chart, ".mark-line path")
+    labels = lambda: driver.find_element("css selector", '.chart[data-chart="pareto"]').text
+    before = {chart: lines(chart) for chart in ("effects", "risks", "relearning")}
+    assert before == {"effects": 4, "risks": 4, "relearning": 2} and "npo" in labels()
+    box = driver.find_element("css selector", '#toggles input[value="npo"]')
+    box.send_keys(" ")  # by the keyboard
+    wait(
+        lambda: {chart: lines(chart) for chart in before} == {k: v // 2 for k, v in before.items()}
     )
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", entry)
-    pytest.importorskip("selenium.webdriver").ActionChains(driver).click(entry).perform()
-    wait(lambda: len(lines()) > len(before))
+    wait(lambda: "npo" not in labels() and "ga" in labels())
+    # It stays off where a chart is drawn anew.
+    linear = driver.find_element("css selector", 'input[name="scale-effects"][value="linear"]')
+    driver.execute_script("arguments[0].click()", linear)
+    wait(lambda: lines("effects") == 2)
+    box.send_keys(" ")
+    wait(lambda: {chart: lines(chart) for chart in before} == before and "npo" in labels())
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """The page of so many samples that it holds layers and tokens of a part of them."""
+    tables = page_tables(samples=6)
+    with pytest.MonkeyPatch.context() as patch:
+        content = pytest.importorskip("jaxunlearn.reporting.page.content")
+        patch.setattr(content, "MOST_ROWS", 60)
+        file = tmp_path_factory.mktemp("crowded") / "report.html"
+        assert write(make_source(tables), file)
+    return file
+
+
+def test_samples_without_layers_say_so(driver, crowded):
+    opened(driver, crowded)
+    options = driver.find_elements("css selector", "#pick option")
+    marked = [option.text.startswith("•") for option in options]
+    assert len(options) == 6 and 0 < sum(marked) < 6
+    tokens = driver.find_element("id", "tokens")
+    assert "does not hold" not in tokens.text  # the first one that is shown has them
+    options[marked.index(False)].click()
+    wait(lambda: "does not hold the layers and tokens of this sample" in tokens.text)
 
 
 def test_data_are_saved_as_a_table(driver, page):
     opened(driver, page)
     text = driver.execute_script("return csv('models')")
-    assert (
-        text.splitlines()[0] == '"model","kind","forget_es","retain_es","forget_nll","retain_nll"'
-    )
+    columns = ("model", "kind", "forget_es", "retain_es", "forget_nll", "retain_nll", "side")
+    assert text.splitlines()[0] == ",".join(f'"{name}"' for name in columns)
     assert len(text.splitlines()) == 5

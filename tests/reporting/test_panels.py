@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxunlearn.reporting.figures import panels
-from jaxunlearn.reporting.figures.effect import g_effect, plane
+from jaxunlearn.reporting.figures.effect import g_effect, harm_ratio, plane
 from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised, risk_change
 from tests.reporting.synthetic import WARNING, make_tables, texts
 
@@ -19,12 +19,7 @@ class TestSheet:
     def test_nothing_overlaps_or_leaves_the_figure(self):
         names = ("ga", "npo beta=0.1", "wga", "my_pkg.losses:a_loss_with_quite_a_long_name indeed")
         tables = make_tables((*names, "po", "rmu c=5 layer 11, unit norm"), samples=3)
-        makers = (
-            g_effect,
-            plane,
-            risk_change,
-            predicted_vs_realised,
-        )
+        makers = (g_effect, plane, harm_ratio, risk_change, predicted_vs_realised)
         for make in makers:
             figure = make(tables)
             figure.draw_without_rendering()
@@ -32,7 +27,7 @@ class TestSheet:
             boxes = [ax.get_tightbbox() for ax in figure.axes]
             boxes = [box for box in boxes if box is not None]
             words = [text.get_window_extent() for text in figure.texts if text.get_text()]
-            words.append(figure.legends[0].get_window_extent())
+            words += [legend.get_window_extent() for legend in figure.legends]
             for box in boxes + words:
                 assert box.x0 >= -1 and box.y0 >= -1
                 assert box.x1 <= width + 1 and box.y1 <= height + 1

@@ -85,7 +85,7 @@ class TestSummary:
     def test_effects_at_their_peak_and_at_the_end(self, tmp_path):
         table = summary.effects_table(write_run(tmp_path))
         assert table.rows == [("npo", "-5.4e3 (0)", "20 (2)", "-", "-")]
-        assert table.captions[1] == "sequence_sum, float32 highest"
+        assert table.captions[0].endswith("Reduction and precision: sequence_sum, float32 highest.")
 
     def test_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no finished run here \(config.yaml is miss"):

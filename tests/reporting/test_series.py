@@ -11,8 +11,7 @@ from tests.reporting.synthetic import STEPS, lines
 
 
 class TestTables:
-    @pytest.mark.parametrize("name", ["g_effect", "plane", "risk_change", "predicted_vs_realised",
-                                      "confidence", "weights"])  # fmt: skip
+    @pytest.mark.parametrize("name", sorted(draw.FIGURES))
     def test_missing_or_empty_is_no_figure(self, name, tables):
         empty = {key: {c: [] for c in table} for key, table in tables.items() if key != "meta"}
         assert getattr(draw, name)({}) is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.contour import ContourSet
 
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import series
@@ -113,6 +114,14 @@ class TestPgDensity:
         assert region.get_x() + region.get_width() == pytest.approx(np.quantile(points[:, 0], 0.25))
         near = np.quantile(np.abs(points[:, 1]), 0.25)
         assert (region.get_y(), region.get_height()) == pytest.approx((-near, 2 * near))
+
+    def test_contours_are_of_bins_with_enough_samples(self):
+        """A density of a dozen points would show the kernel alone."""
+        for samples, contours in ((20, 0), (70, 5)):  # at three checkpoints, in five bins
+            figure = pg_density(make_tables(("npo",), samples), "npo")
+            drawn = [c for c in figure.axes[0].collections if isinstance(c, ContourSet)]
+            assert len(drawn) == contours
+            assert ("Contours:" in texts(figure)) == bool(contours)
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=40))

@@ -17,18 +17,21 @@ from matplotlib.figure import Figure
 
 from jaxunlearn.core import files
 from jaxunlearn.reporting.figures import series
-from jaxunlearn.reporting.figures.effect import g_effect, plane
+from jaxunlearn.reporting.figures.effect import g_effect, harm_ratio, plane
 from jaxunlearn.reporting.figures.layers import pg_layers
 from jaxunlearn.reporting.figures.relearn import relearn
 from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised, risk_change
+from jaxunlearn.reporting.figures.tokens import pg_tokens
 from jaxunlearn.reporting.figures.weight import pg_density, weights
 
 __all__ = [
     "confidence",
     "draw_all",
     "g_effect",
+    "harm_ratio",
     "pg_density",
     "pg_layers",
+    "pg_tokens",
     "plane",
     "predicted_vs_realised",
     "relearn",
@@ -40,6 +43,7 @@ DPI = 150
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
     "g_effect": g_effect,
     "plane": plane,
+    "harm_ratio": harm_ratio,
     "risk_change": risk_change,
     "predicted_vs_realised": predicted_vs_realised,
     "confidence": confidence,
@@ -79,6 +83,9 @@ def _figures(tables: Mapping[str, Any]) -> Iterator[tuple[str, Figure | None]]:
         yield f"pg_density_{stems[name]}", pg_density(tables, name)
     for name, stem in stems.items():
         yield f"pg_layers_{stem}", pg_layers(tables, name)
+    by_token = series.distinct(series.read(tables, "token_effect"), "objective")
+    for name, stem in zip(by_token, _stems(by_token), strict=True):
+        yield f"pg_tokens_{stem}", pg_tokens(tables, name)
 
 
 def _stems(names: list[str]) -> list[str]:

@@ -11,10 +11,11 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import effect_series, panels, scales, series
-from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, swatch
+from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain, swatch
 
 UNIT = "[nats$^2$ / param.$^2$]"
 LABELS = {
@@ -107,6 +108,56 @@ def plane(tables: Mapping[str, Any]) -> Figure | None:
     caption = _plane_caption(table, width)
     meta = tables.get("meta") or {}
     return panels.finish(figure, meta, "Removal and retention", caption, _plane_legend(len(names)))
+
+
+@matplotlib.rc_context(STYLE)
+def harm_ratio(tables: Mapping[str, Any]) -> Figure | None:
+    """The size of e_r as a share of that of e_u by step: the harm that a unit of removal costs.
+
+    Args:
+      tables: with `g_effect` (its `total` rows).
+
+    Returns:
+      One panel with a line per objective; None where no objective has both effects.
+
+    Raises:
+      ValueError: a required column is missing.
+    """
+    table = series.select(series.read(tables, "g_effect"), layer="total")
+    names = series.distinct(table, "objective")
+    every, dropped = series.objectives(tables), 0
+    figure = Figure(figsize=(panels.MIN_WIDTH, 2.6))
+    ax = figure.add_subplot()
+    ends: dict[str, float] = {}
+    colors: dict[str, str] = {}
+    for name in names:
+        path = effect_series.effect_path(series.select(table, objective=name))
+        # A ratio of zeros is none, and one by zero is beyond every axis.
+        some = (path.e_u != 0) & (path.e_r != 0)
+        ratios = np.abs(path.e_r[some] / path.e_u[some])
+        style = panels.objective_style(name, every)
+        ax.plot(path.steps[some], ratios, marker="o", **style)
+        if len(ratios):
+            ends[plain(name, 24, 1)], colors[plain(name, 24, 1)] = float(ratios[-1]), style["color"]
+        dropped += path.dropped + int((~some).sum())
+    if not ends:
+        return None
+    ax.axhline(1.0, color="#777777", linewidth=0.7)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scales.number(value)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel="optimiser step", ylabel=r"$|e_r|\,/\,|e_u|$")
+    scales.steps_axis(ax)
+    panels.label_ends(ax, ends, colors)
+    panels.note(ax, dropped)
+    caption = (
+        f"Totals over all layers ({series.provenance(table)}), on a log scale. Below 1 a step acts"
+        " more on the forget set than on the retain set. The size says nothing of the direction:"
+        " signs are in the figure of the G-effect. It is large where $e_u$ passes zero."
+    )
+    meta = tables.get("meta") or {}
+    return panels.finish(figure, meta, "Harm over removal", caption)
 
 
 def _present(table: series.Table, groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -206,10 +257,11 @@ def _draw_path(ax: Axes, path: effect_series.EffectPath, color: ScalarMappable) 
     ax.scatter(path.e_u, path.e_r, c=shades, s=18, zorder=3, edgecolors="white", linewidths=0.5)
     for (x, y), steps in _labelled_steps(ax, path).items():
         label = ", ".join(f"{step:g}" for step in steps)
-        ax.annotate(
+        note = ax.annotate(
             label, (x, y), xytext=(5, -8), textcoords="offset points", fontsize=7, zorder=4,
             path_effects=[withStroke(linewidth=2.0, foreground="white", alpha=0.8)],
         )  # fmt: skip
+        note.set_in_layout(False)  # a label at the border would move the panels apart
 
 
 def _labelled_steps(

@@ -115,17 +115,20 @@ def label_ends(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) -
     """Writes names next to the right ends of lines, moved apart where they would overlap.
 
     Args:
-      ax: with its final limits and a linear axis.
-      ends: {name: the value at which its line ends}.
+      ax: with its final limits and scale.
+      ends: {name, as matplotlib has texts: the value at which its line ends}.
       colors: {name: of its line}.
     """
-    low, high = ax.get_ylim()
+    if not ends:
+        return
     names = sorted(ends, key=ends.__getitem__)
-    gap = min(LABEL_GAP, 1 / max(len(names), 1))
-    places = spread_out([(ends[name] - low) / (high - low) for name in names], gap)
+    gap = min(LABEL_GAP, 1 / len(names))
+    points = np.column_stack([np.ones(len(names)), [ends[name] for name in names]])
+    heights = ax.transLimits.transform(ax.transScale.transform(points))[:, 1]
+    places = spread_out([float(height) for height in heights], gap)
     for name, place in zip(names, places, strict=True):
         options: dict[str, Any] = {"color": colors[name], "fontsize": 7, "va": "center"}
-        ax.text(1.01, place, plain(name, 24, 1), transform=ax.transAxes, **options)
+        ax.text(1.01, place, name, transform=ax.transAxes, **options)
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jaxunlearn.record.folder import RETRAINED
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import STYLE, swatch
+from jaxunlearn.reporting.figures.panels import STYLE, plain, swatch
 
 KINDS = {
     "forget_es": "ES of $D_u$",
@@ -60,18 +60,18 @@ def relearn(tables: Mapping[str, Any]) -> Figure | None:
         _draw_effect(stack["effect"], rows, styles, effects, width)
     # The models by name, next to the last column's lines.
     rows, stack = series.select(table, attack=attacks[-1]), axes[titles[attacks[-1]]]
-    colors = {name: style["color"] for name, style in styles.items()}
-    for kind in ("forget_es", "unseen_es"):
+    colors = {plain(name, 24, 1): style["color"] for name, style in styles.items()}
+    for kind, ax in stack.items():
         lines = {m: series.series(series.select(rows, model=m), kind) for m in styles}
-        ends = {model: line.values[-1] for model, line in lines.items() if len(line.values)}
-        panels.label_ends(stack[kind], ends, colors)
+        ends = {plain(m, 24, 1): float(x.values[-1]) for m, x in lines.items() if len(x.values)}
+        panels.label_ends(ax, ends, colors)
     for title in list(axes)[:: panels.columns_for(len(axes), most=6)]:
         for kind, label in KINDS.items():
             axes[title][kind].set_ylabel(label)
     caption = CAPTION
     caption += " Grey: a model that never saw $D_u$." if RETRAINED in present else ""
     caption += f" Symmetric log scale, linear within ±{scales.decade(width)}." if width else ""
-    handles = [swatch(panels.plain(name, 40), **style) for name, style in styles.items()]
+    handles = [swatch(plain(name, 40), **style) for name, style in styles.items()]
     if meta.get("before") is not None:
         handles.append(swatch("before unlearning", color="#777777", linestyle="--", linewidth=0.9))
     return panels.finish(figure, meta, "Relearning attacks", caption, handles)

@@ -45,8 +45,9 @@ def risk_change(tables: Mapping[str, Any]) -> Figure | None:
     changes = [_draw_changes(ax, series.select(table, objective=name)) for name, ax in axes.items()]
     values = np.concatenate(changes)
     width = scales.linear_width(values)
-    for ax in axes.values():
+    for name, ax in axes.items():
         scales.scale_axis(ax.yaxis, values, width)
+        _label_changes(ax, series.select(table, objective=name))
     caption = (
         f"NLL in nats ({series.provenance(table)}). Predicted: the running sum of"
         r" $\nabla R(\theta_t)\cdot(\theta_{next}-\theta_t)$ over measured intervals,"
@@ -153,6 +154,16 @@ def _draw_changes(ax: Axes, table: series.Table) -> np.ndarray:
     panels.note(ax, sum(x.dropped for _, x in lines), any(len(x.steps) for _, x in lines))
     scales.steps_axis(ax)
     return np.concatenate([line.values for _, line in lines])
+
+
+def _label_changes(ax: Axes, table: series.Table) -> None:
+    """Names the realised changes at their ends, on the axis as it is at last."""
+    lines = {
+        f"$D_{risk[0]}$": (style, series.realised_change(series.select(table, risk=risk)))
+        for risk, style in RISKS.items()
+    }
+    ends = {name: float(line.values[-1]) for name, (_, line) in lines.items() if len(line.values)}
+    panels.label_ends(ax, ends, {name: style["color"] for name, (style, _) in lines.items()})
 
 
 def _change_legend() -> list[Any]:

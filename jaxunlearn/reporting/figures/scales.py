@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+POWERS_FROM = 1e4
+"""Numbers of this size are written with powers of ten."""
 SMALLEST = -45  # power of ten: float32 has nothing smaller, and symlog axes overflow far below it
 
 
@@ -18,7 +20,11 @@ def steps_axis(ax: Axes) -> None:
 def linear_axis(axis: Axis) -> None:
     """Gives an axis few ticks, large numbers as m * 10^k, and no offset text."""
     axis.set_major_locator(MaxNLocator(4))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    # One notation for all ticks of an axis: powers of ten where the largest needs one.
+    largest = lambda: max(map(abs, axis.get_view_interval()))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: number(value, powers=largest() >= POWERS_FROM))
+    )
 
 
 def linear_width(values: np.ndarray, *, always: bool = False) -> float | None:
@@ -80,7 +86,8 @@ def scale_axis(
         ticks = sorted({*ticks, *(tick / 2 for tick in ticks if abs(tick) == width)})
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: decade(value)))
+    powers = max(map(abs, ticks)) > 1e2
+    axis.set_major_formatter(FuncFormatter(lambda value, _: decade(value, powers=powers)))
 
 
 def symlog_ticks(values: np.ndarray, width: float, tick_count: int) -> list[float]:
@@ -103,13 +110,13 @@ def symlog_ticks(values: np.ndarray, width: float, tick_count: int) -> list[floa
     return sorted([0.0, *ticks])
 
 
-def number(value: float) -> str:
-    """A short tick label.
+def number(value: float, *, powers: bool = False) -> str:
+    """A short tick label; with a power of ten where the number is long, or where `powers` says so.
 
-    >>> number(-30_000.0), number(-0.25), number(100_000.0)
-    ('$-3\\\\cdot 10^{4}$', '−0.25', '$10^{5}$')
+    >>> number(-30_000.0), number(-0.25), number(100_000.0), number(5_000.0, powers=True)
+    ('$-3\\\\cdot 10^{4}$', '−0.25', '$10^{5}$', '$5\\\\cdot 10^{3}$')
     """
-    if value == 0 or 1e-2 <= abs(value) < 1e4:
+    if value == 0 or (1e-2 <= abs(value) < POWERS_FROM and not powers):
         return f"{value:.4g}".replace("-", "−")
     mantissa, power = f"{value:.2e}".split("e")
     mantissa = f"{float(mantissa):g}"
@@ -117,14 +124,19 @@ def number(value: float) -> str:
     return f"${factor}10^{{{int(power)}}}$"
 
 
-def decade(value: float) -> str:
+def decade(value: float, *, powers: bool = False) -> str:
     """The tick label of a power of ten (short where it can be), its negative, or zero.
 
-    >>> decade(-1000.0), decade(0.01), decade(0.0)
-    ('$-10^{3}$', '0.01', '0')
+    Args:
+      value: the power of ten.
+      powers: write it as one whatever its size, as the other ticks of the axis are.
+
+    >>> decade(-1000.0), decade(0.01), decade(0.0), decade(10.0), decade(10.0, powers=True)
+    ('$-10^{3}$', '0.01', '0', '10', '$10^{1}$')
     """
-    if value == 0 or 1e-2 <= abs(value) <= 1e2 or math.log10(abs(value)) % 1:
-        return number(value)
+    short = 1e-2 <= abs(value) <= 1e2 and not (powers and value)
+    if value == 0 or short or math.log10(abs(value)) % 1:
+        return number(value, powers=powers)
     sign = "-" if value < 0 else ""
     return f"${sign}10^{{{round(math.log10(abs(value)))}}}$"
 

@@ -14,6 +14,8 @@ from jaxunlearn.reporting.figures import panels, scales, series
 from jaxunlearn.reporting.figures.panels import STYLE, plain, swatch
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LEAST_CONTOUR = 20
+"""Samples of a bin below which it has no contours."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 REGION = {"facecolor": "#009E73", "alpha": 0.16, "edgecolor": "#009E73", "linewidth": 0.8}
 
@@ -93,7 +95,7 @@ def pg_density(
     colors = matplotlib.colormaps["viridis_r"](np.linspace(0.1, 1.0, max(len(spans), 2)))
     colors = colors[-len(spans) :]
     markers = dict(zip(np.unique(points.steps), itertools.cycle(MARKERS), strict=False))
-    _draw_joint(joint, points, colors[bins], markers)
+    contours = _draw_joint(joint, points, bins, colors, markers)
     _draw_strips(top, points.unlearn, bins, spans, colors)
     _draw_strips(side, points.retain, bins, spans, colors, upright=True)
     panels.note(joint, points.dropped)
@@ -102,13 +104,13 @@ def pg_density(
             swatch(f"step {step:g}", color="#3B528B", marker=marker, linestyle="")
             for step, marker in markers.items()
         ),
-        Patch(label="density of samples", facecolor="#BBBBBB"),
+        *([swatch("a quarter and a half of a bin's density", color="#333333")] * contours),
         Patch(label="good to weight up", **REGION),
         swatch("bin: median, 25–75 %, 5–95 %", color="#333333", marker="o"),
     ]
     title = f"PG-effects by weight: {plain(objective, 48, 2)}"
     meta = tables.get("meta") or {}
-    caption = _density_caption(table, points, log=any(widths))
+    caption = _density_caption(table, points, widths, contours)
     return panels.finish(figure, meta, title, caption, handles)
 
 
@@ -146,28 +148,47 @@ def _weight_bins(weights: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _draw_joint(
-    ax: Axes, points: series.PgPoints, colors: np.ndarray, markers: Mapping[float, str]
-) -> None:
-    """Draws the density, then the region that is good to weight up, then the samples."""
-    x, y, density = _density(ax, points)
-    levels = density.max() * np.array([0.03, 0.1, 0.25, 0.5, 0.75, 1.0])
-    ax.contourf(x, y, density, levels=levels, colors=[f"{0.93 - 0.1 * k:.2f}" for k in range(5)])
+    ax: Axes,
+    points: series.PgPoints,
+    bins: np.ndarray,
+    colors: np.ndarray,
+    markers: Mapping[float, str],
+) -> bool:
+    """Draws the region that is good to weight up, the samples, and contours of their bins.
+
+    Returns:
+      Whether there are contours: a bin of few samples has none, since it would show the kernel.
+    """
     far, near = good_bounds(points)
     edge = min(points.unlearn.min(), far)
     ax.add_patch(Rectangle((edge, -near), far - edge, 2 * near, zorder=1.5, **REGION))
     for step, marker in markers.items():
         at = points.steps == step
         ax.scatter(
-            points.unlearn[at], points.retain[at], c=colors[at], marker=marker, s=12,
-            linewidths=0.3, edgecolors="white",
+            points.unlearn[at], points.retain[at], c=colors[bins][at], marker=marker, s=12,
+            linewidths=0.3, edgecolors="white", alpha=0.8,
         )  # fmt: skip
-
-
-def _density(ax: Axes, points: series.PgPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A smoothed histogram in the axes' own scale, as a grid in data coordinates."""
     places = ax.transScale.transform(np.column_stack([points.unlearn, points.retain]))
-    margin = 0.12 * np.ptp(places, axis=0) + 1e-9
-    limits = list(zip(places.min(axis=0) - margin, places.max(axis=0) + margin, strict=True))
+    large = [place for place in range(len(colors)) if (bins == place).sum() >= LEAST_CONTOUR]
+    for place in large:
+        x, y, density = _density(ax, places, places[bins == place])
+        levels = density.max() * np.array([0.25, 0.5])
+        ax.contour(x, y, density, levels=levels, colors=[colors[place]], linewidths=(0.8, 1.6))
+    return bool(large)
+
+
+def _density(
+    ax: Axes, every: np.ndarray, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A smoothed histogram in the axes' own scale, as a grid in data coordinates.
+
+    Args:
+      ax: the panel.
+      every: [n, 2] places of all points, whose range the grid has.
+      places: [m, 2] those that are counted.
+    """
+    margin = 0.12 * np.ptp(every, axis=0) + 1e-9
+    limits = list(zip(every.min(axis=0) - margin, every.max(axis=0) + margin, strict=True))
     density, *edges = np.histogram2d(*places.T, bins=48, range=limits)
     apart = np.subtract.outer(np.arange(48), np.arange(48))
     bell = np.exp(-0.5 * (apart / 2.0) ** 2)
@@ -213,13 +234,24 @@ def _draw_strips(
     (ax.set_xlim if upright else ax.set_ylim)(-0.7, len(colors) - 0.3)
 
 
-def _density_caption(table: series.Table, points: series.PgPoints, *, log: bool) -> str:
+def _density_caption(
+    table: series.Table,
+    points: series.PgPoints,
+    widths: Sequence[float | None],
+    contours: bool,
+) -> str:
     steps = ", ".join(f"{step:g}" for step in np.unique(points.steps))
+    logarithmic = [
+        f" {axis}: symmetric log, linear within ±{scales.decade(width)}."
+        for axis, width in zip(("Unlearn PG", "Retain PG"), widths, strict=True)
+        if width is not None
+    ]
     return (
-        f"{len(points.weights)} points: one per sample at the checkpoints after steps {steps}, and"
-        f" their density over all of these ({series.provenance(table)}), coloured by bin of weight,"
-        " darker for larger ones, as in the strips (count in brackets)."
-        + (" Axes are linear around zero, logarithmic far out." if log else "")
+        f"{len(points.weights)} points: one per sample at the checkpoints after steps {steps}"
+        f" ({series.provenance(table)}), coloured by bin of weight, darker for larger ones, as in"
+        " the strips (count in brackets)."
+        + (" Contours: a quarter and a half of the largest density of a bin." if contours else "")
+        + "".join(logarithmic)
         + " Good to weight up: unlearn PG in its most negative quarter and |retain PG| in its"
         " smallest quarter; it removes much and hardly changes the risk on $D_r$."
     )

@@ -5,7 +5,7 @@ of magnitude, so their axes are symmetric logarithms; the page can switch them t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import altair as alt
@@ -21,37 +21,70 @@ samples differ more, by step and by objective."""
 Spec = dict[str, Any]
 
 
-def pareto(models: Sequence[str], objectives: Sequence[str], data: str = "models") -> Spec:
-    """Every model by the ES of both sets; wanted is up and left."""
-    base = alt.Chart(alt.NamedData(data)).encode(
-        x=alt.X("forget_es:Q", title="forget ES (lower: removed)", scale=alt.Scale(zero=False)),
-        y=alt.Y("retain_es:Q", title="retain ES (higher: retained)", scale=alt.Scale(zero=False)),
-        tooltip=["model:N", "forget_es:Q", "retain_es:Q", "forget_nll:Q", "retain_nll:Q"],
+def pareto(
+    models: Sequence[str],
+    objectives: Sequence[str],
+    sides: Collection[str],
+    data: str = "models",
+    seeds: str | None = None,
+) -> Spec:
+    """Every model by the ES of both sets; wanted is up and left.
+
+    Args:
+      models: the labels of all of them.
+      objectives: those that unlearned, in the order of their colours.
+      sides: the sides on which labels are, some of `content.SIDES`.
+      data: the models, from `content.models`.
+      seeds: the same of every seed, where the models are means over seeds; they are small marks.
+    """
+    named = alt.Chart(alt.NamedData(data)).transform_filter(_shown("model"))
+    color = _objective(objectives, "model", models).legend(None)
+    kind = alt.Shape("kind:N", legend=None)
+    tips = ["model:N", "forget_es:Q", "retain_es:Q", "forget_nll:Q", "retain_nll:Q"]
+    axes = _strength_axes()
+    marks = named.mark_point(filled=True, size=90, opacity=0.9).encode(
+        **axes, tooltip=tips, color=color, shape=kind
     )
-    marks = base.mark_point(filled=True, size=90, opacity=0.9).encode(
-        color=_objective(objectives, "model", models).legend(None),
-        shape=alt.Shape("kind:N", legend=None),
+    labels = [
+        named.mark_text(
+            align="left" if "e" in side else "right", dx=8 if "e" in side else -8,
+            dy=-8 if "n" in side else 10, fontSize=12,
+        ).transform_filter(f"datum.side === '{side}'").encode(**axes, text="model:N")
+        for side in sides
+    ]  # fmt: skip
+    # The best retention that a model with this forget ES or a lower one has: a staircase.
+    front = (
+        alt.Chart(alt.NamedData(data))
+        .transform_filter(f"{_shown('model')} && datum.kind !== 'retrained'")
+        .transform_window(best="max(retain_es)", sort=[alt.SortField("forget_es")])
+        .mark_line(interpolate="step-after", color="#888888", strokeDash=[4, 4])
+        .encode(x=axes["x"], y=alt.Y("best:Q"))
     )
-    names = base.mark_text(dx=8, dy=-8, align="left", fontSize=12).encode(text="model:N")
+    layers = [front, marks, *labels]
+    if seeds is not None:
+        small = alt.Chart(alt.NamedData(seeds)).transform_filter(_shown("model"))
+        layers.insert(
+            1,
+            small.mark_point(filled=True, size=45, opacity=0.6).encode(
+                **axes, tooltip=["seed:N", *tips], color=color, shape=kind
+            ),
+        )
+    chart = alt.layer(*layers).add_params(_hidden())
     return _spec(
-        marks + names,
+        chart,
         "Forgetting against retention: extraction strength of the forget set and of the retain set"
-        " for every model. Wanted is the upper left.",
+        " for every model. Wanted is the upper left. The dashed line is the front: no model is to"
+        " its upper left.",
     )
 
 
 def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) -> Spec:
     """The G-effect over steps, an objective a line; a group of layers is chosen below it."""
-    group = alt.param(
-        name="group",
-        value="total",
-        bind=alt.binding_select(options=["total", *groups], name="layers: "),
-    )
-    shown = _legend_choice()
+    group = _group_choice(groups)
     chart = (
-        _by_risk(_effect_lines(objectives, largest, shown, "group:N") + _zero(), "effects", 300)
-        .add_params(group, shown)
-        .transform_filter("datum.group === group")
+        _by_risk(_effect_lines(objectives, largest, "group:N") + _zero(), "effects", 300)
+        .add_params(group, _hidden())
+        .transform_filter(f"datum.group === group && {_shown()}")
     )
     return _spec(
         chart,
@@ -61,22 +94,25 @@ def effects(groups: Sequence[str], objectives: Sequence[str], largest: float) ->
     )
 
 
-def bands(objectives: Sequence[str], largest: float) -> Spec:
+def bands(groups: Sequence[str], objectives: Sequence[str], largest: float) -> Spec:
     """The G-effect over steps: means over seeds, and bands from the least to the largest."""
-    shown = _legend_choice()
+    group = _group_choice(groups)
     band = (
         alt.Chart()
-        .mark_area()
+        .mark_area(opacity=0.25)
         .encode(
             x=_steps_axis(),
             y=_effect_axis("low", "G-effect e", largest),
             y2="high:Q",
             color=_objective(objectives),
-            opacity=alt.condition(shown, alt.value(0.25), alt.value(0.03)),
         )
     )
-    lines = _effect_lines(objectives, largest, shown, "low:Q", "high:Q")
-    chart = _by_risk(band + lines + _zero(), "bands", 300).add_params(shown)
+    lines = _effect_lines(objectives, largest, "low:Q", "high:Q", "seeds:Q")
+    chart = (
+        _by_risk(band + lines + _zero(), "bands", 300)
+        .add_params(group, _hidden())
+        .transform_filter(f"datum.group === group && {_shown()}")
+    )
     return _spec(
         chart, "G-effect of every objective on both risks, with its range over seeds.", width=False
     )
@@ -117,9 +153,18 @@ def heat_map(objectives: Sequence[str], layers: Sequence[str], largest: float) -
     )
 
 
-def plane(objectives: Sequence[str], steps: Sequence[int], largest: tuple[float, float]) -> Spec:
-    """The PG-effects of samples at one step of one objective; a click selects a sample."""
-    objective = _objective_choice(objectives)
+def plane(
+    objectives: Sequence[str], steps: Sequence[int], largest: tuple[float, float], first: str
+) -> Spec:
+    """The PG-effects of samples at one step of one objective; a click selects a sample.
+
+    Args:
+      objectives: those that the reader can choose.
+      steps: the steps at which samples were measured.
+      largest: the largest magnitudes on both axes.
+      first: the objective that is chosen at first.
+    """
+    objective = _objective_choice(objectives, first)
     place = alt.param(
         name="place",
         value=0,
@@ -168,7 +213,7 @@ def profile(layers: Sequence[str]) -> Spec:
         alt.Chart(alt.NamedData("profile"))
         .mark_bar()
         .encode(
-            x=alt.X("value:Q", title="PG-effect"),
+            x=alt.X("value:Q", title="PG-effect", axis=alt.Axis(tickCount=6)),
             y=alt.Y("layer:N", sort=list(layers), title=None),
             color=alt.Color(
                 "risk:N",
@@ -185,15 +230,14 @@ def profile(layers: Sequence[str]) -> Spec:
 
 def changes(objectives: Sequence[str], largest: float) -> Spec:
     """Predicted against realised change of the risks, from one measurement to the next."""
-    shown = _legend_choice()
     points = (
         alt.Chart()
-        .mark_point(filled=True, size=55)
+        .transform_filter(_shown())
+        .mark_point(filled=True, size=55, opacity=0.9)
         .encode(
             x=_effect_axis("predicted", "predicted change [nats]", largest, "x"),
             y=_effect_axis("change", "realised change [nats]", largest),
             color=_objective(objectives),
-            opacity=alt.condition(shown, alt.value(0.9), alt.value(0.08)),
             tooltip=[
                 "objective:N",
                 "step:Q",
@@ -209,7 +253,7 @@ def changes(objectives: Sequence[str], largest: float) -> Spec:
         .mark_line(color="#888888", strokeDash=[4, 4])
         .encode(x=alt.X("v:Q"), y=alt.Y("v:Q"))
     )
-    chart = _by_risk(alt.layer(identity, points), "changes", 330).add_params(shown)
+    chart = _by_risk(alt.layer(identity, points), "changes", 330).add_params(_hidden())
     return _spec(
         chart,
         "Change of both risks between measurements: predicted to first order from the gradient,"
@@ -220,7 +264,7 @@ def changes(objectives: Sequence[str], largest: float) -> Spec:
 
 def risks(objectives: Sequence[str]) -> Spec:
     """Both risks over the steps."""
-    line = (
+    lines = (
         alt.Chart()
         .mark_line(point=True)
         .encode(
@@ -229,11 +273,14 @@ def risks(objectives: Sequence[str]) -> Spec:
             color=_objective(objectives),
             tooltip=["objective:N", "step:Q", _digits("nll")],
         )
-        .properties(width=430, height=240)
-        .facet(column=_risk_facet(), data=alt.NamedData("risks"))
-        .resolve_scale(y="independent")
     )
-    return _spec(line, "Both risks of every objective over the steps.", width=False)
+    chart = (
+        _by_risk(lines, "risks", 240)
+        .resolve_scale(y="independent")
+        .add_params(_hidden())
+        .transform_filter(_shown())
+    )
+    return _spec(chart, "Both risks of every objective over the steps.", width=False)
 
 
 def relearning(models: Sequence[str], objectives: Sequence[str], before: float) -> Spec:
@@ -257,6 +304,8 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
             columns=3,
             data=alt.NamedData("relearning"),
         )
+        .add_params(_hidden())
+        .transform_filter(_shown("model"))
     )
     return _spec(
         chart,
@@ -268,19 +317,39 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
 # --------------------------------------------------------------------------- parts of charts
 
 
-def _legend_choice() -> Any:
-    """Objectives that are chosen by clicks on the legend."""
-    return alt.selection_point(fields=["objective"], bind="legend", name="shown")
+def _hidden() -> Any:
+    """The objectives that the reader has switched off, which the page sets in all its charts."""
+    return alt.param(name="hidden", value=[])
 
 
-def _objective_choice(objectives: Sequence[str]) -> Any:
+def _shown(field: str = "objective") -> str:
+    """A filter that leaves out the rows of objectives that are switched off."""
+    return f"indexof(hidden, datum.{field}) < 0"
+
+
+def _group_choice(groups: Sequence[str]) -> Any:
+    """All layers together or a group of them, chosen in a list."""
+    choice = alt.binding_select(options=["total", *groups], name="layers: ")
+    return alt.param(name="group", value="total", bind=choice)
+
+
+def _objective_choice(objectives: Sequence[str], first: str | None = None) -> Any:
     """One objective that is chosen in a list."""
     choice = alt.binding_select(options=list(objectives), name="objective: ")
-    return alt.param(name="objective", value=objectives[0], bind=choice)
+    return alt.param(name="objective", value=first or objectives[0], bind=choice)
 
 
-def _effect_lines(objectives: Sequence[str], largest: float, shown: Any, *more: str) -> Any:
-    """A line of e over the steps for each objective; those not chosen are faint."""
+def _strength_axes() -> dict[str, Any]:
+    """Forget ES to the right, retain ES up."""
+    scale = alt.Scale(zero=False)
+    return {
+        "x": alt.X("forget_es:Q", title="forget ES (lower: removed)", scale=scale),
+        "y": alt.Y("retain_es:Q", title="retain ES (higher: retained)", scale=scale),
+    }
+
+
+def _effect_lines(objectives: Sequence[str], largest: float, *more: str) -> Any:
+    """A line of e over the steps for each objective."""
     return (
         alt.Chart()
         .mark_line(point=True)
@@ -288,7 +357,6 @@ def _effect_lines(objectives: Sequence[str], largest: float, shown: Any, *more: 
             x=_steps_axis(),
             y=_effect_axis("value", "G-effect e", largest),
             color=_objective(objectives),
-            opacity=alt.condition(shown, alt.value(1), alt.value(0.12)),
             tooltip=["objective:N", "step:Q", _digits("value"), *more],
         )
     )

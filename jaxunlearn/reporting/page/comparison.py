@@ -1,30 +1,44 @@
 """The page that compares runs: a point a seed, and curves with bands over seeds."""
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxunlearn.record.folder import BASE, RETRAINED
 from jaxunlearn.reporting.compare import Comparison, labelled
-from jaxunlearn.reporting.page import charts
+from jaxunlearn.reporting.page import charts, content
 from jaxunlearn.reporting.page.content import Data
-from jaxunlearn.reporting.page.render import Chart, fill, largest
+from jaxunlearn.reporting.page.render import STRENGTHS, Chart, fill, largest, model_row
 
 
 def render(compared: Comparison) -> str:
     """The page as HTML."""
-    datasets = {"runs": _points(compared), "bands": _bands(compared)}
+    groups = {group: layers for run in compared.runs for group, layers in run.layer_groups.items()}
+    datasets = {
+        "seeds": _points(compared),
+        "runs": _means(compared),
+        "bands": _bands(compared),
+    }
     objectives = [
         label for label, name, _ in labelled(compared.groups) if name not in (BASE, RETRAINED)
     ]
     models = [label for label, _, _ in labelled(compared.groups)]
+    several = len(datasets["seeds"].rows) > len(datasets["runs"].rows)
     shown = [
         Chart(
             "runs",
             "Forgetting against retention",
-            "Each point is a model of one run; the same objective has the same colour.",
-            charts.pareto(models, objectives, "runs"),
-            "runs",
+            ("Large marks are means over seeds, small ones single runs. " if several else "")
+            + "The dashed line is the front: no model is to its upper left.",
+            charts.pareto(
+                models,
+                objectives,
+                datasets["runs"].distinct("side"),
+                "runs",
+                "seeds" if several else None,
+            ),
+            "seeds",
         )
     ]
     if datasets["bands"].rows:
@@ -33,7 +47,7 @@ def render(compared: Comparison) -> str:
                 "bands",
                 "G-effect over the steps",
                 "Lines are means over seeds, bands reach from the least to the largest.",
-                charts.bands(objectives, largest(datasets["bands"], "low", "high")),
+                charts.bands(list(groups), objectives, largest(datasets["bands"], "low", "high")),
                 "bands",
                 scales=True,
             )
@@ -42,10 +56,11 @@ def render(compared: Comparison) -> str:
         "comparison.html.j2",
         shown,
         {name: data for name, data in datasets.items() if data.rows},
+        objectives,
         {},
         title=", ".join(compared.groups),
         groups=[
-            (label, [(str(member.folder), member.config.seed) for member in members])
+            (label, [(str(run.folder), run.config.seed, compared.link(run)) for run in members])
             for label, members in compared.groups.items()
         ],
         tables=list(compared.tables),
@@ -53,28 +68,51 @@ def render(compared: Comparison) -> str:
 
 
 def _points(compared: Comparison) -> Data:
-    kinds = {BASE: "before", RETRAINED: "retrained"}
-    keys = ("forget_es", "retain_es", "forget_nll", "retain_nll")
-    rows: list[list[Any]] = []
+    """Every model of every run."""
+    rows = [
+        [*model_row(label, name, [run.models[name].get(key) for key in STRENGTHS]), run.config.seed]
+        for label, name, members in labelled(compared.groups)
+        for run in members
+    ]
+    return Data(("model", "kind", *STRENGTHS, "seed"), rows)
+
+
+def _means(compared: Comparison) -> Data:
+    """Every model of a group, with the means over its seeds."""
+    rows = []
     for label, name, members in labelled(compared.groups):
-        for member in members:
-            numbers = [member.models[name].get(key) for key in keys]
-            kind = kinds.get(name, "unlearned")
-            rows.append([label, kind, member.config.seed, *numbers])
-    return Data(("model", "kind", "seed", *keys), rows)
+        columns = [[run.models[name].get(key) for run in members] for key in STRENGTHS]
+        rows.append(model_row(label, name, [_mean(column) for column in columns]))
+    return content.models(rows)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, where all of them are known and finite."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _bands(compared: Comparison) -> Data:
-    """Total effects: mean, least and largest over the seeds."""
-    rows: list[list[Any]] = []
-    for label, name, members in labelled(compared.groups):
-        found: dict[tuple[str, int], list[float]] = {}
-        for member in members:
-            columns = (member.effects[k] for k in ("objective", "risk", "layer", "step", "value"))
-            for objective, risk, layer, step, value in zip(*columns, strict=True):
-                if objective == name and layer == "total" and np.isfinite(value):
-                    found.setdefault((risk, step), []).append(value)
-        for (risk, step), values in found.items():
-            spread = (float(np.mean(values)), min(values), max(values))
-            rows.append([label, risk, step, *(float(f"{v:.4g}") for v in spread)])
-    return Data(("objective", "risk", "step", "value", "low", "high"), rows)
+    """Effects of all layers and of their groups: mean, least and largest over the seeds."""
+    found: dict[tuple[str, str, int, str], list[float]] = {}
+    labels = {
+        (id(run), name): label
+        for label, name, members in labelled(compared.groups)
+        for run in members
+    }
+    for run in compared.runs:
+        for objective, risk, step, group, value in content.effects(
+            run.effects, run.layer_groups
+        ).rows:
+            label = labels.get((id(run), objective))
+            if label is not None and value is not None:
+                found.setdefault((label, risk, step, group), []).append(value)
+    rows = [
+        [
+            *key,
+            *(float(f"{v:.4g}") for v in (np.mean(values), min(values), max(values))),
+            len(values),
+        ]
+        for key, values in found.items()
+    ]
+    return Data(("objective", "risk", "step", "group", "value", "low", "high", "seeds"), rows)

@@ -8,13 +8,18 @@ import numpy as np
 
 from jaxunlearn.reporting.figures import series
 
-MOST_POINTS = 40_000
-"""Rows of a chart's data beyond which samples are left out, the same ones everywhere."""
+MOST_ROWS = 40_000
+"""Rows of a dataset beyond which samples are left out."""
 
 PLACES = ("lowest", "low", "middle", "high", "highest")
 ALIKE, NO_WEIGHT = "all alike", "no weight"
 WEIGHT_BINS = (*PLACES, ALIKE, NO_WEIGHT)
 """What is said of a sample's weight among those of the other samples."""
+
+SIDES = ("ne", "se", "nw", "sw")
+"""Where the label of a point can be, the best place first."""
+SIZE, LETTER, LINE = (600.0, 300.0), 7.0, 14.0
+"""The size of the chart of models, and of its letters, in pixels: about, since charts stretch."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -25,16 +30,107 @@ class Data(NamedTuple):
     Attributes:
       columns: their names.
       rows: the values, in the order of the columns; numbers have four digits.
-      note: what was left out, if anything.
     """
 
     columns: tuple[str, ...]
     rows: list[list[Any]]
-    note: str = ""
+
+    def distinct(self, column: str) -> list[Any]:
+        """The values of a column, each once, in their order."""
+        place = self.columns.index(column)
+        return list(dict.fromkeys(row[place] for row in self.rows))
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"columns": list(self.columns), "rows": self.rows}
+
+
+def models(rows: Sequence[Sequence[Any]]) -> Data:
+    """Models with the side of each on which its label covers no other label or point.
+
+    Args:
+      rows: (label, kind, forget ES, retain ES, forget NLL, retain NLL).
+    """
+    columns = ("model", "kind", "forget_es", "retain_es", "forget_nll", "retain_nll", "side")
+    sides = label_sides([str(row[0]) for row in rows], [(row[2], row[3]) for row in rows])
+    return Data(columns, [[*row, side] for row, side in zip(rows, sides, strict=True)])
+
+
+def label_sides(labels: Sequence[str], points: Sequence[tuple[float, float]]) -> list[str]:
+    """The side of every point for its label, one of `SIDES`; the best where all are taken.
+
+    >>> label_sides(["left", "right", "far"], [(0.5, 0.5), (0.51, 0.5), (1.0, 1.0)])
+    ['nw', 'ne', 'ne']
+    """
+    low, high = np.min(points, axis=0), np.max(points, axis=0)
+    places = (np.array(points, float) - low) / np.where(high > low, high - low, 1.0) * SIZE
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]  # of the points
+    sides = []
+    for label, (x, y) in zip(labels, places, strict=True):
+        covered = {}
+        for side in SIDES:
+            left = x + 8 if "e" in side else x - 8 - LETTER * len(label)
+            base = y + 2 if "n" in side else y - 2 - LINE
+            box = (left, base, left + LETTER * len(label), base + LINE)
+            covered[side] = sum(_overlap(box, other) for other in boxes), box
+        side = min(SIDES, key=lambda side: covered[side][0])
+        boxes.append(covered[side][1])
+        sides.append(side)
+    return sides
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes (left, low, right, high) share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+class Kept(NamedTuple):
+    """The samples of which the page holds something, evenly spaced where all would be too many.
+
+    Attributes:
+      points: samples that the plane shows.
+      details: those among them of which layers and tokens are shown.
+      of: the number of all samples.
+    """
+
+    points: list[int]
+    details: list[int]
+    of: int
+
+
+def kept_samples(by_sample: Columns, by_token: Columns, most: int) -> Kept:
+    """Which samples the page can hold.
+
+    Args:
+      by_sample: the table `pg_effect`.
+      by_token: the table `token_effect`.
+      most: the rows of a dataset, and the numbers of tokens, that fit into the page.
+    """
+    whole = np.asarray(by_sample.get("layer", ()), object) == "total"
+    samples = sorted({*by_sample.get("sample", ()), *by_token.get("sample", ())})
+    # Both risks of a sample are one row of the page.
+    sizes = [whole.sum() / 2, max((~whole).sum(), len(by_token.get("sample", ()))) / 2]
+    points = _evenly(samples, len(samples), sizes[0], most)
+    return Kept(points, _evenly(points, len(samples), sizes[1], most), len(samples))
+
+
+def _evenly(samples: list[int], of: int, rows: float, most: int) -> list[int]:
+    """As many of the samples, evenly spaced, as fit, where all `of` them have these rows."""
+    count = len(samples) if rows <= most else min(len(samples), max(1, int(of * most / rows)))
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).astype(int).tolist()]
+
+
+def rows_of(table: Columns, samples: Sequence[int], *, totals: bool | None = None) -> Columns:
+    """The rows of some samples; of those, only totals over layers, only layers, or both."""
+    if not table:
+        return table
+    keep = np.isin(np.asarray(table["sample"]), samples)
+    if totals is not None:
+        keep &= (np.asarray(table["layer"], object) == "total") == totals
+    places = np.flatnonzero(keep).tolist()
+    return {key: [column[i] for i in places] for key, column in table.items()}
 
 
 def effects(table: Columns, groups: Mapping[str, Sequence[str]]) -> Data:
@@ -109,8 +205,7 @@ def points(table: Columns) -> Data:
         [*key, *(_short(e.get(k)) for k in ("unlearn", "retain", "weight")), e["bin"]]
         for key, e in merged.items()
     ]
-    columns = ("objective", "step", "sample", "unlearn", "retain", "weight", "bin")
-    return _sampled(Data(columns, rows), "sample", MOST_POINTS)
+    return Data(("objective", "step", "sample", "unlearn", "retain", "weight", "bin"), rows)
 
 
 def weight_bins(weights: Sequence[float | None]) -> list[str]:
@@ -149,8 +244,7 @@ def profiles(table: Columns) -> Data:
             entry = merged.setdefault((objective, step, sample, series.layer_of(layer)), {})
             entry[risk] = entry.get(risk, 0.0) + _number(value)
     rows = [[*key, _short(e.get("unlearn")), _short(e.get("retain"))] for key, e in merged.items()]
-    columns = ("objective", "step", "sample", "layer", "unlearn", "retain")
-    return _sampled(Data(columns, rows), "sample", MOST_POINTS)
+    return Data(("objective", "step", "sample", "layer", "unlearn", "retain"), rows)
 
 
 def tokens(table: Columns) -> Data:
@@ -167,9 +261,7 @@ def tokens(table: Columns) -> Data:
         [*key, lists(e, "unlearn"), lists(e, "retain"), lists(e, "weight")]
         for key, e in merged.items()
     ]
-    longest = max((len(row[3]) for row in rows), default=1)
-    columns = ("objective", "step", "sample", "unlearn", "retain", "weight")
-    return _sampled(Data(columns, rows), "sample", max(1, MOST_POINTS // max(1, longest)))
+    return Data(("objective", "step", "sample", "unlearn", "retain", "weight"), rows)
 
 
 def relearning(table: Columns) -> Data:
@@ -188,18 +280,6 @@ def _rows(table: Columns, *names: str) -> list[tuple]:
     if not table:
         return []
     return list(zip(*(table[name] for name in names), strict=True))
-
-
-def _sampled(data: Data, column: str, most: int) -> Data:
-    """The data of evenly spaced samples, where all of them would be too many rows."""
-    if len(data.rows) <= most:
-        return data
-    place = data.columns.index(column)
-    names = sorted({row[place] for row in data.rows})
-    count = max(1, len(names) * most // len(data.rows))
-    kept = {names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)}
-    note = f"{len(kept)} of {len(names)} samples are shown"
-    return data._replace(rows=[row for row in data.rows if row[place] in kept], note=note)
 
 
 def _number(value: Any) -> float:

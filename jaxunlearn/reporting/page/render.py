@@ -14,12 +14,15 @@ import numpy as np
 import vl_convert
 
 from jaxunlearn.record.folder import BASE, RETRAINED
-from jaxunlearn.reporting import page
+from jaxunlearn.reporting import page, palette
 from jaxunlearn.reporting.page import charts, content
-from jaxunlearn.reporting.page.content import Data
+from jaxunlearn.reporting.page.content import Data, Kept
 from jaxunlearn.reporting.page.source import Source
 from jaxunlearn.reporting.page.verdicts import verdict
 from jaxunlearn.reporting.terminal import shown_name
+
+STRENGTHS = ("forget_es", "retain_es", "forget_nll", "retain_nll")
+"""The numbers of a model in the first chart."""
 
 GENERATED = 6
 """Questions whose generated answers are shown."""
@@ -48,17 +51,21 @@ class Chart(NamedTuple):
 
 def render(source: Source) -> str:
     """The page as HTML."""
-    datasets = _datasets(source)
-    shown = _charts(source, datasets)
+    by_sample, by_token = (source.tables.get(k) or {} for k in ("pg_effect", "token_effect"))
+    kept = content.kept_samples(by_sample, by_token, content.MOST_ROWS)
+    datasets = _datasets(source, kept)
+    shown = _charts(source, datasets, kept)
     objectives = _objectives(source)
+    samples = set(kept.points)
     return fill(
         "report.html.j2",
         shown,
         datasets,
+        objectives,
         {
             str(t.sample): {"question": t.question, "answer": t.answer, "tokens": t.tokens}
             for t in source.texts
-            if t.split == "forget"
+            if t.split == "forget" and t.sample in samples
         },
         title=source.title,
         source=source,
@@ -74,6 +81,7 @@ def fill(
     template: str,
     shown: Sequence[Chart],
     datasets: Mapping[str, Data],
+    objectives: Sequence[str],
     texts: Mapping[str, Any],
     **values: Any,
 ) -> str:
@@ -83,6 +91,7 @@ def fill(
       template: the name of its file.
       shown: the charts.
       datasets: the data that they name.
+      objectives: as charts name them, in the order of their colours; a box each switches them off.
       texts: {sample: its texts}, for the page's script.
       **values: what else the template names.
     """
@@ -103,6 +112,7 @@ def fill(
         charts={chart.key: chart for chart in shown},
         payload=_script_safe(json.dumps(payload, allow_nan=False, separators=(",", ":"))),
         bundle=_closed(vl_convert.javascript_bundle("window.embed = vegaEmbed;")),
+        toggles=[(name, palette.objective(i)) for i, name in enumerate(objectives)],
         style=read("report.css"),
         script=read("report.js"),
         **values,
@@ -116,26 +126,27 @@ def _objectives(source: Source) -> list[str]:
 # --------------------------------------------------------------------------- data and charts
 
 
-def _datasets(source: Source) -> dict[str, Data]:
+def model_row(label: str, name: str, numbers: Sequence[Any]) -> list[Any]:
+    """A model as charts have it: what it is called, what it is, and `STRENGTHS`."""
+    return [label, {BASE: "before", RETRAINED: "retrained"}.get(name, "unlearned"), *numbers]
+
+
+def _datasets(source: Source, kept: Kept) -> dict[str, Data]:
     tables, groups = source.tables, source.tables["meta"]["groups"]
     effects = tables.get("g_effect") or {}
     by_sample, by_token = (tables.get(name) or {} for name in ("pg_effect", "token_effect"))
-    kinds = {BASE: "before", RETRAINED: "retrained"}
-    models = Data(
-        ("model", "kind", "forget_es", "retain_es", "forget_nll", "retain_nll"),
-        [
-            [shown_name(name), kinds.get(name, "unlearned")]
-            + [result.get(k) for k in ("forget_es", "retain_es", "forget_nll", "retain_nll")]
-            for name, result in source.models.items()
-        ],
-    )
+    models = [
+        model_row(shown_name(name), name, [result.get(key) for key in STRENGTHS])
+        for name, result in source.models.items()
+    ]
+    of_layers = content.rows_of(by_sample, kept.details, totals=False)
     everything = {
-        "models": models,
+        "models": content.models(models),
         "effects": content.effects(effects, groups),
         "layers": content.layers(effects),
-        "points": content.points(by_sample),
-        "profiles": content.profiles(by_sample),
-        "tokens": content.tokens(by_token),
+        "points": content.points(content.rows_of(by_sample, kept.points, totals=True)),
+        "profiles": content.profiles(of_layers),
+        "tokens": content.tokens(content.rows_of(by_token, kept.details)),
         "changes": content.changes(effects),
         "risks": content.risks(effects),
         "relearning": content.relearning(tables.get("relearn") or {}),
@@ -143,7 +154,7 @@ def _datasets(source: Source) -> dict[str, Data]:
     return {name: data for name, data in everything.items() if data.rows}
 
 
-def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
+def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]:
     """The charts for which there are data, in the order of the page."""
     groups = source.tables["meta"]["groups"]
     models = [shown_name(name) for name in source.models]
@@ -153,8 +164,9 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
         Chart(
             "pareto",
             "Forgetting against retention",
-            "Each point is a model. The retrained model never saw the forget set.",
-            charts.pareto(models, objectives),
+            "Each point is a model. The retrained model never saw the forget set. The dashed line"
+            " is the front: no model is to its upper left.",
+            charts.pareto(models, objectives, data["models"].distinct("side")),
             "models",
         )
     ]
@@ -164,7 +176,7 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
                 "effects",
                 "G-effect over the steps",
                 "e = ∇R · ∇Lᵤ: below zero a step of gradient descent on the objective raises the"
-                " risk. On Dᵤ that removes, on Dᵣ it harms. Click the legend to show objectives.",
+                " risk. On Dᵤ that removes, on Dᵣ it harms.",
                 charts.effects(list(groups), objectives, largest(data["effects"], "value")),
                 "effects",
                 scales=True,
@@ -182,13 +194,13 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
             )
         )
     if "points" in data:
-        found.append(_plane(data))
+        found.append(_plane(data, kept))
     if "profiles" in data:
         names = list(dict.fromkeys(row[3] for row in data["profiles"].rows))
         order = [n for n in layers if n in names] + [n for n in names if n not in layers]
         chart = charts.profile(order)
         text = "Where in the model the selected sample's effects arise."
-        note = data["profiles"].note
+        note = _left_out(kept.details, kept)
         found.append(Chart("profile", "The sample by layer", text, chart, "profiles", note=note))
     if "changes" in data:
         text = "What the gradients predicted up to the next measurement, and what came about."
@@ -207,9 +219,11 @@ def _charts(source: Source, data: Mapping[str, Data]) -> list[Chart]:
     return found
 
 
-def _plane(data: Mapping[str, Data]) -> Chart:
+def _plane(data: Mapping[str, Data], kept: Kept) -> Chart:
     points = data["points"]
     names = list(dict.fromkeys(row[0] for row in points.rows))
+    # An objective whose weights differ shows what the colours mean.
+    weighted = [row[0] for row in points.rows if row[-1] in content.PLACES]
     steps = sorted({row[1] for row in points.rows})
     reach = largest(points, "unlearn"), largest(points, "retain")
     return Chart(
@@ -217,11 +231,17 @@ def _plane(data: Mapping[str, Data]) -> Chart:
         "PG-effects of samples",
         "Each point is a sample to forget: how its own gradient acts on both risks, coloured by the"
         " weight that the objective gives it. Select a sample by a click or in the list.",
-        charts.plane(names, steps, reach),
+        charts.plane(names, steps, reach, next(iter(weighted), names[0])),
         "points",
         scales=True,
-        note=points.note,
+        note=_left_out(kept.points, kept),
     )
+
+
+def _left_out(samples: Sequence[int], kept: Kept) -> str:
+    """Says how many samples are shown, where that is not all."""
+    some = len(samples) < kept.of
+    return f"{len(samples)} of {kept.of} samples, evenly spaced, are in the page." if some else ""
 
 
 def largest(data: Data, *columns: str) -> float:

@@ -11,15 +11,21 @@ for (const point of rows.points || []) {
 }
 const views = {};
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const state = { sample: null, objective: null, step: null };
+const state = { sample: null, objective: null, step: null, hidden: [] };
+// Where many samples have layers and tokens, the page holds those of a part of them.
+const detailed = new Set([...(rows.profiles || []), ...(rows.tokens || [])].map((r) => r.sample));
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function config() {
   const ink = color("--ink"), line = color("--line");
   return {
     background: "transparent", view: { stroke: line }, style: { cell: { stroke: line } },
-    axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line },
-    legend: { labelColor: ink, titleColor: ink }, header: { labelColor: ink, titleColor: ink },
+    axis: {
+      labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
+      labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal",
+    },
+    legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12 },
+    header: { labelColor: ink, titleColor: ink },
     title: { color: ink }, text: { fill: ink },
   };
 }
@@ -36,13 +42,15 @@ function linear(value) {
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, linear(v)]));
 }
 
-// The specification with what the reader has chosen in the chart that it replaces.
+// The specification with what the reader has chosen: in the chart that it replaces, if there is one,
+// and which objectives are switched off.
 function withChoices(value, view) {
   if (Array.isArray(value)) return value.map((part) => withChoices(part, view));
   if (value === null || typeof value !== "object") return value;
   const entries = Object.entries(value).map(([k, v]) => [k, withChoices(v, view)]);
   const copy = Object.fromEntries(entries);
-  if (copy.name && copy.bind && copy.bind.input) copy.value = view.signal(copy.name);
+  if (view && copy.name && copy.bind && copy.bind.input) copy.value = view.signal(copy.name);
+  if (copy.name === "hidden") copy.value = state.hidden;
   return copy;
 }
 
@@ -68,10 +76,8 @@ async function draw(key) {
   const options = { actions: false, renderer: "svg", config: config() };
   // What stands below must not jump while the chart is replaced.
   place.style.minHeight = `${place.offsetHeight}px`;
-  if (views[key]) {
-    spec = withChoices(spec, views[key]);
-    views[key].finalize();
-  }
+  spec = withChoices(spec, views[key]);
+  if (views[key]) views[key].finalize();
   const made = await window.embed(place, { ...spec, datasets }, options);
   views[key] = made.view;
   place.style.minHeight = "";
@@ -133,6 +139,10 @@ function show(sample) {
 function showTokens(text) {
   const place = document.getElementById("tokens");
   place.replaceChildren();
+  if (detailed.size && !detailed.has(state.sample)) {
+    place.textContent = "The page does not hold the layers and tokens of this sample; it holds those of the ones with • in the list.";
+    return;
+  }
   const ours = (rows.tokens || []).filter((r) => r.objective === state.objective && r.sample === state.sample);
   if (!ours.length || !text) return;
   // The effects of tokens may have been recorded at other steps: the nearest one is taken.
@@ -170,7 +180,8 @@ function fillPicker() {
     const option = document.createElement("option");
     const question = texts[sample] ? texts[sample].question : "";
     option.value = String(sample);
-    option.textContent = `${sample}: ${question.length > 90 ? question.slice(0, 90) + "…" : question}`;
+    const mark = detailed.size && detailed.size < Object.keys(texts).length && detailed.has(sample) ? "• " : "";
+    option.textContent = `${mark}${sample}: ${question.length > 90 ? question.slice(0, 90) + "…" : question}`;
     pick.append(option);
   }
   pick.addEventListener("change", () => show(Number(pick.value)));
@@ -193,6 +204,15 @@ for (const link of document.querySelectorAll("a.data")) {
 }
 for (const input of document.querySelectorAll("input[data-chart]")) {
   input.addEventListener("change", () => draw(input.dataset.chart));
+}
+for (const box of document.querySelectorAll("#toggles input")) {
+  box.addEventListener("change", () => {
+    const boxes = [...document.querySelectorAll("#toggles input")];
+    state.hidden = boxes.filter((b) => !b.checked).map((b) => b.value);
+    for (const view of Object.values(views)) {
+      if ("hidden" in view.getState().signals) view.signal("hidden", state.hidden).runAsync();
+    }
+  });
 }
 async function drawAll() {
   for (const key of Object.keys(charts)) await draw(key);

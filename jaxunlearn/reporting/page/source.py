@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.config import Config, dump
 from jaxunlearn.metrics import tofu_log
-from jaxunlearn.record import attack_results, starts, tables, texts
+from jaxunlearn.record import attack_results, starts, texts
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.texts import SampleText
 from jaxunlearn.reporting import summary
@@ -62,8 +62,8 @@ def read(
     """
     folder = RunFolder(run)
     return Source(
-        title=config.name,
-        tables={**figure_tables, "token_effect": tables.read(run, "token_effect")},
+        title=f"{config.name}, seed {config.seed}",
+        tables=figure_tables,
         models=models,
         attacks=attack_results.read(run),
         text_tables=text_tables,

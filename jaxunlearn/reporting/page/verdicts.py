@@ -8,6 +8,9 @@ from jaxunlearn.record.folder import BASE, RETRAINED
 REMOVED, KEPT = 0.5, 0.9
 """Shares of an ES: at most half of the forget ES that could go is left, 90 % of the retain ES."""
 
+NEAR = 0.05
+"""The difference of two forget ES that passes for none."""
+
 
 class Verdict(NamedTuple):
     """What became of one objective.
@@ -51,9 +54,9 @@ def verdict(name: str, models: Mapping[str, Any], attacks: Mapping[str, Any] | N
         parts.append("There was nothing to forget")
     else:
         removed = f"forget ES {base['forget_es']:.2f} to {result['forget_es']:.2f}"
-        if RETRAINED in models:
-            removed += f", {floor:.2f} without ever having seen it"
         parts.append(f"{'Removed' if left <= REMOVED else 'Hardly removed'} ({removed})")
+        if RETRAINED in models:
+            parts[-1] += f", {_against(result['forget_es'] - floor)} ({floor:.2f})"
     if kept is not None:
         word = "retained" if kept >= KEPT else "harmed what should stay"
         parts.append(f"{word} (retain ES {base['retain_es']:.2f} to {result['retain_es']:.2f})")
@@ -66,6 +69,13 @@ def verdict(name: str, models: Mapping[str, Any], attacks: Mapping[str, Any] | N
         None if kept is None else kept >= KEPT,
         "; ".join(parts) + ".",
     )
+
+
+def _against(more: float) -> str:
+    """The forget ES in words, by what it is more than that of the retrained model."""
+    if abs(more) <= NEAR:
+        return "about what a model has that never saw it"
+    return f"{'more' if more > 0 else 'less'} than a model has that never saw it"
 
 
 def _share(value: float, of: float) -> float | None:
