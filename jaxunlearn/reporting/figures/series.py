@@ -113,8 +113,12 @@ def read(tables: Mapping[str, Any], name: str) -> Table:
 
 
 def objects(values: Sequence | np.ndarray) -> np.ndarray:
-    """The values as an object array, so that None stays None."""
-    return np.array(list(values), dtype=object)
+    """The values as an object array, so that None stays None; such an array as it is."""
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        return values
+    column = np.empty(len(values), dtype=object)
+    column[:] = list(values)  # which leaves values that are lists alone
+    return column
 
 
 def objectives(tables: Mapping[str, Any]) -> list[str]:
