@@ -40,7 +40,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_is_the_same_bit_for_bit_as_without_batches_ahead(tmp_path, monkeypatch):
     run(CONFIG, tmp_path / "ahead")
     assert not threads()

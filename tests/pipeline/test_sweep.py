@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import signal
 
 import jax
 import pytest
@@ -20,6 +21,7 @@ from jaxunlearn.config.schema import (
     Unlearn,
 )
 from jaxunlearn.core import files
+from jaxunlearn.record import tables
 from jaxunlearn.training import losses
 
 pytestmark = pytest.mark.slow
@@ -46,6 +48,18 @@ def counted(function, counts, key):
     return call
 
 
+def stopping(folder, objective, step):
+    """`tables.write_part`, which asks this process to stop at one measurement of one run."""
+
+    def write(run, table, name, at, rows, real=tables.write_part):
+        # Once: a second signal ends a process at once.
+        if (run, table, name, at) == (folder, "g_effect", objective, step):
+            signal.raise_signal(signal.SIGTERM)
+        return real(run, table, name, at, rows)
+
+    return write
+
+
 def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     pytest.importorskip("tensorboardX", reason="needs the extra track")
     monkeypatch.setattr(jax, "devices", lambda *a, real=jax.devices: real(*a)[:1])
@@ -54,8 +68,17 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     traced = collections.Counter()
     for kind, loss in (("step", losses.UnlearnLoss), ("measurement", losses.RiskAndObjective)):
         monkeypatch.setattr(loss, "__call__", counted(loss.__call__, traced, kind))
-    assert cli.main(["run", str(file), "--out", str(out), "--seeds", "2", *SWEEP]) == 0
+    command = ["run", str(file), "--out", str(out), "--seeds", "2", *SWEEP]
+    # It is asked to stop within the second objective of the second seed, and goes on there.
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write_part", stopping(out / "seed-1", "npo_beta_1", step=0))
+        assert cli.main(command) == 75
+    assert (out / "seed-0" / "report.html").exists() and not (out / "comparison.md").exists()
+    assert not (out / "seed-1" / "results.json").exists()
+    capsys.readouterr()
+    assert cli.main(command) == 0
     said = capsys.readouterr().out
+    assert "\nnpo_beta_0.1:" not in said  # what was finished is not done again
     assert "ranking at equal retention" in said and str(out / "seed-1" / "report.html") in said
     assert "peak e_u" not in said  # the tables of one seed alone are left out
     # Values share all that is compiled; seeds share all but the steps, whose batches differ.

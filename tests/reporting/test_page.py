@@ -5,8 +5,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxunlearn.record.texts import SampleText
 from jaxunlearn.reporting import page as pages
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.page import content
@@ -252,3 +254,34 @@ def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch):
 def test_the_page_is_whole_and_small(tmp_path):
     assert pages.write(make_source(), tmp_path / "report.html")
     assert 800_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+@pytest.mark.slow
+def test_the_page_of_a_large_run_is_small():
+    """4,000 samples at 13 checkpoints in 32 layers: 3.4 million rows."""
+    samples, steps, layers = 4000, range(0, 65, 5), [f"block_{i}" for i in range(32)]
+    names = ["total", *layers]
+    place = np.indices((len(steps), samples, len(names), 2)).reshape(4, -1)
+    count = place.shape[1]
+    tables = page_tables()
+    tables["pg_effect"] = {
+        "objective": ["npo"] * count,
+        "step": (5 * place[0]).tolist(),
+        "sample": place[1].tolist(),
+        "layer": [names[i] for i in place[2].tolist()],
+        "risk": [("unlearn", "retain")[i] for i in place[3].tolist()],
+        "value": np.random.default_rng(0).normal(size=count).tolist(),
+        "weight": (place[1] / samples).tolist(),
+    }
+    texts = [
+        SampleText("forget", i, f"question {i} " + "word " * 30, "word " * 60, ["token "] * 60)
+        for i in range(samples)
+    ]
+    page = render(make_source(tables)._replace(texts=texts))
+    assert len(page.encode()) < 15e6
+    data = payload_of(page)["data"]
+    # As many samples as fit, each at all checkpoints.
+    assert len(data["points"]["rows"]) == len(steps) * (content.MOST_ROWS // len(steps))
+    assert len(data["profiles"]["rows"]) == len(steps) * 32 * (
+        content.MOST_ROWS // len(steps) // 32
+    )
