@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +43,7 @@ from jaxunlearn.config import (
     sweep,
 )
 from jaxunlearn.core.devices import check_peak
-from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.core.interrupts import EXIT_STATUS, INTERRUPTED, Interrupts, Stopped
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.record.folder import RunFolder, is_run, of_seed, seeds
@@ -61,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
       argv: the arguments; default: those of the process.
 
     Returns:
-      The exit status: 0; 2 after an error, which is one line on stderr; or 75 where a run was asked
-      to stop by SIGTERM or SIGINT, and goes on when its command is given again.
+      The exit status: 0; 2 after an error, which is one line on stderr; 75 where a command was
+      asked to stop by SIGTERM or SIGINT, and goes on when it is given again; or 130 where Ctrl-C
+      ended one that has nothing to go on with.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
     arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -77,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as where:
         print(f"jaxunlearn: stopped {where}; the same command goes on from there", file=sys.stderr)
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        print("jaxunlearn: interrupted", file=sys.stderr)
+        return INTERRUPTED
     # ConfigError and CheckpointError are ValueErrors.
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("JAXUNLEARN_TRACEBACK"):
@@ -131,8 +136,17 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)
     console = _start(command.processes)
+    with Interrupts().catching() as interrupts:
+        _run_seeds(config, out, options, console, interrupts)
+
+
+def _run_seeds(
+    config: Config, out: Path, options: RunOptions, console: Console, interrupts: Interrupts
+) -> None:
+    """Runs a configuration with as many seeds as the options say."""
+    run_one = partial(_run_one, options=options, console=console, interrupts=interrupts)
     if options.seeds == 1:
-        _run_one(config, out, options, console)
+        run_one(config, out)
         return
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
@@ -141,10 +155,9 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     folders = [of_seed(out, seed) for seed in numbers]
     for seed, folder in zip(numbers, folders, strict=True):
         console.print(f"seed {seed}", style="bold", highlight=False)
+        interrupts.check(f"before seed {seed}")
         # The tables of all seeds together follow at the end; each run's are in its report.
-        _run_one(
-            dataclasses.replace(config, seed=seed), folder, options, console, print_tables=False
-        )
+        run_one(dataclasses.replace(config, seed=seed), folder, print_tables=False)
     from jaxunlearn.core import hosts
     from jaxunlearn.reporting.report import compare_runs
 
@@ -153,20 +166,24 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
 
 
 def _run_one(
-    config: Config, out: Path, options: RunOptions, console: Console, *, print_tables: bool = True
+    config: Config,
+    out: Path,
+    *,
+    options: RunOptions,
+    console: Console,
+    interrupts: Interrupts,
+    print_tables: bool = True,
 ) -> None:
     from jaxunlearn.pipeline import recipe
 
-    interrupts = Interrupts()
-    with interrupts.catching():
-        recipe.execute(
-            recipe.begin(config, out, overwrite=options.overwrite),
-            console,
-            profile=options.profile,
-            peak=options.peak,
-            interrupts=interrupts,
-            print_tables=print_tables,
-        )
+    recipe.execute(
+        recipe.begin(config, out, overwrite=options.overwrite),
+        console,
+        profile=options.profile,
+        peak=options.peak,
+        interrupts=interrupts,
+        print_tables=print_tables,
+    )
 
 
 def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
@@ -205,21 +222,24 @@ def _evaluate(command: EvaluateCommand, arguments: list[str]) -> None:
     if of_run:
         _check_unchanged(command, config, ("data", "compute"))
     changed = dataclasses.replace(config, evaluate=spec, data=command.data, compute=command.compute)
-    evaluate(
-        command.model,
-        config=None if of_run and command.config is None else changed,
-        out=command.out,
-        retrained=command.retrained,
-        base=command.base,
-        console=_start(command.processes),
-        only=command.only or None,
-        suites=spec.suites,
-        generate=spec.generate,
-        recite=spec.recite,
-        retain_log=spec.retain_log,
-        splits=spec.splits,
-        mesh=command.mesh,
-    )
+    console = _start(command.processes)
+    with Interrupts().catching() as interrupts:
+        evaluate(
+            command.model,
+            config=None if of_run and command.config is None else changed,
+            out=command.out,
+            retrained=command.retrained,
+            base=command.base,
+            console=console,
+            only=command.only or None,
+            suites=spec.suites,
+            generate=spec.generate,
+            recite=spec.recite,
+            retain_log=spec.retain_log,
+            splits=spec.splits,
+            mesh=command.mesh,
+            interrupts=interrupts,
+        )
 
 
 def _base_config(file: Path | None) -> Config:
@@ -269,16 +289,19 @@ def _relearn(command: RelearnCommand, arguments: list[str]) -> None:
     defaults = stored.configuration(RunFolder(user_path(command.run))).relearn
     command = _with_defaults(command, arguments, configuration=defaults)
     spec = command.configuration
-    relearn(
-        command.run,
-        console=_start(command.processes),
-        only=command.only,
-        samples=spec.samples,
-        steps=spec.steps,
-        lr=spec.lr,
-        benign=spec.benign,
-        mesh=command.mesh,
-    )
+    console = _start(command.processes)
+    with Interrupts().catching() as interrupts:
+        relearn(
+            command.run,
+            console=console,
+            only=command.only,
+            samples=spec.samples,
+            steps=spec.steps,
+            lr=spec.lr,
+            benign=spec.benign,
+            mesh=command.mesh,
+            interrupts=interrupts,
+        )
 
 
 def _report(command: ReportCommand, _: list[str]) -> None:

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 
 from jaxunlearn.config import Config, ConfigError, Splits, Train, reader
+from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.models import sharding
@@ -52,6 +53,7 @@ def evaluate(
     mesh: tuple[int, int, int] | None = None,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
+    interrupts: Interrupts | None = None,
 ) -> None:
     """Measures what `evaluation.json` still lacks, and prints the table.
 
@@ -79,8 +81,11 @@ def evaluate(
       mesh: (data, fsdp, tensor), where it is not the configuration's.
       console: for progress and the table; default: nothing is printed.
       devices: the devices of the mesh; default: all, or the first one for a mesh of one.
+      interrupts: whether it is asked to stop; default: it never is.
 
     Raises:
+      Stopped: it was asked to stop; what is measured stays, the rest follows when it is called
+        again.
       ValueError, OSError: no run, model, suite or data of this name, an option that belongs to the
         other kind, or bad input.
     """
@@ -91,7 +96,9 @@ def evaluate(
         _refuse(of_models, model_or_run, "a run", "a model")
         folder = RunFolder(user_path(model_or_run))
         run_config = stored.on_mesh(stored.configuration(folder), mesh)
-        _evaluate_run(folder, run_config, only, request(run_config, *options), console, devices)
+        _evaluate_run(
+            folder, run_config, only, request(run_config, *options), console, devices, interrupts
+        )
         return
     _refuse({"only": only}, model_or_run, "a model", "a run")
     model_config = stored.on_mesh(of_model(config or Config(), model_or_run), mesh)
@@ -103,6 +110,7 @@ def evaluate(
         request(model_config, *options),
         console,
         devices,
+        interrupts,
     )
 
 
@@ -131,6 +139,7 @@ def _evaluate_run(
     requested: EvaluateRequest,
     console: Console,
     devices: Sequence[Any] | None,
+    interrupts: Interrupts | None,
 ) -> None:
     """Measures the models of a run."""
     names = _names(folder, config, only, console)
@@ -140,7 +149,9 @@ def _evaluate_run(
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared)
         evaluation = build_run_evaluation(prepared, folder, requested, RETRAINED in names)
-        measure_models(evaluation, folder, names, make_stages(prepared, folder, console))
+        measure_models(
+            evaluation, folder, names, make_stages(prepared, folder, console, interrupts=interrupts)
+        )
     report.print_evaluation(folder.path, config, console, names)
 
 
@@ -151,6 +162,7 @@ def _evaluate_model(
     requested: EvaluateRequest,
     console: Console,
     devices: Sequence[Any] | None,
+    interrupts: Interrupts | None,
 ) -> None:
     """Measures one model, and those of `RETRAINED` and `BASE` that it is compared with."""
     keys = {MODEL: MODEL, **{name: f"{name} (--{name})" for name in others}}
@@ -169,7 +181,9 @@ def _evaluate_model(
         # Bad data are refused before the folder is made.
         evaluation = build_evaluation(subject, folder, requested, list(others), load)
     with open_results(folder, digests, config), jax.set_mesh(subject.mesh):
-        measure_models(evaluation, folder, names, make_stages(subject, folder, console))
+        measure_models(
+            evaluation, folder, names, make_stages(subject, folder, console, interrupts=interrupts)
+        )
     report.print_evaluation(folder.path, config, console, names)
 
 

@@ -264,6 +264,7 @@ def _measure(
             if not finite:
                 yield suite, {"results": [], "reason": f"the parameters of {name} are not finite"}
                 continue
+            stages.interrupts.check(f"before the suite {suite} of {name}")
             with stage.part(suite):
                 results = evaluation.suites[suite].measure(name, params)
             yield suite, {"results": results}

@@ -99,6 +99,7 @@ def _train(
         stages.stage(name) as stage,
         Prefetch[FineTuneInput]() as ahead,
         stage.part("train") as train,
+        stages.interrupts.between_steps(),
     ):
         # --- from scratch, or from the newest checkpoint of an interrupted start ------------------
         with stage.part("load"):

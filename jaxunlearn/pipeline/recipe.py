@@ -172,6 +172,7 @@ def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None
         if run.evaluation is not None:
             evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
         relearn_finished(run.prepared, run.folder, stages)
+    stages.interrupts.check("before the report")
     if hosts.is_first():
         report.write_report(run.folder.path, console, print_tables=print_tables)
     hosts.wait("the run is done")

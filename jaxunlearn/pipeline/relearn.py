@@ -15,6 +15,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config
 from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.names import check_list
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -62,6 +63,7 @@ def relearn(
     mesh: tuple[int, int, int] | None = None,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
+    interrupts: Interrupts | None = None,
 ) -> None:
     """Attacks the finished objectives of a run, and its retrained model where it has one.
 
@@ -76,8 +78,11 @@ def relearn(
       mesh: (data, fsdp, tensor), where it is not the run's.
       console: for progress and the table; default: nothing is printed.
       devices: the devices of the mesh; default: all, or the first one for a mesh of one.
+      interrupts: whether it is asked to stop; default: it never is.
 
     Raises:
+      Stopped: it was asked to stop; what is attacked stays, the rest follows when it is called
+        again.
       ValueError, OSError: bad arguments, no such run, or nothing finished; nothing was written.
     """
     console, folder = console or quiet_console(), RunFolder(user_path(run))
@@ -89,7 +94,7 @@ def relearn(
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared, without=[manifest.RELEARNING])
-        stages = make_stages(prepared, folder, console)
+        stages = make_stages(prepared, folder, console, interrupts=interrupts)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
         report.report_relearning(folder.path, config, console)
@@ -197,6 +202,7 @@ class _Runner:
     def attack(self, name: str, attack: Attack, parked: Tree, stage: Stage, **extra: Any) -> None:
         """Runs an attack and writes its result, with further entries if there are any."""
         label, steps = f"{name} {attack.name}", self.context.settings.steps
+        self.stages.interrupts.check(f"before the attack {label}")
         with progress.bar(self.stages.console, label, steps) as bar:
             result = attack.run(self.context, name, parked, bar.advance, stage)
         settings = {"settings": self.settings(attack)}

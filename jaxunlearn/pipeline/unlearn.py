@@ -175,7 +175,8 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
             folder.profile, first + WARM_STEPS, min(profile, plan.steps - first - WARM_STEPS)
         )
         loop = _Loop(context, plan, trainer, checkpoints, stage)
-        stats, divergence = _steps(loop, ahead, train, bar, trace, first)
+        with context.stages.interrupts.between_steps():
+            stats, divergence = _steps(loop, ahead, train, bar, trace, first)
         train.waiting = ahead.waited
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result: dict[str, Any] = stats.summary() | steps

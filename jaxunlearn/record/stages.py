@@ -150,6 +150,7 @@ class Stages:
         jax.monitoring.register_event_duration_secs_listener(stage.on_event)
         try:
             yield stage
+            self.interrupts.reached(f"after {name}")
         finally:
             jax.monitoring.unregister_event_duration_listener(stage.on_event)
             stage.close()

@@ -1,5 +1,6 @@
 """Signals: the first one is noted, the second ends the process, and nothing is left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ CATCH = """
 import os, signal, sys
 from jaxunlearn.core.interrupts import Interrupts
 stop = Interrupts()
-with stop.catching():
+with stop.catching(), stop.between_steps():
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.asked(0)
     print("still here", flush=True)
@@ -23,18 +24,53 @@ with stop.catching():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_noted_and_its_handler_restored(number, capsys):
+def test_a_training_notes_a_signal_and_its_handler_is_restored(number, capsys):
     before = [signal.getsignal(n) for n in SIGNALS]
-    stop = Interrupts()
-    with stop.catching():
+    with Interrupts().catching() as stop:
         assert not stop.asked(0)
         stop.check("before anything")
-        os.kill(os.getpid(), number)
-        assert stop.asked(1)
+        with stop.between_steps():
+            os.kill(os.getpid(), number)
+            assert stop.asked(1)
         with pytest.raises(Stopped, match="before ga"):
             stop.check("before ga")
     assert [signal.getsignal(n) for n in SIGNALS] == before
     assert f"{signal.Signals(number).name}: stops after this step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_elsewhere_a_signal_stops_at_once_and_is_no_error(number):
+    with pytest.raises(Stopped, match="before the report"), Interrupts().catching() as stop:
+        stop.check("before the report")
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), number)
+            pytest.fail("it went on")
+
+
+IMPORT = """
+import os, signal, sys
+from jaxunlearn.__main__ import main
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "tyro":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+main()
+"""
+COMMAND = """
+import os, signal, sys
+from jaxunlearn import cli
+def pressed(command, arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+cli._FUNCTIONS = dict.fromkeys(cli._FUNCTIONS, pressed)
+sys.exit(cli.main(["report", "x"]))
+"""
+
+
+@pytest.mark.parametrize("code", [IMPORT, COMMAND])
+def test_ctrl_c_during_imports_or_a_short_command_is_one_line(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "jaxunlearn: interrupted")
 
 
 def test_a_second_one_ends_the_process():

@@ -1,16 +1,23 @@
 """A run that is asked to stop ends between two steps, and goes on to the very same results."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import pytest
 
 from jaxunlearn.config import dump
 from jaxunlearn.core.interrupts import EXIT_STATUS, Interrupts, Stopped
+from jaxunlearn.measurement import statistics
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline.evaluate import evaluate
+from jaxunlearn.pipeline.relearn import relearn
+from jaxunlearn.training.layout import Layout
 from jaxunlearn.training.step import Trainer
 from tests.pipeline.test_recipe import digests
 from tests.pipeline.tiny import TINY, replace, run
@@ -47,6 +54,88 @@ def test_it_goes_on_where_it_stopped(whole, tmp_path, steps, where):
         recipe.execute(started(), interrupts=StopAt(steps))
     recipe.execute(started())
     assert digests(tmp_path / "run") == digests(uninterrupted)
+
+
+MEASURED = replace(
+    measure={"every": 0},
+    evaluate={"suites": ("memorization", "uwc")},
+    relearn={"samples": (1,), "steps": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "measured"
+    run(MEASURED, out)
+    return out
+
+
+class StopBefore(Interrupts):
+    """Asked to stop once, where the run says that it is at a place."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def check(self, where):
+        super().check(where)
+        if where == self.place:
+            raise Stopped(where)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "before references",
+        "before evaluate ga",
+        "before the suite uwc of ga",
+        "before the attack base int8",
+        "before the attack npo 1",
+        "before the report",
+    ],
+)
+def test_evaluation_and_relearning_go_on_where_they_stopped(measured, tmp_path, place):
+    started = lambda: recipe.begin(MEASURED, tmp_path / "run", jax.devices()[:1])
+    with pytest.raises(Stopped, match=place):
+        recipe.execute(started(), interrupts=StopBefore(place))
+    recipe.execute(started())
+    assert digests(tmp_path / "run") == digests(measured)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "relearn"])
+@pytest.mark.parametrize("call", [1, 4])
+def test_a_signal_in_the_middle_of_a_command(measured, tmp_path, monkeypatch, command, call):
+    """The command ends at once, and given again it makes what an undisturbed run has."""
+    out, device = shutil.copytree(measured, tmp_path / "run"), jax.devices()[:1]
+    for removed in (out / "relearn", out / "tofu"):
+        shutil.rmtree(removed, ignore_errors=True)
+    for file in out.glob("relearn*.*"):
+        file.unlink()
+    (out / "evaluation.json").unlink()
+    monkeypatch.setattr(Layout, "split", after(Layout.split, call))
+    monkeypatch.setattr(statistics, "statistics", after(statistics.statistics, call))
+    commands = {
+        "evaluate": partial(evaluate, out, suites=MEASURED.evaluate.suites, devices=device),
+        "relearn": partial(relearn, out, samples=(1,), steps=2, devices=device),
+    }
+    with pytest.raises(Stopped, match="before"), Interrupts().catching() as interrupts:
+        commands[command](interrupts=interrupts)
+    monkeypatch.undo()
+    for do in commands.values():
+        do()
+    assert digests(out) == digests(measured)
+
+
+def after(function, count):
+    """The function, which sends this process a signal when it is called for the n-th time."""
+    calls = iter(range(1, 10**6))
+
+    def counted(*args, **options):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **options)
+
+    return counted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
