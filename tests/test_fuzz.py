@@ -14,14 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jaxunlearn.config import dump, load
+from jaxunlearn.config import Objective, dump, load
 from jaxunlearn.config.validate import validate
 from jaxunlearn.core import files
 from jaxunlearn.data import Columns, Encoder, fictional, load_split, load_tokenizer
 from jaxunlearn.metrics import tofu_log
+from jaxunlearn.metrics.relearning import Settings
 from jaxunlearn.models import decoder, hf
-from jaxunlearn.record import tables
-from tests.pipeline.tiny import TINY
+from jaxunlearn.pipeline import resume, stored
+from jaxunlearn.record import attack_results, manifest, starts, tables
+from jaxunlearn.record.folder import BASE, RunFolder
+from jaxunlearn.reporting import evaluation_table, relearn_table, summary
+from jaxunlearn.reporting.page.verdicts import verdict
+from tests.pipeline.tiny import TINY, replace
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -269,6 +274,9 @@ def evaluation_log(folder):
             answer_loss=np.array([0.5, 0.25]),
             paraphrase_loss=np.array([0.5, 0.25]),
             perturbed_loss=np.array([[0.5, 1.0], [0.25, 2.0]]),
+            answer_tokens=np.array([3, 4]),
+            rougeL=np.array([0.5, 1.0]),
+            texts=[("a", "b", "c"), ("d", "e", "f")],
         )
     }
     file = tofu_log.write_log(log, folder / "log.json")
@@ -296,10 +304,156 @@ def records(folder):
     return Reader("metrics.jsonl", content, files.records, lines, as_lines)
 
 
+def open_unlearning(folder):
+    losses = lambda *values: {"value_by_index": {str(i): v for i, v in enumerate(values)}}
+    one, several = {"avg_loss": 0.5, "prob": 0.6}, {"avg_loss": [0.5, 1.0], "prob": [0.6, 0.3]}
+    recall = {"rouge1_recall": 0.5, "rougeL_recall": 0.25}
+    metrics = {"Prob": one, "PARA_Prob": one, "PERT_Prob": several, "ROUGE": recall}
+    log = {f"retain_Q_A_{name}": losses(entry, entry) for name, entry in metrics.items()}
+    return Reader("log.json", as_json(log), tofu_log.read_log, json.loads, as_json)
+
+
+# ------------------------------------------------------------------------- files of a run's folder
+
+NUMBERS = {"forget_nll": 0.5, "forget_es": 0.9, "retain_nll": 0.5, "retain_es": 0.9}
+DONE = NUMBERS | {"steps": 4, "of_steps": 4}
+
+
+def lines_of(rows, name, read):
+    return Reader(name, as_lines(rows), read, lines, as_lines)
+
+
+def results(folder):
+    files.write_text(folder / "config.yaml", dump(TINY))
+    broken = {"step": 2, "layer": "block_0", "sample": 1, "samples": 2}
+    models = {BASE: NUMBERS, "npo": DONE, "ga": DONE | {"steps": 2, "diverged": broken}}
+
+    def read(file):
+        models, _ = summary.read_run(file.parent)
+        summary.summary_table(file.parent, models)
+        summary.warning(models[BASE])
+        for name in models.keys() - {BASE}:
+            verdict(name, models, None)
+
+    return Reader("results.json", as_json({"models": models}), read, json.loads, as_json)
+
+
+def result(folder):
+    def read(file):
+        stored.finished(RunFolder(file.parents[2]), replace(objectives={"npo": Objective()}))
+
+    name = "objectives/npo/result.json"
+    (folder / name).parent.mkdir(parents=True)
+    return Reader(name, as_json(DONE | {"steps": 2}), read, json.loads, as_json)
+
+
+def run_starts(folder):
+    starts.note(RunFolder(folder), jax.devices()[:1])
+    rows = starts.read(RunFolder(folder)) * 2
+
+    def read(file):
+        for start in starts.read(RunFolder(file.parent)):
+            assert start["date"][:16] is not None and start["versions"].items() is not None
+
+    return lines_of(rows, "starts.jsonl", read)
+
+
+def timings(folder):
+    part = {"stage": "npo", "part": "train", "seconds": 1.5}
+    read = lambda file: summary.stage_seconds(file.parent)
+    return lines_of([part, part | {"part": None}] * 2, "timings.jsonl", read)
+
+
+def sealed(folder):
+    files.append(folder / "metrics.jsonl", {"step": 0, "objective": "npo"})
+    run = RunFolder(folder)
+    manifest.seal(run, "npo", [run.metrics], redo=run.metrics, before=1)
+    manifest.seal(run, manifest.TEXTS, [run.metrics])
+    content = run.manifest.read_bytes()
+
+    def read(file):
+        manifest.listed(run)
+        manifest.check(run)
+
+    return Reader("manifest.jsonl", content, read, lines, as_lines)
+
+
+def inputs_of_run(folder):
+    content = as_json({"model": "0" * 64, "data.forget": "1" * 64})
+    read = lambda file: resume.check_weights(RunFolder(file.parent), TINY)
+    return Reader("inputs.json", content, read, json.loads, as_json)
+
+
+def steps_of_run(folder):
+    rows = [{"step": i, "objective": "npo", "loss": 0.5} for i in range(4)]
+    return lines_of(rows, "metrics.jsonl", lambda file: files.cut_back(file, "npo", 9))
+
+
+def evaluation(folder):
+    row = {"metric": "extraction_strength", "definition": "extraction_strength.suffix"}
+    row |= {"set": "forget", "value": 0.5}
+    none = {"metric": "mia_loss", "definition": "x", "set": "forget", "value": None, "reason": "y"}
+    suites = {"memorization": {"settings": {}, "results": [row, none]}}
+    least = {"step": 2, "forget_es": 0.1, "retain_es": 0.9}
+    best = {"evaluated": [2], "last": 4, "least_forget_es": least, "best_forget_quality": None}
+    content = {"models": {BASE: suites, "npo": suites}, "steps": {"npo": best}}
+
+    def read(file):
+        found = evaluation_table.read(file.parent)
+        evaluation_table.evaluation_table(found["models"])
+        evaluation_table.reasons(found["models"])
+        evaluation_table.best_steps_table(found.get("steps", {}))
+
+    return Reader("evaluation.json", as_json(content), read, json.loads, as_json)
+
+
+def attack_row(step, attack="5"):
+    names = {"model": "npo", "attack": attack, "samples": 5, "step": step}
+    return names | {"forget_nll": 1.0, "forget_es": 0.1, "unseen_es": 0.1, "effect": 0.5}
+
+
+def attack_part(folder):
+    settings = attack_results.key(Settings(1, 0.1, 2), "5", (0,))
+    part = {"settings": settings, "before": {"forget_es": 0.9, "unseen_es": None}, "layers": []}
+    content = as_json(part | {"records": [attack_row(0), attack_row(1)]})
+    name = "relearn/npo-5.json"
+    (folder / "relearn").mkdir()
+
+    def read(file):
+        config = replace(objectives={"npo": Objective()})
+        attack_results.merge(file.parents[1], config, Settings(1, 0.1, 2))
+
+    return Reader(name, content, read, json.loads, as_json)
+
+
+def attacks(folder):
+    back = {"status": "recovered", "step": 3, "tried": 5, "target": 0.5}
+    ends = {"final_forget_nll": 1.0, "final_forget_es": 0.5, "final_unseen_es": None}
+    attack = {"samples": 5, "whole": back, "unseen": back} | ends
+    model = {"forget_nll": 1.0, "forget_es": 0.1, "attacks": {"5": attack, "int8": attack}}
+    content = {"settings": {"steps": 5}, "models": {BASE: model, "npo": model}}
+
+    def read(file):
+        found = attack_results.read(file.parent)
+        relearn_table.relearn_table(found)
+        relearn_table.figure_tables(file.parent, TINY, found)
+        verdict("npo", {BASE: NUMBERS, "npo": DONE}, found)
+
+    return Reader("relearn.json", as_json(content), read, json.loads, as_json)
+
+
+def attack_rows(folder):
+    one = {"forget_nll": 1.0, "forget_es": 0.1, "attacks": {}}
+    read = lambda file: relearn_table.figure_tables(file.parent, TINY, {"models": {BASE: one}})
+    return lines_of([attack_row(0), attack_row(1)], "relearn.jsonl", read)
+
+
 READERS = (
     configuration, rows, json_rows, conversations, documents, csv_rows, parquet_rows, saved_dataset,
     model_configuration, weights, weights_header, weights_index,
-    evaluation_log, tokenizer, table, records,
+    evaluation_log, open_unlearning, tokenizer, table, records,
+    results, result, run_starts, timings, sealed, inputs_of_run, steps_of_run,
+    evaluation, attack_part, attacks, attack_rows,
 )  # fmt: skip
 
 
@@ -307,7 +461,7 @@ READERS = (
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param(300, marks=pytest.mark.slow),
+        pytest.param(1000, marks=pytest.mark.slow),
         pytest.param(10_000, marks=pytest.mark.nightly),
     ],
 )

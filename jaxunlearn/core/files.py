@@ -12,14 +12,21 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from jaxunlearn.core import hosts
+from jaxunlearn.core import hosts, typed
 
 TEMPORARY = ".tmp"
 """The ending of the names of files and folders that are not complete yet; they begin with a dot."""
+
+
+class StepRecord(TypedDict):
+    """What every record of a step of a training has, next to its numbers."""
+
+    step: int
+    objective: str
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -76,14 +83,20 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     replace_whole(path, write)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: Any = Any) -> Any:
     """Reads a JSON file.
+
+    Args:
+      path: the file.
+      kind: the type that it must have, see `typed.check`; default: any.
 
     Raises:
       OSError: no such file.
-      ValueError: it is no JSON; names the file and the line.
+      ValueError: it is no JSON, or of another type; names the file and the line or the key.
     """
-    return parse_json(path.read_bytes(), str(path))
+    value = parse_json(path.read_bytes(), str(path))
+    typed.check(value, kind, str(path))
+    return value
 
 
 def parse_json(content: bytes | str, where: str) -> Any:
@@ -123,33 +136,37 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
             os.fsync(file.fileno())
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def records(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
     """Reads the records of a JSON-lines file, [] where there is no file.
 
     A last line without its line break was cut short by a crash and is left out.
 
+    Args:
+      path: the file.
+      kind: the type of every record, see `typed.check`; default: any object.
+
     Raises:
-      ValueError: a line is no JSON object; names the file and the line.
+      ValueError: a line is no JSON, or of another type; names the file, the line and the key.
     """
     if not path.exists():
         return []
     # What follows the last line break is nothing, or a torn line.
     *complete, _ = path.read_bytes().split(b"\n")
-    return [_record(path, number, line) for number, line in enumerate(complete, 1)]
+    return [_record(path, kind, number, line) for number, line in enumerate(complete, 1)]
 
 
 def cut_back(path: Path, objective: str, from_step: int) -> None:
     """Removes the records of an objective from a step on, before a resumed run writes them again.
 
     Args:
-      path: a JSON-lines file whose records have the keys "objective" and "step".
+      path: a JSON-lines file of `StepRecord`.
       objective: whose records are removed; those of others stay.
       from_step: the first step that is removed.
     """
     remaining = [
         record
-        for record in records(path)
-        if record.get("objective") != objective or record.get("step", 0) < from_step
+        for record in records(path, StepRecord)
+        if record["objective"] != objective or record["step"] < from_step
     ]
     if path.exists():
         write_text(path, "".join(to_json(record) + "\n" for record in remaining))
@@ -166,10 +183,10 @@ def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    record = parse_json(line, f"{path}:{number}")
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}:{number}: expected a JSON object, found {str(record)[:40]!r}")
+def _record(path: Path, kind: Any, number: int, line: bytes) -> Any:
+    where = f"{path}:{number}"
+    record = parse_json(line, where)
+    typed.check(record, kind, where)
     return record
 
 

@@ -12,7 +12,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.suite import Evaluation, MetricRows, all_finite
 from jaxunlearn.evaluation.suites import DURING_UNLEARNING
 from jaxunlearn.metrics.uwc import SHARE
-from jaxunlearn.record import tables
+from jaxunlearn.record import shapes, tables
 from jaxunlearn.record.folder import BASE, RunFolder
 
 TABLE = "evaluation_steps"
@@ -68,7 +68,7 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
     summary = {}
     for name, by_step in by_objective.items():
         if name in models:
-            last = files.read_json(folder.result(name))["steps"]
+            last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
             every = by_step | {last: _suite_rows(models[name])}
             summary[name] = best_of(every, retained_before) | {"last": last}
     return summary

@@ -16,11 +16,12 @@ computed from these losses, and so they are not read.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from jaxunlearn.metrics.set_log import SetLog
+from jaxunlearn.core import typed
+from jaxunlearn.metrics.set_log import SetLog, is_number
 
 FILE = "TOFU_EVAL.json"
 SETS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -34,6 +35,19 @@ ANSWER, PARAPHRASE, WRONG, ROUGE = (
     "{}_Q_A_ROUGE",
 )
 _VALUES = "value_by_index"
+
+
+class _Metric(TypedDict):
+    """A metric, as far as it is read."""
+
+    value_by_index: NotRequired[dict[str, dict[str, Any]]]
+
+
+class _Recall(TypedDict):
+    """The scores of a generated text, as far as they are read."""
+
+    rougeL_recall: NotRequired[float]
+    rouge1_recall: NotRequired[float]
 
 
 def is_log(document: Mapping[str, Any]) -> bool:
@@ -92,6 +106,8 @@ def _read_set(document: Mapping[str, Any], name: str, where: str) -> SetLog:
     indices = sorted(answers)
     column = lambda items: np.array([items[i] for i in indices], np.float64)
     scores = _scores(document, ROUGE.format(short), where)
+    for index, entry in scores.items():
+        typed.check(entry, _Recall, f"{where}: {ROUGE.format(short)}: index {index}")
     recall = lambda key: np.array([scores.get(i, {}).get(key, np.nan) for i in indices], np.float64)
     return SetLog(
         answer_loss=column(answers).mean(-1),
@@ -108,7 +124,7 @@ def _items(document: Mapping[str, Any], metric: str, where: str) -> dict[int, li
     for index, entry in _scores(document, metric, where).items():
         loss = entry.get("avg_loss")
         losses = loss if isinstance(loss, list) else [loss]
-        if not losses or not all(_is_number(value) for value in losses):
+        if not losses or not all(is_number(value) for value in losses):
             raise ValueError(
                 f"{where}: {metric}: index {index}: expected the number or numbers of avg_loss, got"
                 f" {loss!r}"
@@ -121,14 +137,11 @@ def _items(document: Mapping[str, Any], metric: str, where: str) -> dict[int, li
 
 def _scores(document: Mapping[str, Any], metric: str, where: str) -> dict[int, dict[str, Any]]:
     """{index: entry} of a metric, empty where the log does not have it."""
-    values = document.get(metric, {}).get(_VALUES, {})
+    content = document.get(metric, {})
+    typed.check(content, _Metric, f"{where}: {metric}")
     try:
-        return {int(index): dict(entry) for index, entry in values.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        return {int(index): entry for index, entry in content.get(_VALUES, {}).items()}
+    except ValueError as error:
         raise ValueError(
             f"{where}: {metric}: expected {_VALUES} {{'0': {{..}}, ..}}: {error}"
         ) from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

@@ -12,6 +12,7 @@ After each attack the extraction strength (ES) is measured on all of D_u, and on
 the attack does not show: recovery on these was not learned from the attack.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -193,6 +194,15 @@ def attack_kind(attack: str) -> AttackKind:
     """
     samples = f"{attack} forget sample{'s' if attack != '1' else ''}"
     return NAMED_ATTACKS.get(attack, AttackKind(samples, shows_some=True))
+
+
+def is_attack(name: str) -> bool:
+    """Whether an attack may have this name: one of `NAMED_ATTACKS`, or a number of samples.
+
+    >>> [is_attack(name) for name in ("int8", "5", "05", "five")]
+    [True, True, False, False]
+    """
+    return name in NAMED_ATTACKS or re.fullmatch(r"[1-9][0-9]{0,17}", name) is not None
 
 
 def attack_order(attack: str) -> tuple[int, int]:

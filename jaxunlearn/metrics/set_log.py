@@ -1,8 +1,20 @@
 """The results of a model on one set of TOFU, as logs of any format hold them."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold; losses may be infinite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.core import files
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.names import nearest, shortened
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.metrics import open_unlearning_log
-from jaxunlearn.metrics.set_log import SetLog
+from jaxunlearn.metrics.set_log import SetLog, is_number
 
 AGGREGATED = "eval_log_aggregated.json"
 FILES = {
@@ -218,17 +218,22 @@ def _values(field: str, by_index: dict[int, Any], indices: list[int], where: str
         expected = "[prompt, generated text, answer]"
     elif field in _LISTS:
         width = len(values[0]) if isinstance(values[0], list) else 0
-        is_good = partial(_is_list, length=width, is_good=_is_number)
+        is_good = partial(_is_list, length=width, is_good=is_number)
         expected = f"a list of {width or 'some'} numbers"
     else:
-        is_good, expected = _is_number, "a number"
+        is_good, expected = is_number, "a number"
     for index, value in zip(recorded, values, strict=True):
         if not is_good(value):
             raise ValueError(f"{where}: index {index}: expected {expected}, got {value!r}")
     if field == "texts":
         return [tuple(by_index[i]) if i in by_index else None for i in indices]
     filled = [by_index.get(i, np.nan) for i in indices]  # NaN: no generated text
-    return np.array(filled, np.int64 if field.endswith("_tokens") else np.float64)
+    numbers = np.array(filled, np.float64)
+    if not field.endswith("_tokens"):
+        return numbers
+    if not (np.abs(numbers) < 2**53).all():
+        raise ValueError(f"{where}: expected numbers of tokens, got {shortened(str(filled))}")
+    return numbers.astype(np.int64)
 
 
 def _is_list(value: Any, *, length: int, is_good: Callable[[Any], bool]) -> bool:
@@ -238,10 +243,6 @@ def _is_list(value: Any, *, length: int, is_good: Callable[[Any], bool]) -> bool
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def _nearest_of(name: str, candidates: Iterable[str]) -> str:

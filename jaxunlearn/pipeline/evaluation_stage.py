@@ -26,7 +26,7 @@ from jaxunlearn.evaluation.suites import (
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.subject import Subject
-from jaxunlearn.record import manifest
+from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
 
@@ -287,7 +287,7 @@ def _read(folder: RunFolder) -> dict[str, Any]:
         for name, definition in all_definitions().items()
     }
     file = folder.evaluation
-    models = files.read_json(file)["models"] if file.is_file() else {}
+    models = files.read_json(file, shapes.Evaluations)["models"] if file.is_file() else {}
     return {"definitions": definitions, "models": models}
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from jaxunlearn.config import FineTune
-from jaxunlearn.core import files, hosts, progress
+from jaxunlearn.core import files, hosts, progress, typed
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import order
@@ -14,7 +14,7 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.record import manifest
+from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.checkpoint import open_checkpoints
@@ -173,8 +173,11 @@ def _stops(prepared: Prepared, folder: RunFolder, name: str, step: int, per_epoc
     """
     stops = False
     if hosts.is_first():
-        records = files.records(folder.metrics)
+        records = files.records(folder.metrics, files.StepRecord)
         evaluations = [record for record in records if record["objective"] == name]
+        for record in evaluations:
+            where = f"{folder.metrics}: step {record['step']} of {name}"
+            typed.check(record, shapes.Learned, where)
         if name == RETRAINED:
             stops = step >= _epochs_of_base(prepared, records) * per_epoch
         else:

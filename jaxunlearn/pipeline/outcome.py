@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxunlearn.core import files
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.trees import Tree
@@ -18,8 +17,9 @@ from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.export import DTYPES
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.record import tables
+from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import evaluation_table, summary
 from jaxunlearn.reporting.terminal import shown_name, three_decimals
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
     config, model = stored.configuration(folder), prepared.model
     place = functools.partial(sharding.param_shardings, mesh=prepared.mesh)
     names = [name for name in stored.finished(folder, config) if name in prepared.config.objectives]
-    read_json = lambda file: files.read_json(file) if file.is_file() else None
-    results = files.read_json(folder.results)["models"]
+    results, _ = summary.read_run(folder.path)
     # A table is missing where nothing of it was measured.
     files_of = {name: folder.table(name) for name in tables.SCHEMAS if folder.table(name).exists()}
     return Result(
@@ -195,8 +194,8 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
             if numbers.get("steps") != numbers.get("of_steps")
         },
         tables={name: tables.read_parquet(file) for name, file in files_of.items()},
-        evaluation=read_json(folder.evaluation),
-        relearning=read_json(folder.relearn),
+        evaluation=evaluation_table.read(folder.path) if folder.evaluation.is_file() else None,
+        relearning=attack_results.read(folder.path),
         pictures={
             file.stem: Picture(file.stem, file.read_bytes())
             for file in sorted(folder.figures.glob("*.png"))

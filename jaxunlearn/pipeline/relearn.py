@@ -214,9 +214,9 @@ class _Runner:
 
     def is_done(self, name: str, attack: Attack) -> bool:
         """Whether the result is there, made with equal settings; the first process decides."""
-        file = self.folder.attack(name, attack.name)
-        done = file.is_file() and files.read_json(file)["settings"] == self.settings(attack)
-        return hosts.agreed(done)
+        file, run = self.folder.attack(name, attack.name), self.folder.path
+        read = lambda: attack_results.read_part(run, name, attack.name)
+        return hosts.agreed(file.is_file() and read()["settings"] == self.settings(attack))
 
     def settings(self, attack: Attack) -> dict[str, Any]:
         """The settings that a result depends on, apart from the model."""
@@ -300,7 +300,10 @@ def _with_base(runner: _Runner) -> _Runner:
             del params  # the parked ones are enough
             rounder.attack(BASE, ROUNDING, parked, stage, sample_es=strength.tolist())
     hosts.wait("the model before unlearning is measured")
-    part = files.read_json(runner.folder.attack(BASE, ROUNDING.name))
+    part = attack_results.read_part(runner.folder.path, BASE, ROUNDING.name)
+    if len(part.get("sample_es", ())) != len(runner.context.forget_samples):
+        file = runner.folder.attack(BASE, ROUNDING.name)
+        raise ValueError(f"{file}: sample_es: expected a number for every forget sample; remove it")
     return _with_strength(runner, np.array(part["sample_es"]))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from jaxunlearn.config import load
 from jaxunlearn.core import files
 from jaxunlearn.measurement.statistics import DEFINITIONS
-from jaxunlearn.record import manifest, tables
+from jaxunlearn.record import manifest, shapes, tables
 from jaxunlearn.record.folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def merge(folder: RunFolder, starting: Mapping[str, Any]) -> None:
     tables.merge(folder.path, list(objectives))
     for name in objectives:
         if folder.result(name).exists():
-            results[name] = files.read_json(folder.result(name))
+            results[name] = files.read_json(folder.result(name), shapes.ObjectiveResult)
     files.write_json(folder.results, DEFINITIONS | {"models": results})
     merged = [folder.table(name) for name in tables.SCHEMAS]
     manifest.seal(folder, manifest.RESULTS, [folder.results, *merged])

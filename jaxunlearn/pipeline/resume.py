@@ -10,7 +10,7 @@ from jaxunlearn.core import files, hosts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.prepare import Prepared
-from jaxunlearn.record import manifest
+from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.erase import erase
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.lock import locked, locked_here
@@ -133,7 +133,7 @@ def _make_results(folder: RunFolder) -> None:
 
 def _known_inputs(folder: RunFolder) -> dict[str, str]:
     """The digests that the folder has; none in one that is new or of an earlier version."""
-    return files.read_json(folder.inputs) if folder.inputs.exists() else {}
+    return files.read_json(folder.inputs, shapes.Digests) if folder.inputs.exists() else {}
 
 
 def _check_same_inputs(folder: RunFolder, digests: Mapping[str, str]) -> None:

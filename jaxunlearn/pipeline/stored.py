@@ -19,7 +19,7 @@ from jaxunlearn.models.decoder import DecoderConfig, abstract_params, merge_adap
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.pipeline.subject import initial_params
-from jaxunlearn.record import manifest
+from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder, seeds
 from jaxunlearn.training.checkpoint import newest, read_params
 from jaxunlearn.training.scope import make_scope, with_adapters
@@ -209,7 +209,7 @@ def final_step(folder: RunFolder, objective: str) -> Path:
     file = folder.result(objective)
     if not file.is_file():
         raise _unfinished(folder, objective)
-    result = files.read_json(file)
+    result = files.read_json(file, shapes.ObjectiveResult)
     if result["steps"] < result["of_steps"]:
         raise FileNotFoundError(
             f"{folder.path}: {objective!r} diverged after step {result['steps']} of"

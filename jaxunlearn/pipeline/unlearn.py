@@ -17,7 +17,7 @@ from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.divergence import Divergence, diagnose
 from jaxunlearn.pipeline.plan import Plan, UnlearnContext, make_plan
 from jaxunlearn.pipeline.trace import Trace
-from jaxunlearn.record import manifest, tables
+from jaxunlearn.record import manifest, shapes, tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Part, Stage
 from jaxunlearn.record.steps import StepLog
@@ -145,7 +145,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     if hosts.agreed(_is_done(folder, name)):
         if not manifest.holds(folder, name, folder.result(name)):
             _seal(folder, name, manifest.ALL_STEPS)  # a process was killed before it did so
-        return files.read_json(folder.result(name))
+        return files.read_json(folder.result(name), shapes.ObjectiveResult)
     if not folder.objective(name).exists():
         manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
     plan, spec = make_plan(context, task), context.prepared.config.unlearn
@@ -315,7 +315,7 @@ def _is_done(folder: RunFolder, name: str) -> bool:
     """Whether an objective has its result, and its final parameters unless it diverged."""
     if not folder.result(name).exists():
         return False
-    result = files.read_json(folder.result(name))
+    result = files.read_json(folder.result(name), shapes.ObjectiveResult)
     diverged = result["steps"] < result["of_steps"] or result["forget_nll"] is None
     last = newest(folder.checkpoints(name))
     return diverged or (last is not None and int(last.name) == result["steps"])

@@ -16,8 +16,10 @@ from jaxunlearn.metrics.relearning import (
     Settings,
     attack_kind,
     attack_order,
+    is_attack,
     steps_to_recover,
 )
+from jaxunlearn.record import shapes
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 
 Part = dict[str, Any]
@@ -60,7 +62,11 @@ def read_part(run: Path, model: str, attack: str) -> Part:
       {"settings": from `key`, "before": {"forget_es", "unseen_es"} of the model before unlearning,
       "records": a row for each evaluated step, "layers": a row for each layer at each such step}.
     """
-    return files.read_json(RunFolder(run).attack(model, attack))
+    file = RunFolder(run).attack(model, attack)
+    part = files.read_json(file, shapes.AttackPart)
+    if not any(record["step"] == 0 for record in part["records"]):
+        raise ValueError(f"{file}: records: expected one of step 0")
+    return part
 
 
 # --------------------------------------------------------------------------- tables
@@ -90,7 +96,16 @@ def read(run: Path) -> dict[str, Any] | None:
       What `summarise` returns, with "definitions" and "settings".
     """
     file = RunFolder(run).relearn
-    return files.read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    summary = files.read_json(file, shapes.Attacks)
+    if BASE not in summary["models"]:
+        raise ValueError(f"{file}: models: no model {BASE!r}")
+    for name, model in summary["models"].items():
+        for attack in model["attacks"]:
+            if not is_attack(attack):
+                raise ValueError(f"{file}: models.{name}.attacks: no attack is called {attack!r}")
+    return summary
 
 
 def summarise(parts: Mapping[tuple[str, str], Part]) -> dict[str, Any]:
@@ -141,6 +156,6 @@ def _parts(run: Path, config: Config, settings: Settings) -> dict[tuple[str, str
 
 
 def _attacks_of(run: Path, model: str) -> list[str]:
-    """The attacks on a model that have a result; a half-written file ends in `.tmp`."""
+    """The attacks on a model that have a result; files of other names are not ours."""
     names = [file.stem.rpartition("-") for file in RunFolder(run).attacks.glob("*.json")]
-    return [attack for name, _, attack in names if name == model]
+    return [attack for name, _, attack in names if name == model and is_attack(attack)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core import files, hosts
+from jaxunlearn.record import shapes
 from jaxunlearn.record.folder import RunFolder
 
 CONFIGURATION = "the newest start"
@@ -158,19 +159,17 @@ def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
 
 def _entries(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """The last line of every stage; none in a run of an earlier version."""
-    entries = files.records(folder.manifest)
+    entries = files.records(folder.manifest, shapes.Sealed)
     for number, entry in enumerate(entries, 1):
-        kinds = (entry.get("stage"), str), (entry.get("files"), dict)
-        if "redo" not in entry or not all(isinstance(value, kind) for value, kind in kinds):
-            raise ValueError(f"{folder.manifest}:{number}: is damaged; bring the file back")
+        if ("before" in entry) != ("records" in entry):
+            raise ValueError(f"{folder.manifest}:{number}: expected both before and records")
     return {entry["stage"]: entry for entry in entries}
 
 
 def _records_digest(folder: RunFolder, objective: str, before: int) -> str:
     digest = hashlib.sha256()
-    for record in files.records(folder.metrics):
-        step = record.get("step")
-        if record.get("objective") == objective and isinstance(step, int) and step < before:
+    for record in files.records(folder.metrics, files.StepRecord):
+        if record["objective"] == objective and record["step"] < before:
             digest.update(files.to_json(record).encode() + b"\n")
     return digest.hexdigest()
 

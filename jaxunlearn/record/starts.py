@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxunlearn.core import files
+from jaxunlearn.record import shapes
 from jaxunlearn.record.folder import RunFolder
 
 PACKAGES = ("jaxunlearn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -32,9 +33,9 @@ def note(folder: RunFolder, devices: Sequence[Any]) -> None:
     )
 
 
-def read(folder: RunFolder) -> list[dict[str, Any]]:
+def read(folder: RunFolder) -> list[shapes.Start]:
     """The lines of all starts, in order."""
-    return files.records(folder.starts)
+    return files.records(folder.starts, shapes.Start)
 
 
 def version(package: str) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core import files
+from jaxunlearn.record import shapes
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import relearn_table
 from jaxunlearn.reporting.terminal import TextTable, probability, shown_name
@@ -41,7 +42,7 @@ def read(run: Path) -> dict[str, Any]:
       models, and without the other two, where nothing was evaluated.
     """
     file = RunFolder(run).evaluation
-    return files.read_json(file) if file.is_file() else {"models": {}}
+    return files.read_json(file, shapes.Evaluations) if file.is_file() else {"models": {}}
 
 
 def evaluation_table(

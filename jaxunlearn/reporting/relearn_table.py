@@ -7,6 +7,7 @@ from typing import Any
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
 from jaxunlearn.metrics.relearning import INT8, LEAST, attack_kind
+from jaxunlearn.record import shapes
 from jaxunlearn.record.attack_results import fine_tuning_attacks
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting import summary
@@ -35,7 +36,7 @@ def figure_tables(run: Path, config: Config, attacks: Mapping[str, Any]) -> dict
         "before": base["forget_es"],
     }
     names = fine_tuning_attacks(attacks)
-    records = files.records(RunFolder(run).relearn_records)
+    records = files.records(RunFolder(run).relearn_records, shapes.AttackRow)
     return {"relearn": files.columns(r for r in records if r["attack"] in names), "meta": meta}
 
 

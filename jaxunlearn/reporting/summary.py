@@ -9,7 +9,7 @@ from rich.console import Console
 from jaxunlearn.config import reader, schema
 from jaxunlearn.core import files
 from jaxunlearn.models import decoder
-from jaxunlearn.record import manifest, tables
+from jaxunlearn.record import manifest, shapes, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals, two_digits
 
@@ -63,7 +63,13 @@ def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
         if not file.exists():
             raise FileNotFoundError(f"{run}: no finished run here ({file.name} is missing)")
     manifest.check(folder, without=[BASE, RETRAINED])  # models are large, and not shown
-    return files.read_json(folder.results)["models"], reader.load(folder.config)
+    models = files.read_json(folder.results, shapes.Results)["models"]
+    if BASE not in models:
+        raise ValueError(f"{folder.results}: models: no model {BASE!r}")
+    for name, result in models.items():
+        if ("steps" in result) != ("of_steps" in result):
+            raise ValueError(f"{folder.results}: models.{name}: expected both steps and of_steps")
+    return models, reader.load(folder.config)
 
 
 def layer_groups(config: schema.Config, layers: Iterable[str]) -> Mapping[str, Sequence[str]]:
@@ -176,7 +182,7 @@ def _at(point: _Point | None) -> str:
 def stage_seconds(run: Path) -> dict[str, float]:
     """The seconds of every stage; those of a stage that was resumed add up."""
     seconds: dict[str, float] = {}
-    for record in files.records(RunFolder(run).timings):
+    for record in files.records(RunFolder(run).timings, shapes.Timing):
         if record.get("part") is None:  # the parts of a stage are in its seconds
             seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
     return seconds
