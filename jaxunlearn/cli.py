@@ -44,6 +44,7 @@ from jaxunlearn.config import (
 )
 from jaxunlearn.core.devices import check_peak
 from jaxunlearn.core.interrupts import EXIT_STATUS, INTERRUPTED, Interrupts, Stopped
+from jaxunlearn.core.limits import SEEDS
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.record.folder import RunFolder, is_run, of_seed, seeds
@@ -130,8 +131,8 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     else:
         name, config = "demo", load(DEMO)
     config = flags.read(name, config, overrides, keys=options.keys)
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds: {options.seeds} must be at least 1")
+    if not 1 <= options.seeds <= SEEDS:
+        raise ConfigError(f"--seeds: {options.seeds} must be in 1..{SEEDS}")
     config = only(config, options.only) if options.only else config
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.config.schema import Config, ConfigError, Data, Objective, Prompt
 from jaxunlearn.config.train import Lora, Train
+from jaxunlearn.core.limits import SIZES, STEPS
 from jaxunlearn.core.names import nearest
 
 RESERVED_NAMES = ("before", "base", "retrained")
@@ -44,48 +45,58 @@ def at_least(least: int) -> Range:
     return Range(f"be at least {least}", lambda x: x >= least)
 
 
+def between(least: int, most: int) -> Range:
+    """Returns the range of the numbers from `least` to `most`."""
+    words = f"be at least {least} and at most {most}"
+    return Range(
+        words if least else f"not be negative, nor above {most}", lambda x: least <= x <= most
+    )
+
+
 # A TPU pod has less than 2**14 chips. A forecast makes as many devices as it is asked for.
 DEVICES = Range("be in 1..16384", lambda x: 1 <= x <= 2**14)
+TOKENS = between(1, 2**31 - 1)
+WARMUP = between(0, STEPS)
 
 RANGES: Mapping[str, Range] = {
     # Seeds of 64 bits and more do not fit the random keys.
     "seed": SEED,
-    "new_model.hidden_size": at_least(1),
-    "new_model.intermediate_size": at_least(1),
-    "new_model.num_layers": at_least(1),
-    "new_model.num_heads": at_least(1),
-    "new_model.num_kv_heads": at_least(1),
-    "new_model.context": at_least(1),
-    "new_model.vocab_size": at_least(259),  # 256 bytes and three special tokens
-    "compute.batch_tokens": at_least(1),
-    "compute.width_step": at_least(1),
+    "new_model.hidden_size": between(1, SIZES["hidden_size"]),
+    "new_model.intermediate_size": between(1, SIZES["intermediate_size"]),
+    "new_model.num_layers": between(1, SIZES["num_layers"]),
+    "new_model.num_heads": between(1, SIZES["num_heads"]),
+    "new_model.num_kv_heads": between(1, SIZES["num_kv_heads"]),
+    "new_model.context": between(1, SIZES["context"]),
+    "new_model.vocab_size": between(259, SIZES["vocab_size"]),  # 256 bytes and three special tokens
+    "compute.batch_tokens": TOKENS,
+    "compute.width_step": between(1, 2**16),
     "compute.save_minutes": POSITIVE,
     "compute.data": DEVICES,
     "compute.fsdp": DEVICES,
     "compute.tensor": DEVICES,
-    "data.chunk_tokens": at_least(2),
+    "data.chunk_tokens": between(2, SIZES["context"]),
     "data.fictional.seed": SEED,
-    "data.fictional.authors": at_least(2),
+    "data.fictional.authors": between(2, 10**6),
     "data.fictional.questions": Range("be in 1..20", lambda x: 1 <= x <= 20),
     "data.fictional.forget_share": SHARE,
-    "finetune.epochs": NOT_NEGATIVE,
+    "finetune.epochs": between(0, STEPS),
     "finetune.batch_size": at_least(1),
     "finetune.lr": POSITIVE,
-    "finetune.warmup_epochs": NOT_NEGATIVE,
+    "finetune.warmup_epochs": WARMUP,
     "finetune.weight_decay": NOT_NEGATIVE,
     "finetune.evaluate_every": at_least(1),
     "finetune.target_nll": POSITIVE,
     "finetune.patience": at_least(1),
-    "unlearn.epochs": at_least(1),
+    "unlearn.epochs": between(1, STEPS),
     "unlearn.batch_size": at_least(1),
     "unlearn.lr": POSITIVE,
-    "unlearn.warmup_epochs": NOT_NEGATIVE,
+    "unlearn.warmup_epochs": WARMUP,
     "unlearn.weight_decay": NOT_NEGATIVE,
     "unlearn.accumulate": at_least(1),
-    "unlearn.keep_checkpoints": at_least(1),
+    "unlearn.keep_checkpoints": between(1, STEPS),
     # 0 would stop all updates, and a negative norm would turn the gradient round.
     "unlearn.clip_norm": POSITIVE,
-    "train.lora.rank": at_least(1),
+    "train.lora.rank": between(1, SIZES["hidden_size"]),
     "train.lora.alpha": POSITIVE,
     "objectives.*.hyper.*": FINITE,
     "objectives.*.gamma": FINITE,
@@ -106,7 +117,7 @@ RANGES: Mapping[str, Range] = {
     "evaluate.recite": NOT_NEGATIVE,
     "evaluate.every": NOT_NEGATIVE,
     "relearn.samples": at_least(1),
-    "relearn.steps": at_least(1),
+    "relearn.steps": between(1, STEPS),
     "relearn.lr": POSITIVE,
 }
 """The range of every number of the schema; `*` stands for the keys of a mapping."""

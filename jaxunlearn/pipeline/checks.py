@@ -5,15 +5,13 @@ would stop a run halfway, and settings that would have no effect.
 """
 
 from jaxunlearn.config import FineTune, Objective, Unlearn
+from jaxunlearn.core.limits import STEPS
 from jaxunlearn.data import order
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.models import decoder, sharding
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.schedule import learning_rates, warmup_steps
 from jaxunlearn.training.tasks import Task, settings_of
-
-MOST_STEPS = 10**7
-"""More than any training takes; each is planned before the first one."""
 
 
 def check(prepared: Prepared) -> None:
@@ -77,10 +75,10 @@ def _check_schedules(prepared: Prepared) -> None:
         trainings["finetune"] = (config.finetune, prepared.finetune)
     for key, (spec, samples) in trainings.items():
         steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
-        if steps > MOST_STEPS:
+        if steps > STEPS:
             raise ValueError(
                 f"{key}.epochs: {spec.epochs} make {steps:,} steps of {spec.batch_size} samples,"
-                f" at most {MOST_STEPS:,} are possible"
+                f" at most {STEPS:,} are possible"
             )
         rates = learning_rates(spec.lr, steps, warmup_steps(spec, len(samples)))
         # Only the first step of a warm-up has a rate of 0, so the last step tells.

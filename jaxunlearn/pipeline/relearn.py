@@ -16,6 +16,7 @@ from rich.console import Console
 from jaxunlearn.config import Config
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Interrupts
+from jaxunlearn.core.limits import STEPS
 from jaxunlearn.core.names import check_list
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -128,8 +129,8 @@ def request(
     settings = Settings(
         spec.steps if steps is None else steps, rate if lr is None else lr, batch_size=size
     )
-    if settings.steps < 1:
-        raise ValueError(f"relearn.steps (--steps): {settings.steps} must be at least 1")
+    if not 1 <= settings.steps <= STEPS:
+        raise ValueError(f"relearn.steps (--steps): {settings.steps} must be in 1..{STEPS}")
     if not settings.lr > 0:
         raise ValueError(f"relearn.lr (--lr): {settings.lr} must be positive")
     # A configuration that only asks for the benign attack gets no attack on forget samples.

@@ -151,6 +151,27 @@ def test_a_number_out_of_its_range_is_named(section, field, value, words):
     assert isinstance(value, tuple) or f": {value} must " in message
 
 
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        *(("new_model", f"num_{name}") for name in ("layers", "heads", "kv_heads")),
+        *(("new_model", name) for name in ("hidden_size", "intermediate_size", "context")),
+        ("new_model", "vocab_size"),
+        ("compute", "batch_tokens"),
+        ("compute", "width_step"),
+        ("finetune", "epochs"),
+        ("finetune", "warmup_epochs"),
+        ("unlearn", "epochs"),
+        ("unlearn", "warmup_epochs"),
+        ("unlearn", "keep_checkpoints"),
+        ("relearn", "steps"),
+    ],
+)
+def test_a_size_that_no_memory_holds_is_refused_at_once(section, field):
+    with pytest.raises(ConfigError, match=rf"^{section}\.{field}: 10{{18}} must .*(most|above) \d"):
+        validate(change(section, **{field: 10**18}))
+
+
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize(("section", "field"), FLOATS)
 def test_numbers_are_finite(section, field, value):

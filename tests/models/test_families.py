@@ -472,7 +472,19 @@ def refused(tmp_path, **changes):
         ({"model_type": "gemma2", "layer_types": "full"}, "layer_types should be a list"),
         (
             {"model_type": "gemma2", "num_hidden_layers": 10**11},
-            "num_hidden_layers should be positive and below 1e+04, found 100000000000",
+            "num_hidden_layers should be positive and at most 10000, found 100000000000",
+        ),
+        (
+            {"model_type": "gemma2", "hidden_size": 10**11},
+            "hidden_size should be positive and at most 1048576, found 1000",
+        ),
+        (
+            {"model_type": "gemma2", "max_position_embeddings": 10**18},
+            "max_position_embeddings should be positive and at",
+        ),
+        (
+            {"model_type": "gemma2", "vocab_size": 10**30},
+            "vocab_size should be positive and at most 16777216",
         ),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh'"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "only None"),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.core import files
-from jaxunlearn.core.names import nearest
+from jaxunlearn.core.limits import SIZES
+from jaxunlearn.core.names import nearest, shortened
 from jaxunlearn.models import families
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.families import Family, Key
@@ -25,9 +26,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, None),
 }
 _MOST = 1e12
-"""More than any size of a model."""
-_MOST_LAYERS = 10_000
-"""More than the blocks of any model. What is said of each of them is read into a list."""
+"""More than any number that is no size."""
 _COMPUTE: tuple[str, ...] = (
     "dtype",
     "precision",
@@ -201,23 +200,24 @@ def _unknown(raw: dict[str, Any], family: Family) -> Iterator[str]:
 def _mistyped(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for each key that is missing or has a value of another type."""
     switches = [Key(name, bool, False) for name in family.switches]
-    for key in [*family.sizes.values(), *switches]:
+    sizes = [(key, SIZES.get(field, _MOST)) for field, key in family.sizes.items()]
+    for key, most in [*sizes, *((key, _MOST) for key in switches)]:
         value = raw.get(key.name, key.default)
-        most = _MOST_LAYERS if key == family.sizes["num_layers"] else _MOST
         number = isinstance(value, (int, float) if key.kind is float else key.kind)
         fits = number and isinstance(value, bool) == (key.kind is bool)
         if not fits and not (value is None and (key.default is None or key.nullable)):
             problem = f"found {value!r}" if key.name in raw else "and is missing"
             yield f"{key.name} should be of type {key.kind.__name__}, {problem}"
-        elif key.kind is not bool and isinstance(value, int | float) and not 0 < value < most:
-            yield f"{key.name} should be positive and below {most:.0e}, found {value!r}"
+        elif key.kind is not bool and isinstance(value, int | float) and not 0 < value <= most:
+            found = shortened(repr(value))
+            yield f"{key.name} should be positive and at most {most:.15g}, found {found}"
 
 
 def _unreadable(raw: dict[str, Any], family: Family) -> Iterator[str]:
     """A sentence for rotary frequencies or windows that the decoder does not compute."""
     readers: list[Callable[[], Any]] = [partial(family.rotary.read, raw)]
     num_layers = raw.get("num_hidden_layers")
-    if isinstance(num_layers, int) and 0 < num_layers < _MOST_LAYERS:
+    if isinstance(num_layers, int) and 0 < num_layers <= SIZES["num_layers"]:
         readers.append(partial(family.window.read, raw, num_layers))
     for read in readers:
         try:
