@@ -42,7 +42,7 @@ from jaxunlearn.config import (
     only,
     sweep,
 )
-from jaxunlearn.core.devices import check_peak
+from jaxunlearn.core.devices import check_peak, out_of_memory
 from jaxunlearn.core.interrupts import EXIT_STATUS, INTERRUPTED, Interrupts, Stopped
 from jaxunlearn.core.limits import SEEDS
 from jaxunlearn.core.names import nearest
@@ -84,11 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         print("jaxunlearn: interrupted", file=sys.stderr)
         return INTERRUPTED
     # ConfigError and CheckpointError are ValueErrors.
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("JAXUNLEARN_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        shown = error
+        if isinstance(error, RuntimeError) and not isinstance(error, OSError):
+            shown = out_of_memory(error, arguments[0])
+        if shown is None or os.environ.get("JAXUNLEARN_TRACEBACK"):
             raise
         # What a file or an option holds may be meant for the terminal.
-        words = " ".join(str(error).split())
+        words = " ".join(str(shown).split())
         print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
         return 2
     return 0
@@ -202,6 +205,7 @@ def _forecast(command: ForecastCommand, overrides: list[str]) -> None:
         memory=command.memory,
         peak=command.peak,
         measure=command.measure,
+        own_code=command.own_code,
         console=Console(),
     )
 

@@ -92,6 +92,8 @@ class ForecastCommand:
     """Peak of one device in TFLOP/s, for the seconds; default: the published one, if known."""
     measure: Switch = False
     """Run a train step here instead, and take its speed for all programs."""
+    own_code: Switch = False
+    """Import the losses of your own, module:NAME, that the configuration names. Their code runs."""
     keys: Switch = False
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
 

@@ -67,6 +67,14 @@ CASES = {
     "layer": ({"objectives": {"rmu": {"layer": 9}}}, ["objectives.rmu.layer", "0..4"]),
     "reserved name": ({"objectives": {"before": {"loss": "ga"}}}, ["objectives.before"]),
     "no model": ({"model": "./nowhere"}, ["nowhere", "no such folder"]),
+    "a module that ends Python": (
+        {"objectives": {"mine": {"loss": "ends_python:mine"}}},
+        ["objectives.mine", "cannot import 'ends_python': it ends Python (SystemExit(0))"],
+    ),
+    "names that some disks do not tell apart": (
+        {"objectives": {"GA": {"loss": "ga"}, "ga": {}}},
+        ["objectives.ga: differs from objectives.GA in case alone"],
+    ),
     "base is a stage": ({"objectives": {"base": {"loss": "ga"}}}, ["objectives.base"]),
     "layer cuts": ({"measure": {"layer_cuts": [3, 1]}}, ["measure.layer_cuts", "4 blocks"]),
     "batch too large": ({"unlearn": {"batch_size": 64}}, ["unlearn.batch_size", "64", "20"]),
@@ -111,6 +119,14 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def ends_python(tmp_path_factory, monkeypatch):
+    """A module that is a script, in the search path."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "ends_python.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(folder)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_bad_configurations(bench, capsys, tmp_path, case):
     config, words = CASES[case]
@@ -129,7 +145,13 @@ def test_a_missing_local_split_lists_what_is_there(bench, capsys, tmp_path):
 def test_a_row_without_an_answer(bench, capsys, tmp_path):
     write_rows(bench / "forget.jsonl", [ROWS[0], {"question": "Who?", "answer": ""}])
     code, message = call(capsys, tmp_path, local(bench))
-    assert code == 2 and "forget" in message and "answer" in message
+    assert code == 2 and "forget.jsonl:2: expected a non-empty 'answer'" in message
+
+
+def test_a_row_that_spells_a_special_token(bench, capsys, tmp_path):
+    write_rows(bench / "forget.jsonl", [*ROWS, {"question": "Who?", "answer": "A</s> B"}])
+    code, message = call(capsys, tmp_path, local(bench))
+    assert code == 2 and "forget.jsonl:5: the text spells a BOS or EOS token" in message
 
 
 def test_invalid_json_names_file_and_line(bench, capsys, tmp_path):

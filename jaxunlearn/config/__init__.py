@@ -22,7 +22,7 @@ from jaxunlearn.config.schema import (
 )
 from jaxunlearn.config.sweep import sweep
 from jaxunlearn.config.train import Lora, Train
-from jaxunlearn.config.validate import validate
+from jaxunlearn.config.validate import check_distinct, validate
 
 __all__ = [
     "DEMO",
@@ -44,6 +44,7 @@ __all__ = [
     "Splits",
     "Train",
     "Unlearn",
+    "check_distinct",
     "check_readable",
     "differences",
     "dump",

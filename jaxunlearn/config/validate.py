@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -145,8 +145,25 @@ def validate(config: Config) -> None:
     _check_measurements(config)
     if not config.objectives:
         raise ConfigError("objectives: there are none; name at least one")
+    check_distinct(config.objectives)
     for name, spec in config.objectives.items():
         _check_objective(f"objectives.{name}", name, spec)
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Checks that objectives have different folders on disks that do not tell A from a.
+
+    Raises:
+      ConfigError: names two that differ in case alone.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"objectives.{name}: differs from objectives.{other} in case alone, and some disks"
+                " have one folder for both; choose another name"
+            )
 
 
 def _check_file_name(key: str, name: str) -> None:

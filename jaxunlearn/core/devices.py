@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from jaxunlearn.core.names import shortened
+
 TERA = 10**12
 
 BF16_PEAKS: dict[str, float] = {
@@ -57,6 +59,27 @@ def peak_flops(devices: Iterable[Any], dtype: str, tflops: float | None = None) 
     if dtype != "bfloat16" or any(device.device_kind not in BF16_PEAKS for device in devices):
         return None
     return TERA * sum(BF16_PEAKS[device.device_kind] for device in devices)
+
+
+class OutOfMemory(ValueError):
+    """A device has not the memory that a program needs; names the step of the run."""
+
+
+def out_of_memory(error: RuntimeError, where: str) -> OutOfMemory | None:
+    """What to raise in the place of an error of JAX; None where it is of another kind.
+
+    Args:
+      error: what JAX raised.
+      where: the step of the run.
+    """
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return OutOfMemory(
+        f"{where}: the device is out of memory ({shortened(str(error))}); `jaxunlearn forecast"
+        " CONFIG --memory GIB` says what fits: a smaller compute.batch_tokens, a larger"
+        " unlearn.accumulate, compute.remat: full, compute.offload: true, or compute.fsdp over more"
+        " devices"
+    )
 
 
 def peak_bytes(devices: Iterable[Any]) -> int | None:

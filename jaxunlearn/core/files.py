@@ -110,7 +110,41 @@ def parse_json(content: bytes | str, where: str) -> Any:
     except RecursionError:
         raise ValueError(f"{where}: not JSON: it is nested too deeply") from None
     except ValueError as error:  # also of the encoding, and of endless numbers
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        stand_in = stands_in(content)
+        problem = f"expected JSON, found {stand_in}" if stand_in else f"not JSON: {error}"
+        raise ValueError(f"{where}: {problem}") from error
+
+
+def stands_in(content: bytes | str) -> str:
+    """Names what is often found in the place of a file that was not really downloaded.
+
+    Args:
+      content: the file, or its beginning.
+
+    Returns:
+      What it is and what to do, "" for anything else.
+
+    >>> stands_in(b"<!DOCTYPE html><html>404</html>")
+    'a page in HTML; download the file itself'
+    >>> stands_in("{}")
+    ''
+    """
+    start = content[:200] if isinstance(content, bytes) else content[:200].encode(errors="ignore")
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer; run `git lfs pull` where it was cloned"
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "a page in HTML; download the file itself"
+    return ""
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file, for `stands_in`; none of one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(200)
+    except OSError:
+        return b""
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

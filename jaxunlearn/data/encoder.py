@@ -15,7 +15,7 @@ from jaxunlearn.data.encoding import (
 )
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.prompts import TOFU_PROMPT, Prompt
-from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.rows import DataRows, Row, place_of
 
 
 class Items(NamedTuple):
@@ -129,7 +129,7 @@ class Encoder:
         encoded = encode_rows(
             self._tokenizer,
             [
-                {**row, "question": question, "answer": answer}
+                Row({**row, "question": question, "answer": answer}, place_of(row) or "")
                 for row, row_pairs in zip(rows, by_row, strict=True)
                 for question, answer in row_pairs
             ],

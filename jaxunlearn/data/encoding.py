@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.core import files
 from jaxunlearn.core.names import shortened
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.data.planning import Sample
@@ -25,7 +26,7 @@ from jaxunlearn.data.prompts import (
     tofu_text,
     turns_of,
 )
-from jaxunlearn.data.rows import Turn
+from jaxunlearn.data.rows import Turn, place_of
 
 TooLong = Literal["error", "drop"]
 
@@ -55,9 +56,14 @@ def load_tokenizer(path_or_name: str) -> Any:
 
     Raises:
       FileNotFoundError: no tokenizer there, or one that needs code of its own.
+      ValueError: one of its files is a Git LFS pointer, or a page in HTML.
     """
     from transformers import AutoTokenizer
 
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = user_path(path_or_name) / name
+        if stand_in := files.stands_in(files.beginning(file)):
+            raise ValueError(f"{file}: expected JSON, found {stand_in}")
     try:
         return AutoTokenizer.from_pretrained(str(user_path(path_or_name)), trust_remote_code=False)
     # Of a damaged folder, transformers raises whatever its code runs into.
@@ -239,8 +245,9 @@ def encode_documents(
         raise ValueError(f"chunk_tokens={chunk_tokens} must be at least 2")
     texts = []
     for i, row in enumerate(rows):
-        _check_text(row, "text", f"{source}:{i}")
-        _check_spelling(tokenizer, [row["text"]], f"{source}:{i}")
+        where = place_of(row) or f"{source}:{i}"
+        _check_text(row, "text", where)
+        _check_spelling(tokenizer, [row["text"]], where)
         texts.append(row["text"])
     bos, end, step = bos_ids(tokenizer), eos(tokenizer), chunk_tokens - 1
     chunks, ids = [], []
@@ -265,9 +272,10 @@ def _checked(
     check_prompt(prompt)
     checked = []
     for i, row in enumerate(rows):
+        where = place_of(row) or f"{source}:{i}"
         for key in ("question", "answer"):
-            _check_text(row, key, f"{source}:{i}")
-        _check_history(row, f"{source}:{i}", prompt)
+            _check_text(row, key, where)
+        _check_history(row, where, prompt)
         checked.append(row)
     return checked
 
@@ -292,7 +300,7 @@ def _encode_all(tokenizer: Any, rows: Sequence[Mapping[str, Any]], prompt: Promp
     _check_spelling(tokenizer, prompt_texts(prompt), "prompt")
     for row in rows:
         earlier = [turn["content"] for turn in row.get("history", ())]
-        _check_spelling(tokenizer, [*earlier, row["question"], row["answer"]], None)
+        _check_spelling(tokenizer, [*earlier, row["question"], row["answer"]], place_of(row))
     if not rows:
         return []
     if prompt.style == "chat":

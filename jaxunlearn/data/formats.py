@@ -120,7 +120,8 @@ def _parquet(path: Path, wanted: Sequence[str]) -> RawRows:
         table.validate(full=True)
         return _table(table, names, path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+        found = files.stands_in(files.beginning(path)) or str(error)
+        raise ValueError(f"{path}: cannot be read as Parquet: {found}") from error
 
 
 def _saved(path: Path, wanted: Sequence[str]) -> RawRows:

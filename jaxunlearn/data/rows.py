@@ -65,6 +65,23 @@ class RawRows(NamedTuple):
     columns: Sequence[str] | None = None
 
 
+class Row(dict[str, Any]):
+    """A row in its normal form that knows where it was read, for messages.
+
+    Attributes:
+      place: the file, and the line or the number of the row; "" where it is not known.
+    """
+
+    def __init__(self, values: Mapping[str, Any] = {}, place: str = ""):
+        super().__init__(values)
+        self.place = place
+
+
+def place_of(row: Mapping[str, Any]) -> str | None:
+    """Where a row was read; None of one that was made in memory."""
+    return getattr(row, "place", "") or None
+
+
 def normal_rows(raw: RawRows, columns: Columns) -> DataRows:
     """Brings the rows of a split into their normal form; columns without a use are left out.
 
@@ -83,7 +100,7 @@ def normal_rows(raw: RawRows, columns: Columns) -> DataRows:
         if rows and row.keys() != rows[0].keys():
             keys, first = (used_columns(each, columns) for each in (row, rows[0]))
             reader.fail(f"keys {keys} differ from the first row's {first}")
-        rows.append(row)
+        rows.append(Row(row, raw.place(i)))
     return rows
 
 

@@ -4,7 +4,7 @@ import math
 
 from rich.console import Console
 
-from jaxunlearn.config import Config
+from jaxunlearn.config import Config, ConfigError
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.forecasting import resident
 from jaxunlearn.forecasting.advice import GIB, advise
@@ -36,6 +36,7 @@ def forecast(
     memory: float | None = None,
     peak: float | None = None,
     measure: bool = False,
+    own_code: bool = False,
     console: Console | None = None,
 ) -> list[Program]:
     """Compiles the programs of a run, prints what each needs, and advises how to make it fit.
@@ -45,6 +46,8 @@ def forecast(
       memory: GiB of one device; None gives no advice.
       peak: TFLOP/s of one device; default: the published one of JAX's devices, if it is known.
       measure: whether to run a train step here instead, and take its speed for all programs.
+      own_code: whether losses that the configuration names as module:NAME are imported; without it
+        such a configuration is refused, as it may be somebody else's.
       console: for the table and the advice; default: nothing is printed.
 
     Returns:
@@ -56,6 +59,8 @@ def forecast(
     if memory is not None and not 0 < memory < math.inf:
         raise ValueError(f"memory (--memory): {memory} must be a positive number of GiB")
     check_options(peak, measure)
+    if not own_code:
+        _refuse_code(config)
     console = console or quiet_console()
     # --- compile every program --------------------------------------------------------------------
     prepared = sketch(config)
@@ -90,6 +95,21 @@ def forecast(
         for line in advise(config, memory, compiled):
             console.print(line, markup=False, highlight=False)
     return compiled
+
+
+def _refuse_code(config: Config) -> None:
+    """Refuses to import code that a configuration names.
+
+    Raises:
+      ConfigError: it names some; says which, and the option that allows it.
+    """
+    for name, spec in config.objectives.items():
+        for key, value in (("loss", spec.loss), ("retain", spec.retain)):
+            if value is not None and ":" in value:
+                raise ConfigError(
+                    f"objectives.{name}.{key}: {value} is code, which a forecast imports only where"
+                    " it is asked to (--own-code)"
+                )
 
 
 def _print_totals(

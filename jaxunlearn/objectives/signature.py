@@ -83,8 +83,10 @@ def load(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may raise anything
-        raise ValueError(f"{name}: cannot import {module_name!r}: {error}") from error
+    # A module of the user's may raise anything, and one that is a script may end the process.
+    except (Exception, SystemExit) as error:
+        what = f"it ends Python ({error!r})" if isinstance(error, SystemExit) else error
+        raise ValueError(f"{name}: cannot import {module_name!r}: {what}") from error
     if not hasattr(module, attribute):
         public = [n for n, x in vars(module).items() if callable(x) and not n.startswith("_")]
         check_known(f"function of {module_name}", attribute, public)

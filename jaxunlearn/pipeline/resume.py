@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxunlearn.config import Config, differences, dump, load
+from jaxunlearn.config import Config, check_distinct, differences, dump, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.pipeline import inputs
@@ -73,7 +73,9 @@ def open_folder(
                 )
             _remove(folder, config)
         earlier = load(folder.config).objectives if folder.config.exists() else {}
-        joined = dump(dataclasses.replace(config, objectives={**earlier, **config.objectives}))
+        objectives = {**earlier, **config.objectives}
+        check_distinct(objectives)
+        joined = dump(dataclasses.replace(config, objectives=objectives))
         known = _known_inputs(folder)
         if not manifest.holds_text(folder, manifest.CONFIGURATION, folder.config, joined):
             manifest.open_stage(folder, manifest.CONFIGURATION)

@@ -64,6 +64,7 @@ class Stage:
     def __init__(self):
         self.whole, self.parts = Part(), {}
         self._open: list[Part] = []
+        self._last = ""
         self._start = self._mark = time.perf_counter()
         self._compilations: list[tuple[float, float]] = []
 
@@ -78,6 +79,7 @@ class Stage:
         """
         jax.block_until_ready(after)
         part = self.parts.setdefault(name, Part())
+        self._last = name
         self._turn()
         self._open.append(part)
         try:
@@ -85,6 +87,10 @@ class Stage:
         finally:
             self._turn()
             self._open.pop()
+
+    def place(self, name: str) -> str:
+        """Where the stage of this name ended: with the part whose turn was the last."""
+        return f"{name}, {self._last}" if self._last else name
 
     def close(self) -> None:
         """Sets the totals of the stage."""
@@ -144,6 +150,7 @@ class Stages:
 
         Raises:
           Stopped: the run was asked to stop.
+          OutOfMemory: a device is out of memory; names the stage and the part.
         """
         self.interrupts.check(f"before {name}")
         stage = Stage()
@@ -151,6 +158,11 @@ class Stages:
         try:
             yield stage
             self.interrupts.reached(f"after {name}")
+        except RuntimeError as error:
+            no_memory = device_facts.out_of_memory(error, stage.place(name))
+            if no_memory is None:
+                raise
+            raise no_memory from error
         finally:
             jax.monitoring.unregister_event_duration_listener(stage.on_event)
             stage.close()

@@ -53,6 +53,17 @@ def test_published_sizes(name, count):
     assert parameters(sizes.published_shape(name, {})) == count
 
 
+def test_no_code_is_imported_unasked(tmp_path, monkeypatch):
+    (tmp_path / "somebodys.py").write_text("raise RuntimeError('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for spec in ({"loss": "somebodys:mine"}, {"loss": "ga", "retain": "somebodys:mine"}):
+        config = dataclasses.replace(TINY, objectives={"mine": schema.Objective(**spec)})
+        with pytest.raises(ValueError, match=r"^objectives\.mine\.\w+: somebodys:mine is code"):
+            show.forecast(config)
+        with pytest.raises(ValueError, match="it ran"):
+            show.forecast(config, own_code=True)
+
+
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match=r"pythia.*known: llama-2-7b"):
         sizes.published_shape("EleutherAI/pythia-1b", {})

@@ -11,7 +11,9 @@ import pytest
 from huggingface_hub import errors
 from safetensors.numpy import load_file, save_file
 
+from jaxunlearn.data import load_tokenizer
 from jaxunlearn.models import decoder, hf
+from jaxunlearn.models.decoder.modules import rope_frequencies
 from jaxunlearn.models.hf import weights
 from jaxunlearn.models.hf.weights import HEAD
 from tests.models.small_models import TIED, UNTIED, random_params
@@ -219,10 +221,41 @@ def test_tensors_too_many(model):
 def test_tensors_that_do_no_harm(model):
     """Old files carry rotary frequencies, and some tied ones the unembedding again."""
     rotary = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    edit(model, lambda t: t.update({rotary: np.zeros(2, np.float32)}))
+    frequencies = rope_frequencies(UNTIED).astype(np.float16)
+    edit(model, lambda t: t.update({rotary: frequencies}))
     assert "lm_head" in hf.load_params(model, UNTIED)
     edit(model, lambda t: t.update({HEAD: t["model.embed_tokens.weight"].copy()}))
     assert "lm_head" not in hf.load_params(model, TIED)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(2), np.ones(3), rope_frequencies(UNTIED) * 0.9])
+def test_other_rotary_frequencies_than_the_configurations(model, wrong):
+    """They would be ignored, and the model would answer otherwise than the one that was saved."""
+    rotary = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit(model, lambda t: t.update({rotary: wrong.astype(np.float32)}))
+    with pytest.raises(ValueError, match=r"inv_freq: is not what config\.json's rope_theta"):
+        hf.check_params(model, UNTIED)
+
+
+STAND_INS = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
+    "a page in HTML": b"<!DOCTYPE html>\n<html><body>404</body></html>",
+}
+
+
+@pytest.mark.parametrize("what", STAND_INS)
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+)
+def test_what_stands_in_for_a_file_is_recognised(model, name, what):
+    (model / name).write_bytes(STAND_INS[what])
+    read = {
+        "config.json": lambda: hf.load_config(model),
+        "tokenizer.json": lambda: load_tokenizer(str(model)),
+    }
+    with pytest.raises(ValueError, match=rf"{name}: expected \w+, found {what}; ") as error:
+        read.get(name, lambda: hf.load_params(model, UNTIED))()
+    assert ("git lfs pull" in str(error.value)) == ("LFS" in what)
 
 
 @pytest.mark.parametrize("row", [0, -1])

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from jaxunlearn.core import devices, files
+from jaxunlearn.core.devices import OutOfMemory
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import COMPILATION, Stage, Stages
 
@@ -59,6 +60,19 @@ def test_a_stage_that_fails_is_recorded_too(folder, error):
         pass
     whole = [record for record in files.records(folder.timings) if record["part"] is None]
     assert [record["stage"] for record in whole] == ["npo", "npo"]
+
+
+def test_a_stage_without_memory_says_where_and_what_to_do(folder):
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n" + "x\n" * 500)
+    with (
+        pytest.raises(OutOfMemory, match=r"^npo, measure: the device is out of memory.*forecast"),
+        Stages(folder).stage("npo") as stage,
+        stage.part("train"),
+        stage.part("measure"),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), Stages(folder).stage("npo"):
+        raise RuntimeError("another")
 
 
 def test_compilations_are_counted_where_they_happen(folder):

@@ -28,6 +28,7 @@ from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.decoder.config import Leaf
 from jaxunlearn.models.hf.config import config_json
 from jaxunlearn.models.hf.defaults import TOKEN_IDS
+from jaxunlearn.models.hf.frequencies import FLOATS, check_frequencies
 from jaxunlearn.models.hf.sharded_read import Read, read_array
 
 if TYPE_CHECKING:  # transformers is imported where it is used
@@ -164,10 +165,6 @@ def check_free(folder: str | Path) -> None:
         raise FileExistsError(f"{folder} is not empty: choose a new folder for the model")
 
 
-_FLOATS = ("F32", "BF16", "F16", "F64")
-"""Types of weights, as safetensors names them."""
-
-
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, Any]]:
     """{tensor: (file, slice of it)} for every tensor of the folder."""
     slices: dict[str, tuple[Path, Any]] = {}
@@ -175,6 +172,9 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         try:
             opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
         except (safetensors.SafetensorError, OSError) as error:
+            if stand_in := files.stands_in(files.beginning(file)):
+                message = f"{file}: expected tensors, found {stand_in}"
+                raise ValueError(message) from None
             raise ValueError(f"{file}: cannot be read ({error}); download it again") from None
         tensors = opened.keys()
         slices |= {tensor: (file, opened.get_slice(tensor)) for tensor in tensors}
@@ -219,14 +219,16 @@ def _check_tensors(
         file, actual = slices[name][0], tuple(slices[name][1].get_shape())
         if actual != shape:
             raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
-        if (kind := slices[name][1].get_dtype()) not in _FLOATS:
+        if (kind := slices[name][1].get_dtype()) not in FLOATS:
             raise ValueError(
-                f"{file}: tensor {name} is of type {kind}, expected one of {', '.join(_FLOATS)};"
+                f"{file}: tensor {name} is of type {kind}, expected one of {', '.join(FLOATS)};"
                 " quantised weights are to be converted first"
             )
-    for name, (file, _) in slices.items():
+    for name, (file, values) in slices.items():
         tied_copy = config.tied and name == HEAD
-        if name not in table and not tied_copy and not name.endswith("rotary_emb.inv_freq"):
+        if name.endswith("rotary_emb.inv_freq"):
+            check_frequencies(f"{file}: tensor {name}", values, config)
+        elif name not in table and not tied_copy:
             raise ValueError(f"{file}: tensor {name} has no place in the model of config.json")
 
 
