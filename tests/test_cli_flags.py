@@ -76,7 +76,8 @@ def finished(tmp_path):
 def passed(monkeypatch, module, name):
     """The arguments that the command line passes on to a function."""
     arguments = {}
-    monkeypatch.setattr(module, name, lambda run, console, **given: arguments.update(given))
+    take = lambda run, console, interrupts, **given: arguments.update(given)
+    monkeypatch.setattr(module, name, take)
     return arguments
 
 

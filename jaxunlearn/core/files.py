@@ -233,15 +233,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Removes a last line without its line break; of a file without one it reads a single byte."""
+def is_torn(path: Path) -> bool:
+    """Whether the last line of a log has no line break; reads a single byte."""
     if not path.exists() or not path.stat().st_size:
-        return
+        return False
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
-        if file.read() == b"\n":
-            return
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        return file.read() != b"\n"
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes a last line without its line break."""
+    if is_torn(path):
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ targets are pure functions of (seed, step): no other state has to be restored.
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, check_readable
 from jaxunlearn.core import hosts
+from jaxunlearn.core.files import is_torn
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -59,11 +61,13 @@ class Run:
       prepared: the inputs.
       folder: the run's folder.
       evaluation: the suites of the configuration, if any, their data read and encoded.
+      notes: sentences on the folder.
     """
 
     prepared: Prepared
     folder: RunFolder
     evaluation: Evaluation | None
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -123,8 +127,14 @@ def begin(
         evaluation = requested_evaluation(prepared, folder)
     # The first process alone compares them, and a large model takes seconds.
     digests = inputs.digests(prepared) if hosts.is_first() else {}
+    # Opening the folder begins a new manifest.
+    lost = manifest.is_lost(folder)
     open_folder(folder, config, digests, overwrite=overwrite)
-    return Run(prepared, folder, evaluation)
+    note = (
+        f"{folder.manifest}: is missing or empty, though the folder holds a run: its earlier files"
+        " are taken as they are, damaged or not"
+    )
+    return Run(prepared, folder, evaluation, (note,) if lost else ())
 
 
 def execute(
@@ -153,7 +163,9 @@ def execute(
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
-        manifest.check_together(run.folder, without=manifest.WRITTEN_AGAIN)
+        # References are computed again where they are damaged, see `_stages`.
+        without = (*manifest.WRITTEN_AGAIN, manifest.REFERENCES)
+        manifest.check_together(run.folder, without=without)
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile, print_tables=print_tables)
@@ -161,7 +173,7 @@ def execute(
 
 def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None:
     console = stages.console
-    for note in run.prepared.notes:
+    for note in (*run.prepared.notes, *run.notes, *_torn(run.folder)):
         console.print(note, markup=False, highlight=False)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
@@ -176,6 +188,26 @@ def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None
     if hosts.is_first():
         report.write_report(run.folder.path, console, print_tables=print_tables)
     hosts.wait("the run is done")
+
+
+def _torn(folder: RunFolder) -> list[str]:
+    """A sentence for each log whose last line a crash cut short."""
+    logs = (folder.metrics, folder.timings, folder.starts, folder.manifest)
+    return [f"{log}: the last line was cut short and is left out" for log in logs if is_torn(log)]
+
+
+def _drop_damaged_references(folder: RunFolder, console: Console) -> None:
+    """Removes the cached outputs of theta_0 where they are damaged: they can be computed again."""
+
+    def drop() -> None:
+        try:
+            manifest.check(folder, only=[manifest.REFERENCES])
+        except ValueError as error:
+            note = f"{error}: they are computed again"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+            shutil.rmtree(folder.references)
+
+    hosts.first_does(drop, f"{folder.references}: the first process cannot remove them")
 
 
 def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
@@ -230,6 +262,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         evaluate_starting_points(run.evaluation, folder, stages)
 
     # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
+    _drop_damaged_references(folder, console)
     manifest.open_stage(folder, manifest.REFERENCES)
     with stages.stage(REFERENCES) as stage, stage.part("forward") as part:
         references = reference_pass(

@@ -103,6 +103,11 @@ def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
     )
 
 
+def is_lost(folder: RunFolder) -> bool:
+    """Whether a folder holds a run, and no digests of its files."""
+    return folder.inputs.exists() and not _entries(folder)
+
+
 def check(
     folder: RunFolder, *, without: Iterable[str] = (), only: Iterable[str] | None = None
 ) -> None:

@@ -1,6 +1,8 @@
 """References: outputs of the model before unlearning on the data, computed once and cached."""
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,8 +78,9 @@ def reference_pass(
 
     def compute(name: str, samples: Sequence[Sample], values: Sequence[LabelValue]) -> Caches:
         path = folder.reference(name)
-        if hosts.agreed(_holds(path, values)):
-            return _read(path, values)
+        saved = _read(path, values)
+        if hosts.agreed(saved is not None) and saved is not None:
+            return saved
         caches = _compute(params, samples, values, layout, model, on_pass)
         _write(path, caches)
         return caches
@@ -164,17 +167,18 @@ def _compute(
     }
 
 
-def _holds(path: Path, values: Sequence[LabelValue]) -> bool:
-    """Whether a file holds all of some values; an objective added later may need more."""
+def _read(path: Path, values: Sequence[LabelValue]) -> Caches | None:
+    """The values that a file holds; None where it is damaged, or lacks one.
+
+    An objective that was added later may need more.
+    """
     if not path.exists():
-        return False
-    with np.load(path, allow_pickle=False) as saved:
-        return {value.name for value in values} <= set(saved.files)
-
-
-def _read(path: Path, values: Sequence[LabelValue]) -> Caches:
-    with np.load(path, allow_pickle=False) as saved:
-        return {value.name: LabelCache(saved[value.name], saved["offsets"]) for value in values}
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {value.name: LabelCache(saved[value.name], saved["offsets"]) for value in values}
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _write(path: Path, caches: Caches) -> None:

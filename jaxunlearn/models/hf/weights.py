@@ -97,13 +97,17 @@ def load_params(
 
 
 def check_params(folder: str | Path, config: DecoderConfig) -> None:
-    """Checks that a folder holds every tensor of the model, by the files' headers alone.
+    """Checks that a folder holds every tensor of the model, by the files' headers.
+
+    Only a second output layer and rotary frequencies, which few files hold, are read.
 
     Raises:
       FileNotFoundError, ValueError: as `load_params`.
     """
     with contextlib.ExitStack() as stack:
-        _check_tensors(_open_tensors(Path(folder), stack), config, Path(folder))
+        slices = _open_tensors(Path(folder), stack)
+        _check_tensors(slices, config, Path(folder))
+        _check_tied(slices, config)
 
 
 def save_params(
