@@ -42,7 +42,7 @@ from jaxunlearn.config import (
     only,
     sweep,
 )
-from jaxunlearn.core.devices import check_peak, find_nans, out_of_memory
+from jaxunlearn.core.devices import check_peak, out_of_memory
 from jaxunlearn.core.interrupts import EXIT_STATUS, INTERRUPTED, Interrupts, Stopped
 from jaxunlearn.core.limits import SEEDS
 from jaxunlearn.core.names import nearest
@@ -140,8 +140,6 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)
     console = _start(command.processes)
-    if options.debug_nans:
-        find_nans()
     with Interrupts().catching() as interrupts:
         _run_seeds(config, out, options, console, interrupts)
 

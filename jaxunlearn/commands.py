@@ -60,8 +60,6 @@ class RunOptions:
     """Trace this many steps of the first objective with jax.profiler."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None
     """Peak of one device in TFLOP/s, for the MFU; default: the published one, in bfloat16."""
-    debug_nans: Switch = False
-    """End the run at the first operation that makes a NaN, and name it; slow."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,14 +61,6 @@ def peak_flops(devices: Iterable[Any], dtype: str, tflops: float | None = None) 
     return TERA * sum(BF16_PEAKS[device.device_kind] for device in devices)
 
 
-def find_nans() -> None:
-    """Makes JAX raise FloatingPointError at the operation that makes the first NaN."""
-    import jax
-
-    jax.config.update("jax_debug_nans", True)
-    jax.config.update("jax_debug_infs", True)
-
-
 class OutOfMemory(ValueError):
     """A device has not the memory that a program needs; names the step of the run."""
 

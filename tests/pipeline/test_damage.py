@@ -1,12 +1,14 @@
 """Damage to a run's files is named with its remedy, or does no harm; it never changes a result."""
 
 import collections
+import io
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
@@ -116,6 +118,34 @@ def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatc
         (folder / file).unlink()
     start(folder)
     assert digests(folder) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_references_are_computed_again_with_a_note(runs, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "reference" / "forget.npz", damage, np.random.default_rng(0))
+    console = Console(file=io.StringIO())
+    recipe.execute(recipe.begin(CONFIG, folder, jax.devices()[:1]), console)
+    assert "forget.npz: is" in console.file.getvalue().replace("\n", "")
+    assert "they are computed again" in console.file.getvalue()
+    assert digests(folder) == digests(runs / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["emptied", "deleted"])
+def test_a_lost_manifest_and_a_torn_line_are_noted(runs, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "manifest.jsonl", damage, None)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99')
+    console = Console(file=io.StringIO(), width=1000)
+    recipe.execute(recipe.begin(CONFIG, folder, jax.devices()[:1]), console)
+    said = console.file.getvalue()
+    assert "manifest.jsonl: is missing or empty" in said
+    assert "metrics.jsonl: the last line was cut short" in said
 
 
 class TestManifest:
