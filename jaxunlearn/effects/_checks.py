@@ -33,17 +33,43 @@ def check_host(caller: str, programs: str, *trees: Tree) -> None:
     Args:
       caller: the function.
       programs: the compiled programs that do one batch of its work, for the message.
-      *trees: its arguments. What the caller's function closes over cannot be seen.
+      *trees: its arguments. What the caller's function closes over is seen by `check_results`.
 
     Raises:
       TypeError: an argument is a tracer of `jax.jit`, `jax.grad`, `jax.vmap` or the like.
     """
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves(trees)):
+    if _is_traced(trees):
         raise TypeError(
             f"{caller} loops over batches on the host and runs compiled programs itself, so it"
             " cannot be called under jax.jit, jax.grad or jax.vmap; call it outside, or for one"
             f" batch {programs}"
         )
+
+
+def check_results(caller: str, programs: str, results: Tree) -> None:
+    """Checks that what a compiled program gave for a batch are numbers.
+
+    They are none in a function under `jax.jit` that closes over all arguments, and where the
+    function that the caller was given closes over a traced value: no argument tells of either.
+
+    Args:
+      caller, programs: as in `check_host`.
+      results: of one call of a program.
+
+    Raises:
+      TypeError: a result is a tracer.
+    """
+    if _is_traced(results):
+        raise TypeError(
+            f"{caller}: its results are traced values: it is called under jax.jit, jax.grad or"
+            " jax.vmap, or the function that it was given closes over a value of such a function."
+            " It loops over batches on the host; call it outside and put that value into params or"
+            f" the batch, or for one batch call {programs}"
+        )
+
+
+def _is_traced(tree: Tree) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def each_batch(caller: str, programs: str, batches: Iterable[Any]) -> Iterator[Any]:

@@ -190,6 +190,7 @@ def g_effects_of(
     with products(precision):
         for batch in batches:
             pairs = g_by_jvp(params, batch, risk_gradient, frozen, losses_fn=losses_fn)
+            _checks.check_results(*names, pairs)
             for name, (effect, count) in pairs.items():
                 sums = totals.get(name, (0.0, 0.0))
                 totals[name] = (sums[0] + effect, sums[1] + count)
@@ -256,6 +257,7 @@ def _by_gates(
     params, frozen = parts
     options: dict[str, Any] = dict(risk_fn=risk_fn, by=by, grouping=grouping)
     pairs = [g_by_gates(params, batch, direction, frozen, **options) for batch in batches]
+    _checks.check_results("g_effect", "effects.programs.g_by_gates", pairs)
     if not pairs:
         raise ValueError("g_effect needs at least one batch, got none")
     sums, counts = jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *pairs)

@@ -120,6 +120,7 @@ def _gradients(
         totals: Any = zero_sums(params, first[0], frozen, **options) if len(first) > 1 else None
         for batch in itertools.chain(first, remaining):
             totals = gradient_sums(params, batch, totals, frozen, **options)
+            _checks.check_results(*names, totals)
     sums, counts, gradients = totals
     _checks.check_counts(counts)
     # The one division: sums of batches are exact parts of the whole only before it.

@@ -32,6 +32,8 @@ GIVES: dict[str, tuple[By, ...]] = {
     "vmap": get_args(By),
 }
 """What each method can give."""
+_NAMES = "pg_effect", "effects.programs.pg_by_jvp, pg_by_gates or pg_by_vmap"
+"""The function and the programs behind it, for messages."""
 
 
 class PgChoice(NamedTuple):
@@ -98,9 +100,8 @@ def pg_effect(
     """
     _checks.check_choice("pg_effect", "by", by, get_args(By))
     _checks.check_choice("pg_effect", "method", method, get_args(Method))
-    names = "pg_effect", "effects.programs.pg_by_jvp, pg_by_gates or pg_by_vmap"
-    _checks.check_host(*names, params, directions)
-    batches = list(_checks.each_batch(*names, batches))
+    _checks.check_host(*_NAMES, params, directions)
+    batches = list(_checks.each_batch(*_NAMES, batches))
     if not batches:
         raise ValueError("pg_effect needs at least one batch, got none")
     chosen, frozen = partition(params, trainable)
@@ -142,8 +143,14 @@ def _over_batches(
     method: Method,
 ) -> np.ndarray:
     """The results of all batches, joined along their samples."""
+
+    def of_batch(batch: Any) -> np.ndarray:
+        values = compute(batch, directions)
+        _checks.check_results(*_NAMES, values)
+        return trees.on_host(values)
+
     try:
-        parts = [trees.on_host(compute(batch, directions)) for batch in batches]
+        parts = [of_batch(batch) for batch in batches]
     except TypeError as error:
         # JAX's own message names neither the cause nor a way out.
         if method == "jvp" and _is_reverse_only(error):

@@ -264,6 +264,72 @@ def test_loops_over_batches_do_not_run_under_jit(call, program):
             traced()
 
 
+ONE = BATCHES[:1]
+CLOSED_OVER = [
+    ("dataset_gradient", lambda x: effects.dataset_gradient(scaled_risk(x), PARAMS, ONE).value),
+    (
+        "dataset_gradients",
+        lambda x: effects.dataset_gradients(scaled_risks(x), PARAMS, ONE)["npo"].value,
+    ),
+    ("dataset_gradient", lambda x: effects.g_effect(scaled_risk(x), PARAMS, ONE, PARAMS).value),
+    (
+        "g_effect",
+        lambda x: effects.g_effect(scaled_gates(x), PARAMS, ONE, PARAMS, method="gates")[0],
+    ),
+    (
+        "g_effects_of",
+        lambda x: effects.g_effects_of(scaled_risks(x), PARAMS, ONE, PARAMS)["npo"],
+    ),
+    *(
+        (
+            "pg_effect",
+            lambda x, m=method: effects.pg_effect(
+                lambda p, b: x * sample_logp(p, b), PARAMS, ONE, {"v": PARAMS}, method=m
+            )["v"],
+        )
+        for method in ("auto", "jvp", "vmap")
+    ),
+]
+
+
+def scaled_risk(scale):
+    def of_batch(params, batch):
+        total, count = risk(params, batch)
+        return scale * total, count
+
+    return of_batch
+
+
+def scaled_risks(scale):
+    return lambda params, batch: {"npo": scaled_risk(scale)(params, batch)}
+
+
+def scaled_gates(scale):
+    """A risk with a gate a layer, which reads the one of the bias."""
+
+    def of_batch(params, batch, probe=None):
+        total, count = scaled_risk(scale)(params, batch)
+        if probe is not None:
+            total = total * (1 + sum(gate.sum() for gate in jax.tree.leaves(probe["gates"])))
+        return total, count
+
+    return of_batch
+
+
+@pytest.mark.parametrize(("name", "call"), CLOSED_OVER)
+@pytest.mark.parametrize("transformation", [jax.jit, jax.grad, jax.vmap])
+def test_a_function_that_closes_over_a_traced_value(name, call, transformation):
+    value = jnp.ones(2) if transformation is jax.vmap else jnp.ones(())
+    words = f"^{name}: its results are traced values.*put that value into params or the batch"
+    with pytest.raises(TypeError, match=words):
+        transformation(lambda x: call(x).sum())(value)
+
+
+def test_a_call_under_jit_that_closes_over_all_it_needs():
+    with pytest.raises(TypeError, match=r"^dataset_gradient: its results are traced values"):
+        jax.jit(lambda x: x + effects.dataset_gradient(risk, PARAMS, BATCHES).value)(1.0)
+
+
 def test_what_works_on_trees_alone_runs_under_jit():
     value = jax.jit(lambda a: effects.g_effect_between(a, a).value)(PARAMS)
     np.testing.assert_allclose(value, effects.layer_dots(PARAMS, PARAMS))
