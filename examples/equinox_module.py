@@ -29,45 +29,22 @@ class Model(eqx.Module):
         return jax.vmap(self.head)(x)
 
 
-PARAMS, STATIC = eqx.partition(Model(jax.random.key(1)), eqx.is_array)
+data = batches()
+params, static = eqx.partition(Model(jax.random.key(1)), eqx.is_array)
+logits = lambda params, batch: jax.vmap(eqx.combine(params, static))(batch["tokens"])
+logp = objectives.LabelLogProbs(logits)
+risk = objectives.BatchLoss(objectives.get_retain("gd"), logp)
+ascent = objectives.BatchLoss(objectives.get("ga"), logp)  # `get` knows the others, with references
 
+# G-effects: the gradient of each risk, times that of the objective.
+risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
+update = effects.dataset_gradient(ascent, params, [data["unlearn"]]).gradient
+e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
 
-def logp(params, batch):
-    """Log-probabilities of the answers' tokens, [B, S], 0 elsewhere."""
-    logits = jax.vmap(eqx.combine(params, STATIC))(batch["tokens"])
-    values = objectives.token_log_probs(logits, batch["tokens"])
-    return jnp.where(batch["mask"], values, 0)
-
-
-def risk(params, batch):
-    """(sum, count): the negative log-likelihood of the answers, per row."""
-    return objectives.gd(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def objective(params, batch):
-    """(sum, count): gradient ascent; any loss of `objectives` goes here, or one of your own."""
-    return objectives.ga(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def main():
-    """Computes the effects, prints and returns them."""
-    data = batches()
-    params = PARAMS
-
-    # G-effects: the gradient of each risk, times that of the objective.
-    risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
-    update = effects.dataset_gradient(objective, params, [data["unlearn"]]).gradient
-    e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
-
-    # PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
-    pg = {
-        by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by)
-        for by in ("sample", "token", "layer")
-    }
-    layers = effects.layer_names(params)
-    show(layers, e, pg["sample"], pg["token"], pg["layer"])
-    return layers, e, pg
-
-
-if __name__ == "__main__":
-    main()
+# PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
+pg = {
+    by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by)
+    for by in ("sample", "token", "layer")
+}
+layers = effects.layer_names(params)
+show(layers, e, pg)

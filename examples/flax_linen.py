@@ -20,41 +20,21 @@ class Model(nn.Module):
         return nn.Dense(VOCABULARY, name="head")(x)
 
 
-def logp(params, batch):
-    """Log-probabilities of the answers' tokens, [B, S], 0 elsewhere."""
-    values = objectives.token_log_probs(Model().apply(params, batch["tokens"]), batch["tokens"])
-    return jnp.where(batch["mask"], values, 0)
+data = batches()
+params = Model().init(jax.random.key(1), data["unlearn"]["tokens"])
+logp = objectives.LabelLogProbs(lambda params, batch: Model().apply(params, batch["tokens"]))
+risk = objectives.BatchLoss(objectives.get_retain("gd"), logp)
+ascent = objectives.BatchLoss(objectives.get("ga"), logp)  # `get` knows the others, with references
 
+# G-effects: the gradient of each risk, times that of the objective.
+risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
+update = effects.dataset_gradient(ascent, params, [data["unlearn"]]).gradient
+e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
 
-def risk(params, batch):
-    """(sum, count): the negative log-likelihood of the answers, per row."""
-    return objectives.gd(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def objective(params, batch):
-    """(sum, count): gradient ascent; any loss of `objectives` goes here, or one of your own."""
-    return objectives.ga(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def main():
-    """Computes the effects, prints and returns them."""
-    data = batches()
-    params = Model().init(jax.random.key(1), data["unlearn"]["tokens"])
-
-    # G-effects: the gradient of each risk, times that of the objective.
-    risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
-    update = effects.dataset_gradient(objective, params, [data["unlearn"]]).gradient
-    e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
-
-    # PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
-    pg = {
-        by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by)
-        for by in ("sample", "token", "layer")
-    }
-    layers = effects.layer_names(params)
-    show(layers, e, pg["sample"], pg["token"], pg["layer"])
-    return layers, e, pg
-
-
-if __name__ == "__main__":
-    main()
+# PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
+pg = {
+    by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by)
+    for by in ("sample", "token", "layer")
+}
+layers = effects.layer_names(params)
+show(layers, e, pg)

@@ -6,8 +6,6 @@ from rows import VOCABULARY, batches, show
 
 from jaxunlearn import effects, objectives
 
-GROUPING = effects.Grouping(stacked={"layers": "layer"})
-
 
 def init(key):
     """Embeddings, two dense layers in one array, a head."""
@@ -27,41 +25,22 @@ def forward(params, tokens):
     return jax.lax.scan(layer, x, params["layers"])[0] @ params["head"]
 
 
-def logp(params, batch):
-    """Log-probabilities of the answers' tokens, [B, S], 0 elsewhere."""
-    values = objectives.token_log_probs(forward(params, batch["tokens"]), batch["tokens"])
-    return jnp.where(batch["mask"], values, 0)
+data = batches()
+params = init(jax.random.key(1))
+grouping = effects.Grouping(stacked={"layers": "layer"})
+logp = objectives.LabelLogProbs(lambda params, batch: forward(params, batch["tokens"]))
+risk = objectives.BatchLoss(objectives.get_retain("gd"), logp)
+ascent = objectives.BatchLoss(objectives.get("ga"), logp)  # `get` knows the others, with references
 
+# G-effects: the gradient of each risk, times that of the objective.
+risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
+update = effects.dataset_gradient(ascent, params, [data["unlearn"]]).gradient
+e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
 
-def risk(params, batch):
-    """(sum, count): the negative log-likelihood of the answers, per row."""
-    return objectives.gd(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def objective(params, batch):
-    """(sum, count): gradient ascent; any loss of `objectives` goes here, or one of your own."""
-    return objectives.ga(logp(params, batch), batch["mask"]).sum(), len(batch["mask"])
-
-
-def main():
-    """Computes the effects, prints and returns them."""
-    data = batches()
-    params = init(jax.random.key(1))
-
-    # G-effects: the gradient of each risk, times that of the objective.
-    risks = {d: effects.dataset_gradient(risk, params, [data[d]]).gradient for d in data}
-    update = effects.dataset_gradient(objective, params, [data["unlearn"]]).gradient
-    e = {d: effects.g_effect_between(risks[d], update, by="total").value for d in risks}
-
-    # PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
-    pg = {
-        by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by, grouping=GROUPING)
-        for by in ("sample", "token", "layer")
-    }
-    layers = effects.layer_names(params, grouping=GROUPING)
-    show(layers, e, pg["sample"], pg["token"], pg["layer"])
-    return layers, e, pg
-
-
-if __name__ == "__main__":
-    main()
+# PG-effects: what each sample, token and layer of the data to forget has to do with each risk.
+pg = {
+    by: effects.pg_effect(logp, params, [data["unlearn"]], risks, by=by, grouping=grouping)
+    for by in ("sample", "token", "layer")
+}
+layers = effects.layer_names(params, grouping=grouping)
+show(layers, e, pg)

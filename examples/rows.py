@@ -20,27 +20,22 @@ def batches() -> dict[str, dict[str, jax.Array]]:
 
 
 def show(
-    layers: Sequence[str],
-    e: Mapping[str, float],
-    by_sample: Mapping[str, np.ndarray],
-    by_token: Mapping[str, np.ndarray],
-    by_layer: Mapping[str, np.ndarray],
+    layers: Sequence[str], e: Mapping[str, float], pg: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
     """Prints effects on both risks.
 
     Args:
       layers: names of the rows by layer.
       e: {risk: G-effect of the objective}.
-      by_sample: {risk: PG-effects [samples]}.
-      by_token: {risk: PG-effects [samples, tokens]}.
-      by_layer: {risk: PG-effects [samples, layers]}.
+      pg: {"sample" | "token" | "layer": {risk: PG-effects [samples, ..]}}.
     """
     line = lambda name, unlearn, retain: print(f"{name:<28} {unlearn:>10.4f} {retain:>10.4f}")
+    of = lambda by, *place: (pg[by][risk][place] for risk in ("unlearn", "retain"))
     print(f"{'effect on the risk of':<28} {'unlearn':>10} {'retain':>10}")
     line("e of gradient ascent", e["unlearn"], e["retain"])
-    for i, pair in enumerate(zip(by_sample["unlearn"], by_sample["retain"], strict=True)):
-        line(f"sample {i}", *pair)
+    for i in range(len(pg["sample"]["unlearn"])):
+        line(f"sample {i}", *of("sample", i))
     for i in range(LENGTH - 5, LENGTH - 1):
-        line(f"sample 0, token {i + 1}", by_token["unlearn"][0, i], by_token["retain"][0, i])
+        line(f"sample 0, token {i + 1}", *of("token", 0, i))
     for i, name in enumerate(layers):
-        line(f"sample 0, {name}", by_layer["unlearn"][0, i], by_layer["retain"][0, i])
+        line(f"sample 0, {name}", *of("layer", 0, i))

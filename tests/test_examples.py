@@ -1,5 +1,6 @@
 """The examples run, and what they print adds up: tokens and layers to samples, samples to e."""
 
+import ast
 import importlib.util
 import pathlib
 import runpy
@@ -11,11 +12,8 @@ import pytest
 FOLDER = pathlib.Path(__file__).parents[1] / "examples"
 # Tunix uses what JAX and Flax are about to drop.
 MARKS = {"tunix_qwen": pytest.mark.filterwarnings("ignore::DeprecationWarning")}
-SCRIPTS = [
-    pytest.param(path.stem, marks=MARKS.get(path.stem, ()))
-    for path in sorted(FOLDER.glob("*.py"))
-    if path.stem != "rows"
-]
+PATHS = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "rows"]
+SCRIPTS = [pytest.param(path.stem, marks=MARKS.get(path.stem, ())) for path in PATHS]
 # The rows by layer that each prints.
 LAYERS = {
     "equinox_module": ["embed", "layers.0", "layers.1", "head"],
@@ -32,7 +30,8 @@ def test_an_example(name, monkeypatch, capsys):
         pytest.skip("google-tunix is not installed: nothing else here needs it")
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.delitem(sys.modules, "rows", raising=False)
-    layers, e, pg = runpy.run_path(str(FOLDER / f"{name}.py"))["main"]()
+    names = runpy.run_path(str(FOLDER / f"{name}.py"))
+    layers, e, pg = (names[variable] for variable in ("layers", "e", "pg"))
     assert layers == LAYERS[name]
     assert capsys.readouterr().out.count("\n") == 2 + 4 + 4 + len(layers)
     for risk in ("unlearn", "retain"):
@@ -43,3 +42,13 @@ def test_an_example(name, monkeypatch, capsys):
         np.testing.assert_allclose(pg["token"][risk].sum(1), by_sample, rtol=0, atol=scale)
         np.testing.assert_allclose(pg["layer"][risk].sum(1), by_sample, rtol=0, atol=scale)
     assert e["unlearn"] < 0
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_effects_are_fifteen_lines(path):
+    """All but imports and the model itself: functions, classes and constants in capitals."""
+    body = ast.parse(path.read_text()).body[1:]  # the docstring is the first
+    model = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    constant = lambda node: isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
+    nodes = [n for n in body if not isinstance(n, model) and not constant(n)]
+    assert sum(node.end_lineno - node.lineno + 1 for node in nodes) <= 15

@@ -18,8 +18,13 @@ EXAMPLE, CALL, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_the_example_runs():
     names: dict = {}
     exec(EXAMPLE, names)
-    np.testing.assert_allclose(names["fast"]["retain"], names["exact"]["retain"], rtol=1e-5)
-    assert names["fast"]["retain"].shape == (4,)
+    for risk, effect in names["e"].items():
+        fast, exact = names["fast"][risk], names["exact"][risk]
+        assert fast.shape == (2,)
+        np.testing.assert_allclose(fast, exact, rtol=1e-5)
+        # Gradient ascent is the mean of the samples' log-likelihoods.
+        np.testing.assert_allclose(fast.mean(), effect, rtol=1e-5)
+    assert names["e"]["unlearn"] < 0
 
 
 def test_the_call_is_short():

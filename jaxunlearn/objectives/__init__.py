@@ -15,6 +15,10 @@ from jaxunlearn.objectives.ascent import (
     wga,
     wga_weight,
 )
+from jaxunlearn.objectives.batches import (
+    BatchLoss,
+    LabelLogProbs,
+)
 from jaxunlearn.objectives.catalogue import (
     Description,
     Hyper,
@@ -63,9 +67,11 @@ from jaxunlearn.objectives.substitute import (
 
 __all__ = [
     "REDUCTIONS",
+    "BatchLoss",
     "Definition",
     "Description",
     "Hyper",
+    "LabelLogProbs",
     "Objective",
     "ceu",
     "describe",
