@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import pathlib
 import runpy
 import sys
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "examples"
-# Tunix uses what JAX and Flax are about to drop.
-MARKS = {"tunix_qwen": pytest.mark.filterwarnings("ignore::DeprecationWarning")}
+TUNIX = pathlib.Path(os.environ.get("JAXUNLEARN_TUNIX", FOLDER.parent / ".venv" / "tunix"))
+# Tunix takes long to import, and uses what JAX and Flax are about to drop.
+MARKS = {"tunix_qwen": [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]}
 PATHS = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "rows"]
 SCRIPTS = [pytest.param(path.stem, marks=MARKS.get(path.stem, ())) for path in PATHS]
 # The rows by layer that each prints.
@@ -26,8 +28,13 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example(name, monkeypatch, capsys):
-    if name == "tunix_qwen" and importlib.util.find_spec("tunix") is None:
-        pytest.skip("google-tunix is not installed: nothing else here needs it")
+    if name == "tunix_qwen":
+        monkeypatch.syspath_prepend(str(TUNIX))
+        if importlib.util.find_spec("tunix") is None:
+            pytest.skip(
+                f"no google-tunix, and none in {TUNIX}: `make tunix` installs it there, as its"
+                " requirements would bring an older transformers"
+            )
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.delitem(sys.modules, "rows", raising=False)
     names = runpy.run_path(str(FOLDER / f"{name}.py"))
