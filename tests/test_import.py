@@ -106,6 +106,38 @@ def test_a_run_and_its_report_print_nothing_without_a_console(tmp_path, capsys):
     assert (tmp_path / "run" / "summary.md").is_file()
 
 
+OPTIONAL = ("altair", "vl_convert", "rouge_score", "tensorboardX", "wandb", "trackio")
+"""What only extras bring."""
+WALK = """
+import importlib, pkgutil, sys
+sys.modules |= dict.fromkeys(sys.argv[1:])  # None: an import of it fails
+import jaxunlearn
+for module in pkgutil.walk_packages(jaxunlearn.__path__, "jaxunlearn."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        print(module.name, error, sep=": ")
+from jaxunlearn.metrics import rouge
+try:
+    rouge.rouge(["a"], ["a"])
+except ImportError as error:
+    print("rouge", error, sep=": ")
+"""
+
+
+def test_every_module_is_imported_without_extras_or_names_its_own():
+    result = subprocess.run(
+        [sys.executable, "-c", WALK, *OPTIONAL], capture_output=True, text=True, check=True
+    )
+    install = "is not installed: pip install 'jaxunlearn[{}]'"
+    assert result.stdout.splitlines() == [
+        f"jaxunlearn.reporting.page.charts: altair {install.format('report')}",
+        f"jaxunlearn.reporting.page.comparison: altair {install.format('report')}",
+        f"jaxunlearn.reporting.page.render: altair {install.format('report')}",
+        f"rouge: rouge_score.rouge_scorer {install.format('evaluate')}",
+    ]
+
+
 # Import names that differ from the name of the distribution.
 DISTRIBUTIONS = {
     "yaml": "pyyaml",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxunlearn.core.extras import Extra
+
 NO_WORDS = "no reference has a word that ROUGE counts, of letters a-z and digits"
 """Why there is no ROUGE of texts in another script."""
 
@@ -30,12 +32,14 @@ def rouge(
 
     Raises:
       ValueError: not as many texts as references.
+      ModuleNotFoundError: `rouge-score` is not installed; names the extra.
 
     >>> scores = rouge(["She was born in Lima."], ["Born in Lima, she writes."])
     >>> [f"{values[0]:.2f}" for values in scores.values()]
     ['0.80', '0.60', '0.60']
     """
-    from rouge_score.rouge_scorer import RougeScorer
+    with Extra("evaluate"):
+        from rouge_score.rouge_scorer import RougeScorer
 
     if len(generated) != len(references):
         raise ValueError(f"{len(generated)} texts, but {len(references)} references")

@@ -8,10 +8,12 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import altair as alt
-
+from jaxunlearn.core.extras import Extra
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.page.content import WEIGHT_BINS
+
+with Extra("report"):
+    import altair as alt
 
 RISKS = {"unlearn": "on what is forgotten (Dᵤ)", "retain": "on what is retained (Dᵣ)"}
 TOTALS, SAMPLES = 0.01, 1e-5

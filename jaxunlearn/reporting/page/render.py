@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-import vl_convert
 
+from jaxunlearn.core.extras import Extra
 from jaxunlearn.record.folder import BASE, RETRAINED
 from jaxunlearn.reporting import page, palette
 from jaxunlearn.reporting.page import charts, content
@@ -20,6 +20,9 @@ from jaxunlearn.reporting.page.content import Data, Kept
 from jaxunlearn.reporting.page.source import Source
 from jaxunlearn.reporting.page.verdicts import verdict
 from jaxunlearn.reporting.terminal import shown_name
+
+with Extra("report"):
+    import vl_convert
 
 STRENGTHS = ("forget_es", "retain_es", "forget_nll", "retain_nll")
 """The numbers of a model in the first chart."""
