@@ -284,7 +284,7 @@ def test_no_code_of_a_run_is_imported(made_up, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     evaluate(out, generate=0, suites=["memorization"], **ONE)
     assert "stranger" in (out / "config.yaml").read_text() and "stranger" not in sys.modules
-    with pytest.raises(SystemExit, match="this ran"):
+    with pytest.raises(ValueError, match="this ran"):
         prepare(reader.load(out / "config.yaml"), **ONE)
 
 
