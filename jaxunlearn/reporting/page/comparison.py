@@ -29,8 +29,10 @@ def render(compared: Comparison) -> str:
         Chart(
             "runs",
             "Forgetting against retention",
-            ("Large marks are means over seeds, small ones single runs. " if several else "")
-            + "The dashed line is the front: no model is to its upper left.",
+            "Large marks are means over seeds, small ones single runs. The dashed line is the front"
+            " of the means: none is to its upper left."
+            if several
+            else "The dashed line is the front: no model is to its upper left.",
             charts.pareto(
                 models,
                 objectives,
