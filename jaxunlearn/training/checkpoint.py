@@ -52,6 +52,7 @@ class Checkpoints:
         self._seconds, self._saved_at = 60 * minutes, time.monotonic()
         self._started: int | None = None
         self._writing: Any = None  # the last save, until its result is taken
+        self._failed = False
 
     @property
     def latest(self) -> int | None:
@@ -66,7 +67,7 @@ class Checkpoints:
         A checkpoint appears whole or not at all; a step's is written once.
 
         Raises:
-          Exception: what ended the save before this one, if it failed.
+          OSError: the save before this one failed, as `finish` says.
         """
         if step not in (self._started, self.latest):
             self.finish()
@@ -91,11 +92,28 @@ class Checkpoints:
         Orbax keeps the thread and the open files of a save until its result is taken.
 
         Raises:
-          Exception: what ended the save, if it failed.
+          OSError: the save failed, most often on a full disk; names the folder and the reason.
         """
         writing, self._writing = self._writing, None
-        if writing is not None:
+        if writing is None:
+            return
+        try:
             writing.result()
+        except Exception as error:  # each layer of the format has its own errors
+            self._failed = True
+            raise OSError(
+                f"{self._directory / str(self._started)}: could not be saved"
+                f" ({_last_words(error)}); checkpoints before it are whole, and the same command"
+                " goes on from the newest"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the threads of the checkpointer, which raises a failed save's error once more."""
+        try:
+            self._checkpointer.close()
+        except Exception:
+            if not self._failed:
+                raise
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of all steps after one."""
@@ -144,19 +162,22 @@ def open_checkpoints(
     """
     from orbax.checkpoint import v1 as ocp
 
-    # Orbax warns of every save that waits for the one before; a run's timings say how long.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax warns of every save that waits for the one before, of which a run's timings say how
+    # long, and logs a page for each thread of a save that failed, which `finish` says in a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     options: Any = {"preservation_policy": ocp.training.preservation_policies.LatestN(keep)}
     with _reading(directory):
         opened = ocp.training.Checkpointer(str(directory), cleanup_tmp_directories=True, **options)
-    with opened as checkpointer:
-        checkpoints = Checkpoints(checkpointer, directory, minutes)
+    checkpoints = Checkpoints(opened, directory, minutes)
+    try:
+        yield checkpoints
+    finally:
         try:
-            yield checkpoints
-        finally:
             checkpoints.finish()
+        finally:
+            checkpoints.close()
 
 
 def newest(directory: Path) -> Path | None:
@@ -287,6 +308,11 @@ def _muted() -> Iterator[None]:
         sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _last_words(error: Exception) -> str:
+    """The end of what tensorstore says, where the reason follows a path of many letters."""
+    return " ".join(str(error).split())[-160:].partition(" ")[2]
 
 
 def _damaged(folder: Path, why: str) -> CheckpointError:
