@@ -201,10 +201,16 @@ class Before(TypedDict):
     unseen_es: float | None
 
 
+class PartSettings(TypedDict):
+    """The settings of one attack; `ids` are the samples that it shows, if it trains on any."""
+
+    ids: NotRequired[list[int]]
+
+
 class AttackPart(TypedDict):
     """`relearn/MODEL-ATTACK.json`."""
 
-    settings: dict[str, Any]
+    settings: PartSettings
     before: Before
     records: list[AttackRow]
     layers: list[dict[str, Any]]
