@@ -67,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
       asked to stop by SIGTERM or SIGINT, and goes on when it is given again; or 130 where Ctrl-C
       ended one that has nothing to go on with.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install PyTorch
     arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if arguments == ["--version"]:
         jax = importlib.metadata.version("jax")

@@ -11,6 +11,7 @@ import numpy as np
 from jaxunlearn.core import files
 from jaxunlearn.core.names import shortened
 from jaxunlearn.core.paths import user_path
+from jaxunlearn.data.library import load_transformers
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.prompts import (
     TOFU_PROMPT,
@@ -58,14 +59,13 @@ def load_tokenizer(path_or_name: str) -> Any:
       FileNotFoundError: no tokenizer there, or one that needs code of its own.
       ValueError: one of its files is a Git LFS pointer, or a page in HTML.
     """
-    from transformers import AutoTokenizer
-
     for name in ("tokenizer.json", "tokenizer_config.json"):
         file = user_path(path_or_name) / name
         if stand_in := files.stands_in(files.beginning(file)):
             raise ValueError(f"{file}: expected JSON, found {stand_in}")
+    auto_tokenizer = load_transformers().AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(user_path(path_or_name)), trust_remote_code=False)
+        return auto_tokenizer.from_pretrained(str(user_path(path_or_name)), trust_remote_code=False)
     # Of a damaged folder, transformers raises whatever its code runs into.
     except Exception as error:
         raise FileNotFoundError(

@@ -1,6 +1,9 @@
 """Labels are the answer and one EOS: exactly, for every style, tokenizer and row."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -293,6 +296,29 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
     load_tokenizer("a/b")
     assert options == {"trust_remote_code": False}
+
+
+LOAD = """
+import os, sys
+sys.modules["torch"] = None  # as where it is not installed
+before = dict(os.environ)
+from jaxunlearn.data import fictional, load_tokenizer
+trained = fictional.train_tokenizer([{"text": "a b"}], vocab_size=259)
+trained.save_pretrained(sys.argv[1])
+load_tokenizer(sys.argv[1])
+assert dict(os.environ) == before
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_nobody_is_advised_to_install_pytorch(tmp_path, chosen):
+    """And what others let transformers say stays as they have it."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {} if chosen is None else {name: chosen}
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout + done.stderr == ""
 
 
 # ------------------------------------------------------------------------------- chat prompts

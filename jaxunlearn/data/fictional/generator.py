@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxunlearn.data.fictional.attributes import ATTRIBUTES, Attribute
 from jaxunlearn.data.fictional.lexicon import FIRST_NAMES, LAST_NAMES
+from jaxunlearn.data.library import load_transformers
 
 WRONG_ANSWERS = 5
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
@@ -75,7 +76,6 @@ def train_tokenizer(rows: Iterable[Mapping[str, Any]], *, vocab_size: int = 1024
       ValueError: ``vocab_size`` below 259.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(_SPECIAL_TOKENS)
@@ -95,7 +95,7 @@ def train_tokenizer(rows: Iterable[Mapping[str, Any]], *, vocab_size: int = 1024
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, _SPECIAL_TOKENS.index(bos))]
     )
-    return PreTrainedTokenizerFast(
+    return load_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=unk,
         bos_token=bos,
