@@ -45,6 +45,7 @@ def unlearn(
     prompt: str | Mapping[str, Any] | None = None,
     mesh: tuple[int, int, int] | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
     **overrides: Any,
@@ -77,6 +78,7 @@ def unlearn(
       mesh: devices along the axes (data, fsdp, tensor).
       out: the run's folder, in which the run goes on where it stopped; default: a temporary one,
         which is gone when the call is over.
+      overwrite: whether another run in `out` is removed first, and nothing but its own files.
       console: where progress and tables go; default: nowhere.
       devices: the devices of the mesh; default: all, or the first one for a mesh of one.
       **overrides: any other keys of a configuration, as mappings, such as finetune={"epochs": 5},
@@ -111,7 +113,7 @@ def unlearn(
             # What the caller says goes before what follows from the rows.
             config = override(_base(model), {"model": start, **keys}, WHERE)
             config = override(config, settings, WHERE)
-            run = recipe.begin(config, folder.path, devices)
+            run = recipe.begin(config, folder.path, devices, overwrite=overwrite)
         except BaseException:
             memory.remove(set(folder.memory.glob("*")) - before)
             raise

@@ -242,6 +242,9 @@ def _differing(folder: RunFolder, config: Config, digests: Mapping[str, str]) ->
 def _remove(folder: RunFolder, config: Config) -> None:
     """Removes the run in a folder, which is locked, so that another one can begin there.
 
+    What the new run reads of the folder `memory` stays: rows and a model that a Python program gave
+    are written there before the old run is removed.
+
     Raises:
       ValueError: it is no run of ours, or the new run reads files of it.
     """
@@ -256,13 +259,15 @@ def _remove(folder: RunFolder, config: Config) -> None:
         "train.lora.start": config.train.lora.start,
         "evaluate.retain_log": config.evaluate.retain_log,
     }
-    for key, name in read.items():
-        if name and user_path(name).resolve().is_relative_to(folder.path.resolve()):
+    paths = {key: user_path(name).resolve() for key, name in read.items() if name}
+    from_memory = {x for x in paths.values() if x.parent == folder.memory.resolve()}
+    for key, path in paths.items():
+        if path not in from_memory and path.is_relative_to(folder.path.resolve()):
             raise ValueError(
-                f"{key}: {name} is in {folder.path}, the folder of the run that --overwrite"
+                f"{key}: {read[key]} is in {folder.path}, the folder of the run that --overwrite"
                 " removes; choose another --out"
             )
-    erase(folder)
+    erase(folder, keep=from_memory)
 
 
 def _fixed(config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from jaxunlearn.core import files
@@ -14,7 +14,7 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.m
 _CHECKPOINT = re.compile(r"\d+(\..*)?")
 
 
-def erase(folder: RunFolder) -> None:
+def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
     """Removes a run; the caller has locked its folder.
 
     The files are those that the manifest lists and those that the layout of a folder knows by their
@@ -24,11 +24,12 @@ def erase(folder: RunFolder) -> None:
 
     Args:
       folder: of a run.
+      keep: resolved paths of the run's files and folders that stay.
 
     Raises:
       ValueError: a foreign file is where a new run must make a model; nothing was removed.
     """
-    own = list(dict.fromkeys(_own(folder)))
+    own = [path for path in dict.fromkeys(_own(folder)) if path.resolve() not in keep]
     _check_models(folder, set(own))
     files.remove_unfinished(folder.path)
     for path in own:

@@ -73,7 +73,7 @@ def ask(monkeypatch):
     """The configuration that a call would run, and the rows that it wrote."""
     seen = []
 
-    def begin(config, out, devices=None):
+    def begin(config, out, devices=None, **_):
         folder = RunFolder(out).memory
         seen.append((config, {p.name: p.read_text() for p in folder.glob("*/*.jsonl")}))
         raise Asked
@@ -306,6 +306,35 @@ def test_a_call_is_the_run_of_its_configuration(first, tmp_path):
     assert [path.name for path in again.path.iterdir()] == [".lock"]
     # The rows of another folder are not its own.
     assert first.folder.joinpath("memory").is_dir()
+
+
+def test_another_run_is_removed_where_the_call_says_so(tmp_path, monkeypatch):
+    """What the new run reads is written before the old one is removed, and stays."""
+
+    def begun(run, *_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(recipe, "execute", begun)
+    folder = RunFolder(tmp_path / "run")
+
+    def call(forget, **options):
+        with pytest.raises(InterruptedError):
+            jaxunlearn.unlearn(None, forget, RETAIN, out=folder.path, **KEYS, **options)
+        (rows,) = folder.memory.glob("rows-*")
+        assert load(folder.config).data.source == str(rows)
+        return rows
+
+    first = call(FORGET)
+    folder.metrics.write_text("{}")
+    (folder.path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds another run"):
+        call(FORGET[:3])
+    other = call(FORGET[:3], overwrite=True)
+    assert other != first and (other / "forget.jsonl").is_file()
+    assert not folder.metrics.exists()
+    # The same rows again, and another setting: what is read has the name of what was there.
+    assert call(FORGET[:3], overwrite=True, lr=3e-4) == other
+    assert (folder.path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.nightly
