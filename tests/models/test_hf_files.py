@@ -359,7 +359,7 @@ def test_resolve_folder(tmp_path):
 
 def hub_error(kind):
     def download(*args, **kwargs):
-        if kind is errors.LocalEntryNotFoundError:
+        if not issubclass(kind, errors.HfHubHTTPError):
             raise kind("offline")
         raise kind("no", response=types.SimpleNamespace(headers={}, request=None))
 
@@ -375,7 +375,10 @@ def hub_error(kind):
             "owner/name is gated: accept its licence .*HF_TOKEN",
         ),
         (errors.RepositoryNotFoundError, FileNotFoundError, "no such model on the hub"),
-        (errors.LocalEntryNotFoundError, FileNotFoundError, "the hub is out of reach"),
+        (errors.LocalEntryNotFoundError, FileNotFoundError, "the hub is out of reach; check"),
+        (RuntimeError, FileNotFoundError, r"broke off \(RuntimeError: offline\)"),
+        (errors.HfHubHTTPError, FileNotFoundError, r"broke off \(HfHubHTTPError: no\)"),
+        (OSError, FileNotFoundError, r"broke off \(OSError: offline\); the same command"),
     ],
 )
 def test_resolve_hub_errors(monkeypatch, kind, raised, message):
@@ -384,13 +387,30 @@ def test_resolve_hub_errors(monkeypatch, kind, raised, message):
         hf.resolve("owner/name")
 
 
-def test_resolve_downloads(monkeypatch, tmp_path):
-    """Weights as safetensors, settings and tokenizer; nothing pickled."""
+# The files of hub models, in several formats.
+OURS = [
+    "config.json", "generation_config.json", "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "merges.txt", "vocab.json", "chat_template.jinja",
+    "adapter_config.json", "adapter_model.safetensors",
+]  # fmt: skip
+NOT_OURS = [
+    "README.md", "modeling_own.py", "tokenization_own.py", "tokenizer_own.py", "tokenizer.pkl",
+    "pytorch_model.bin", "training_args.bin", "model.gguf", "consolidated.safetensors",
+    "consolidated-00001-of-00002.safetensors", "original/consolidated.00.pth",
+    "original/params.json", "onnx/config.json", "fp32/model.safetensors",
+]  # fmt: skip
 
-    def download(name, allow_patterns):
+
+def test_resolve_downloads(monkeypatch, tmp_path):
+    """Weights as safetensors, settings and tokenizer; no code, nothing pickled, nothing twice."""
+    taken = []
+
+    def download(name, **patterns):
         assert name == "owner/name"
-        assert "*.safetensors" in allow_patterns and not any("bin" in p for p in allow_patterns)
+        taken.extend(huggingface_hub.utils.filter_repo_objects(OURS + NOT_OURS, **patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hf.resolve("owner/name") == tmp_path
+    assert taken == OURS

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 from jaxunlearn.core import files
+from jaxunlearn.core.names import shortened
 from jaxunlearn.core.paths import user_path
 
-_PATTERNS = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+# No folders below, which hold the model in other formats, and no second copy of the weights in
+# Mistral's own.
+_NOT = ["*/*", "consolidated*"]
 
 
 def resolve(model: str | Path) -> Path:
@@ -48,11 +52,21 @@ def resolve_adapter(model: str | Path) -> Path:
     name = str(model)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"{name}: no such folder (a hub model is called 'owner/name')")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    """The local copy of a hub model: that of earlier, or a new one; safetensors and no code.
+
+    Raises:
+      FileNotFoundError, PermissionError: as `resolve`.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
+    options = {"allow_patterns": _PATTERNS, "ignore_patterns": _NOT}
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_PATTERNS))
+        return Path(huggingface_hub.snapshot_download(name, **options))
     except errors.GatedRepoError:
         raise PermissionError(
             f"{name} is gated: accept its licence on https://huggingface.co/{name} and set HF_TOKEN"
@@ -61,8 +75,14 @@ def resolve_adapter(model: str | Path) -> Path:
         raise FileNotFoundError(
             f"{name}: no such folder, and no such model on the hub (for a private one set HF_TOKEN)"
         ) from None
-    except OSError as error:
+    except errors.LocalEntryNotFoundError:
         raise FileNotFoundError(
-            f"{name}: no such folder, and the hub is out of reach ({type(error).__name__}); "
-            "check the network and HF_HUB_OFFLINE"
+            f"{name}: no such folder, not downloaded before, and the hub is out of reach; check the"
+            " network and HF_HUB_OFFLINE, or give a folder"
         ) from None
+    # What breaks on the way has no common base class.
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name}: no such folder, and the download from the hub broke off"
+            f" ({type(error).__name__}: {shortened(str(error))}); the same command goes on with it"
+        ) from error
