@@ -72,7 +72,7 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
     validate(config)
     mesh = make_mesh(config, devices)
     sources = open_sources(config)
-    folder = None if config.model is None else model_folder("model", config.model)
+    folder = None if config.model is None else model_folder("model", config.model, trains=True)
     tokenizer = _tokenizer(config, sources, folder)
     model = _model(config, tokenizer, folder)
     shardings = sharding.param_shardings(model, mesh)
@@ -86,15 +86,16 @@ def open_subject(config: Config, devices: Sequence[Any] | None = None) -> Subjec
     )
 
 
-def model_folder(key: str, model: str | Path) -> Path:
+def model_folder(key: str, model: str | Path, *, trains: bool = False) -> Path:
     """The folder of a model that a user names, see `hf.resolve`.
 
     Args:
       key: what the model is given for, for the message.
       model: a folder, or a name of the Hugging Face hub.
+      trains: whether a run is to train it, for the message.
 
     Raises:
-      ValueError: it is the folder of a run.
+      ValueError: it is the folder of a run, or an adapter.
       OSError: no such model.
     """
     if is_run(model):
@@ -102,7 +103,7 @@ def model_folder(key: str, model: str | Path) -> Path:
             f"{key}: {model} is a run; write one of its models with `jaxunlearn export {model}"
             f" OBJECTIVE FOLDER` and name that folder, or name the run's own folder {BASE}"
         )
-    return hf.resolve(model)
+    return hf.resolve(model, trains=trains)
 
 
 def check_shape(key: str, folder: Path, subject: Subject) -> None:

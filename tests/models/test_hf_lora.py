@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -224,11 +225,15 @@ def test_an_adapter_is_no_model(written, base):
     with pytest.raises(ValueError) as error:
         hf.resolve(written[0])
     expected = (
-        f"{written[0]}: is a PEFT adapter of {base} and no model; write model: {base} and"
-        f" train: {{lora: {{start: {written[0]}}}}} in the configuration of a run, or merge it into"
-        " that model"
+        f"{written[0]}: is a PEFT adapter of {base} and no model; name a folder of the whole model:"
+        " `jaxunlearn export` without --adapter writes one, and so does PEFT, by"
+        " PeftModel.merge_and_unload and save_pretrained"
     )
     assert str(error.value) == expected
+    # A run may begin with it.
+    start = f"no model; write model: {base} and train: {{lora: {{start: {written[0]}}}}}, or name a"
+    with pytest.raises(ValueError, match=re.escape(start)):
+        hf.resolve(written[0], trains=True)
     assert hf.resolve_adapter(written[0]) == written[0]
 
 

@@ -12,11 +12,12 @@ _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.tx
 _NOT = ["*/*", "consolidated*"]
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | Path, *, trains: bool = False) -> Path:
     """The local folder of a model, downloaded where `model` is a name of the Hugging Face hub.
 
     Args:
       model: a folder, or a name such as "meta-llama/Llama-2-7b-hf".
+      trains: whether a run is to train it, which may begin with an adapter: for the message.
 
     Returns:
       The folder.
@@ -32,10 +33,13 @@ def resolve(model: str | Path) -> Path:
         content = files.read_json(adapter)
         named = content.get("base_model_name_or_path") if isinstance(content, dict) else None
         base = named or "BASE"
+        start = (
+            f"write model: {base} and train: {{lora: {{start: {model}}}}}, or " if trains else ""
+        )
         raise ValueError(
-            f"{model}: is a PEFT adapter of {base} and no model; write model: {base} and"
-            f" train: {{lora: {{start: {model}}}}} in the configuration of a run, or merge it into"
-            " that model"
+            f"{model}: is a PEFT adapter of {base} and no model; {start}name a folder of the whole"
+            " model: `jaxunlearn export` without --adapter writes one, and so does PEFT, by"
+            " PeftModel.merge_and_unload and save_pretrained"
         )
     return folder
 
@@ -64,9 +68,10 @@ def _download(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    options = {"allow_patterns": _PATTERNS, "ignore_patterns": _NOT}
     try:
-        return Path(huggingface_hub.snapshot_download(name, **options))
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=_PATTERNS, ignore_patterns=_NOT
+        )
     except errors.GatedRepoError:
         raise PermissionError(
             f"{name} is gated: accept its licence on https://huggingface.co/{name} and set HF_TOKEN"
@@ -86,3 +91,4 @@ def _download(name: str) -> Path:
             f"{name}: no such folder, and the download from the hub broke off"
             f" ({type(error).__name__}: {shortened(str(error))}); the same command goes on with it"
         ) from error
+    return Path(folder)
