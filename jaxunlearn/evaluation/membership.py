@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.core.trees import Tree
@@ -32,7 +33,7 @@ from jaxunlearn.models import decoder
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.record.folder import RETRAINED
 from jaxunlearn.training.batch import Rows, Split
-from jaxunlearn.training.losses import TokenLogProbs
+from jaxunlearn.training.losses import GROUPING, TokenLogProbs
 
 OVER = "forget, holdout"
 """The set in the rows of the table."""
@@ -73,12 +74,25 @@ class Signals(NamedTuple):
       mu: [n, S] mean of log p under the model's own predictions.
       sigma: [n, S] its standard deviation.
       norms: [n] norms of the gradients of log p of each text.
+      tensor_norms: [n] means over tensors of the same, without the last label.
     """
 
     logp: np.ndarray
     mu: np.ndarray
     sigma: np.ndarray
     norms: np.ndarray
+    tensor_norms: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class AllButLast:
+    """log p of every label token but the last of each text, [B, S], 0 elsewhere."""
+
+    of_labels: TokenLogProbs
+
+    def __call__(self, params: Tree, rows: Rows) -> jax.Array:
+        rest = membership.without_last_label(jnp.asarray(rows.mask))
+        return jnp.where(rest, self.of_labels(params, rows), 0)
 
 
 def mia_suite(context: Context) -> Suite:
@@ -215,6 +229,7 @@ def split_scores(
         moments=(signals.mu, signals.sigma),
         ref_logp=ref_logp,
         norms=signals.norms,
+        tensor_norms=signals.tensor_norms,
     )
     parts = (slice(texts.members), slice(texts.members, None))
     forget, holdout = ({attack: x[part] for attack, x in scores.items()} for part in parts)
@@ -229,13 +244,18 @@ def _signals(model: DecoderConfig, params: Tree, texts: Texts) -> Signals:
         for name in ("logp", "mu", "sigma")
     }
     size = sum(math.prod(leaf.shape) for leaf in model.leaves())
-    norms = membership.gradient_norms(
-        TokenLogProbs(model.with_forward_mode()),
-        params,
-        [texts.single],
+    norms = partial(
+        membership.gradient_norms,
+        params=params,
+        batches=[texts.single],
         microbatch=min(max(GRADIENT_ENTRIES // size, 1), MAX_GRADIENTS),
     )
-    return Signals(**by_name, norms=norms)
+    logp_fn = TokenLogProbs(model.with_forward_mode())
+    return Signals(
+        **by_name,
+        norms=norms(logp_fn),
+        tensor_norms=norms(AllButLast(logp_fn), tensors=GROUPING),
+    )
 
 
 @partial(jax.jit, static_argnames="model")

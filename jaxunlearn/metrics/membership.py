@@ -9,16 +9,18 @@ the i-th, and a = -mean log p_i:
 | `zlib` | -a / bytes of the text compressed by zlib | Carlini et al. 2021 |
 | `min_k` | mean of the lowest max(1, floor(k n)) of log p_i | Shi et al. 2023, 2310.16789 |
 | `min_k_plus_plus` | the same of (log p_i - mu_i) / sigma_i | Zhang et al. 2024, 2404.02936 |
+| `min_k_no_eos`, `min_k_plus_plus_no_eos` | both without the last label | OpenUnlearning |
 | `reference` | a under the reference model - a | Carlini et al. 2021 |
 | `gradient_norm` | -norm of the gradient of a | 2402.17012 |
+| `gradient_norm_tensors` | -mean of its tensors' norms, a without the last label | OpenUnlearning |
 
 mu_i and sigma_i are the mean and standard deviation of log p(v) over v ~ p, the model's own
 prediction at the position (`label_moments`).
 
 OpenUnlearning's attacks return the opposite of these scores and call the texts held out positive,
-so its AUC is ours. Three of its details differ: it leaves EOS out of min-k and min-k++ (pass a mask
-without it to compare); its gradient norm is the mean of the parameters' norms, not the norm of all;
-and early versions had that score the wrong way round.
+so its AUC is ours. Its min-k, min-k++ and gradient norm leave EOS out, which is the last label, and
+the latter is a mean over tensors: those attacks are here under names of their own. Early versions
+had the score of the gradient norm the wrong way round.
 """
 
 import zlib
@@ -29,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxunlearn import effects
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 
@@ -140,7 +143,7 @@ def gradient_norm_score(norms: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """-norm of the gradient of the mean NLL; larger is more like a member.
 
     Args:
-      norms: [n] norms of grad log p(s), of the whole text: from `gradient_norms`.
+      norms: [n] norms of grad log p(s), of the sum over labels: from `gradient_norms`.
       mask: [n, S] bool.
 
     Returns:
@@ -149,11 +152,22 @@ def gradient_norm_score(norms: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return -np.asarray(norms, np.float64) / _tokens(mask)
 
 
+def without_last_label(mask: Any) -> Any:
+    """[n, S] bool, True on all labels of each text but the last, which is EOS at an answer's end.
+
+    >>> without_last_label(np.array([[False, True, True, False], [False, True, False, False]]))
+    array([[False,  True, False, False],
+           [False, False, False, False]])
+    """
+    return mask & (mask.cumsum(-1) < mask.sum(-1, keepdims=True))
+
+
 def gradient_norms(
     sample_logp_fn: Callable[..., jax.Array],
     params: Tree,
     batches: Iterable[Any],
     *,
+    tensors: effects.Grouping | None = None,
     microbatch: int = 8,
 ) -> np.ndarray:
     """The norm of grad log p(s) of every sample.
@@ -165,6 +179,8 @@ def gradient_norms(
       params: any pytree.
       batches: pytrees of one static shape, one sequence a row (every leaf's leading axis is the
         sample's).
+      tensors: which leaves are stacks of layers: then the result is the mean over tensors of the
+        norm of each, a stack having one a layer. None: the norm of all parameters together.
       microbatch: gradients held at a time; memory is microbatch x parameters.
 
     Returns:
@@ -174,7 +190,9 @@ def gradient_norms(
       ValueError: no batches, or a row that holds several sequences.
     """
     norms = [
-        trees.on_host(_norms(params, batch, fn=sample_logp_fn, microbatch=microbatch))
+        trees.on_host(
+            _norms(params, batch, fn=sample_logp_fn, tensors=tensors, microbatch=microbatch)
+        )
         for batch in batches
     ]
     if not norms:
@@ -190,6 +208,7 @@ def scores(
     moments: tuple[np.ndarray, np.ndarray] | None = None,
     ref_logp: np.ndarray | None = None,
     norms: np.ndarray | None = None,
+    tensor_norms: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The scores of all attacks whose inputs are given.
 
@@ -200,24 +219,40 @@ def scores(
       moments: (mu, sigma), each [n, S], for `min_k_plus_plus`.
       ref_logp: [n, S], for `reference`.
       norms: [n], for `gradient_norm`.
+      tensor_norms: [n], for `gradient_norm_tensors`: means over tensors, of the labels but the
+        last, see `gradient_norms` and `without_last_label`.
 
     Returns:
       {attack: [n] float64}.
     """
     by_attack = {"loss": loss_score(logp, mask), "min_k": min_k_score(logp, mask)}
+    by_attack["min_k_no_eos"] = _without_last(partial(min_k_score, logp), mask)
     if texts is not None:
         by_attack["zlib"] = zlib_score(logp, mask, texts)
     if moments is not None:
-        by_attack["min_k_plus_plus"] = min_k_plus_plus_score(logp, *moments, mask)
+        plus_plus = partial(min_k_plus_plus_score, logp, *moments)
+        by_attack["min_k_plus_plus"] = plus_plus(mask)
+        by_attack["min_k_plus_plus_no_eos"] = _without_last(plus_plus, mask)
     if ref_logp is not None:
         by_attack["reference"] = reference_score(logp, ref_logp, mask)
     if norms is not None:
         by_attack["gradient_norm"] = gradient_norm_score(norms, mask)
+    if tensor_norms is not None:
+        of_norms = partial(gradient_norm_score, tensor_norms)
+        by_attack["gradient_norm_tensors"] = _without_last(of_norms, mask)
     return by_attack
 
 
-@partial(jax.jit, static_argnames=("fn", "microbatch"))
-def _norms(params, batch, *, fn, microbatch):
+def _without_last(score: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """[n] the score of a mask without the last labels; 0 for a text that has no other label."""
+    rest = without_last_label(mask)
+    others = rest.any(-1)
+    # A score refuses a text without labels: such a one is scored whole, and its number not used.
+    return np.where(others, score(np.where(others[:, None], rest, mask)), 0)
+
+
+@partial(jax.jit, static_argnames=("fn", "tensors", "microbatch"))
+def _norms(params, batch, *, fn, tensors, microbatch):
     def norm_of(example):
         example = jax.tree.map(lambda x: x[None], example)
         rows = jax.eval_shape(fn, params, example).shape[0]
@@ -226,7 +261,11 @@ def _norms(params, batch, *, fn, microbatch):
                 f"gradient_norms needs one sequence a row, but a row holds {rows}; pack one "
                 "sequence a row"
             )
-        return trees.norm(jax.grad(lambda p: trees.wide(fn(p, example)).sum())(params))
+        gradient = jax.grad(lambda p: trees.wide(fn(p, example)).sum())(params)
+        if tensors is None:
+            return trees.norm(gradient)
+        rows = effects.g_effect_between(gradient, gradient, by="tensor", grouping=tensors)
+        return rows.direction_norm.mean()
 
     return jax.lax.map(norm_of, batch, batch_size=microbatch)
 

@@ -14,8 +14,17 @@ DEFINITIONS = {
         Definition("mia.zlib", 1, "AUC of -mean NLL per compressed byte"),
         Definition("mia.min_k", 1, "AUC of the mean of the lowest 40 % of log p"),
         Definition("mia.min_k_plus_plus", 1, "AUC of mia.min_k of standardised log p"),
+        Definition("mia.min_k_no_eos", 1, "AUC of mia.min_k without the last label (EOS)"),
+        Definition(
+            "mia.min_k_plus_plus_no_eos", 1, "AUC of mia.min_k_plus_plus without the last label"
+        ),
         Definition("mia.reference", 1, "AUC of the reference model's mean NLL - mean NLL"),
         Definition("mia.gradient_norm", 1, "AUC of -norm of the gradient of the mean NLL"),
+        Definition(
+            "mia.gradient_norm_tensors",
+            1,
+            "AUC of -mean over tensors of the norm of the gradient of the mean NLL, without EOS",
+        ),
         Definition("privleak", 1, "100 (AUC_retain - AUC) / (1 - AUC_retain)"),
     )
 }

@@ -79,7 +79,7 @@ def test_scores_are_split_where_the_held_out_set_begins():
     rng = np.random.default_rng(0)
     signals = membership.Signals(
         logp=-rng.random((5, 4)), mu=-rng.random((5, 4)), sigma=rng.random((5, 4)),
-        norms=np.arange(5.0) + 1,
+        norms=np.arange(5.0) + 1, tensor_norms=np.arange(5.0) + 1,
     )  # fmt: skip
     texts = membership.Texts(2, list("abcde"), {}, None, np.ones((5, 4), bool), None)
     forget, holdout = membership.split_scores(texts, signals, signals.logp)

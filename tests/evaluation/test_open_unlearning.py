@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config import Config, schema
-from jaxunlearn.data import encoding, fictional, packing
+from jaxunlearn.data import encoding, fictional
 from jaxunlearn.data.prompts import Prompt
 from jaxunlearn.data.rows import TOFU_COLUMNS
 from jaxunlearn.data.sources import load_split
-from jaxunlearn.measurement import statistics
-from jaxunlearn.metrics import auc, membership, tofu_log
-from jaxunlearn.models import decoder, hf
+from jaxunlearn.evaluation import membership as suite
+from jaxunlearn.metrics import membership, tofu_log
+from jaxunlearn.models import hf
 from jaxunlearn.pipeline.evaluate import evaluate, of_model
 from jaxunlearn.pipeline.subject import open_subject
 from jaxunlearn.record.folder import MODEL, RunFolder
@@ -40,6 +40,8 @@ SPLITS = {
     "holdout01": "retain95",  # texts that this random model has seen as little as the others
 }
 """{split: the file of TOFU whose first rows it has}"""
+SETS = {"forget01": "answer", "holdout01": "answer"}
+"""What the attacks compare: {split: the key of its answer}"""
 ROWS, NEW_TOKENS = 8, 24
 TEMPLATE = {
     "apply_chat_template": False,
@@ -166,7 +168,7 @@ def run_theirs(theirs, data, torch_model):
         if len(sets) == 2:  # an attack
             given = dict(zip(("forget", "holdout"), sets.values(), strict=True))
         common = {"data": given, "collators": collator, "batch_size": 3, "tokenizer": tokenizer}
-        return function(on, **common, **options)
+        return function(on, **(common | options))
 
     run.dataset = dataset
     return run
@@ -187,30 +189,26 @@ def losses(run_theirs):
 
 
 @pytest.fixture(scope="module")
-def label_statistics(model, config):
-    """Our log-probabilities, moments and masks of both sets of the attacks."""
-    subject = open_subject(of_model(config, model), ONE)
+def attack_scores(model, config, tmp_path_factory):
+    """Our scores of the forget set and of the held-out set, {attack: [texts]} each."""
     found = []
-    with jax.set_mesh(subject.mesh):
-        params = subject.initial()
-        for split in ("forget01", "holdout01"):
-            rows = subject.sources.require(split, split)
-            samples = [s for (s,) in subject.encoder.own(rows, split).sequences]
-            packed = packing.padded(samples)
-            heads = decoder.forward(params, packed, subject.model, head=decoder.label_moments)
-            values = {k: np.asarray(packing.unpack(v, packed)) for k, v in heads.labels.items()}
-            of_split = subject.layout.split(samples)
-            stats = statistics.statistics(params, of_split, subject.model)
-            found.append((values, stats.mask, samples))
-    return found
+    compute = suite.split_scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "split_scores", lambda *a: found.append(compute(*a)) or found[-1])
+        out = tmp_path_factory.mktemp("scores") / "evaluation"
+        evaluate(model, config=config, out=out, suites=["mia"], devices=ONE)
+    return found[0]
 
 
 def same(number, theirs, tolerance=1e-6):
     assert number == pytest.approx(theirs, rel=tolerance, abs=tolerance)
 
 
-def test_both_encode_alike(run_theirs, label_statistics):
-    for (_, _, samples), split in zip(label_statistics, ("forget01", "holdout01"), strict=True):
+def test_both_encode_alike(run_theirs, model, config):
+    subject = open_subject(of_model(config, model), ONE)
+    for split in SETS:
+        rows = subject.sources.require(split, split)
+        samples = [s for (s,) in subject.encoder.own(rows, split).sequences]
         for item, sample in zip(run_theirs.dataset(split, "answer"), samples, strict=True):
             assert item["input_ids"].tolist() == sample.tokens.tolist()
             assert (item["labels"] != -100).sum() == sample.labels
@@ -353,28 +351,30 @@ def test_memorization(ours, run_theirs):
         same(ours[0][key], given["agg_value"])
 
 
-SETS = {"forget01": "answer", "holdout01": "answer"}
-
-
 def test_attacks_on_losses(ours, run_theirs):
     for attack in ("loss", "zlib"):
         given = run_theirs("mia", f"mia_{attack}", SETS)
         same(ours[0]["mia", f"mia_{attack}", "forget, holdout", f"mia.{attack}"], given["auc"])
 
 
-def test_min_k_without_eos(run_theirs, label_statistics):
-    """Their scores leave EOS out; ours do on a mask without it."""
-    for attack in ("min_k", "min_k_plus_plus"):
-        given = run_theirs("mia", f"mia_{attack}", SETS, k=membership.SHARE)
-        scores = []
-        for part, (values, mask, _) in zip(("forget", "holdout"), label_statistics, strict=True):
-            last = mask & (np.cumsum(mask, 1) == mask.sum(1, keepdims=True))
-            moments = (values["mu"], values["sigma"])
-            found = membership.scores(values["logp"], mask & ~last, moments=moments)[attack]
-            expected = [-v["score"] for v in given[part]["value_by_index"].values()]
-            np.testing.assert_allclose(found, expected, rtol=3e-6)
-            scores.append(found)
-        same(auc(*scores), given["auc"])
+# {their attack: (our name, its option)}
+WITHOUT_EOS = {
+    "min_k": ("min_k_no_eos", {"k": membership.SHARE}),
+    "min_k_plus_plus": ("min_k_plus_plus_no_eos", {"k": membership.SHARE}),
+    # It takes a batch's gradients one by one from a graph that the first one frees.
+    "gradnorm": ("gradient_norm_tensors", {"p": 2, "batch_size": 1}),
+}
+
+
+@pytest.mark.parametrize("attack", WITHOUT_EOS)
+def test_attacks_without_eos(ours, run_theirs, attack_scores, attack):
+    name, option = WITHOUT_EOS[attack]
+    given = run_theirs("mia", f"mia_{attack}", SETS, **option)
+    for part, scores in zip(("forget", "holdout"), attack_scores, strict=True):
+        expected = [-v["score"] for v in given[part]["value_by_index"].values()]
+        np.testing.assert_allclose(scores[name], expected, rtol=3e-6)
+    assert 0 < given["auc"] < 1
+    same(ours[0]["mia", f"mia_{name}", "forget, holdout", f"mia.{name}"], given["auc"])
 
 
 @pytest.fixture(scope="module")
@@ -394,13 +394,14 @@ def test_the_attack_with_a_reference(compared, run_theirs, models):
 
 def test_privleak(compared, run_theirs, models):
     """It is 0 where the model is as the retrained one; theirs needs the log of that."""
-    retrained = run_theirs("mia", "mia_loss", SETS, on=in_torch(models[1]))
+    attack = ("mia", "mia_min_k", SETS)  # as their configuration has it
+    retrained = run_theirs(*attack, k=membership.SHARE, on=in_torch(models[1]))
     given = run_theirs(
         "privacy",
         "privleak",
-        pre_compute={"forget": run_theirs("mia", "mia_loss", SETS)},
+        pre_compute={"forget": run_theirs(*attack, k=membership.SHARE)},
         reference_logs={"retain_model_logs": {"retain": retrained}},
         ref_value=0.5,
     )
     assert given["agg_value"] != 0
-    same(compared["privleak_loss", "privleak"], given["agg_value"])
+    same(compared["privleak_min_k_no_eos", "privleak"], given["agg_value"])

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxunlearn import effects
 from jaxunlearn.data import packing, planning
 from jaxunlearn.metrics import membership, privacy
 from jaxunlearn.models import decoder
@@ -42,15 +43,24 @@ def test_scores_equal_slow_loops(rows, k):
     ref_logp = logp - 0.5
     norms = np.arange(1.0, len(rows) + 1)
     result = membership.scores(
-        logp, mask, texts=texts, moments=(mu, sigma), ref_logp=ref_logp, norms=norms
+        logp,
+        mask,
+        texts=texts,
+        moments=(mu, sigma),
+        ref_logp=ref_logp,
+        norms=norms,
+        tensor_norms=2 * norms,
     )
     assert list(result) == [
         "loss",
         "min_k",
+        "min_k_no_eos",
         "zlib",
         "min_k_plus_plus",
+        "min_k_plus_plus_no_eos",
         "reference",
         "gradient_norm",
+        "gradient_norm_tensors",
     ]
     with_k = membership.min_k_score(logp, mask, k=k)
     for i, row in enumerate(rows):
@@ -64,6 +74,14 @@ def test_scores_equal_slow_loops(rows, k):
         assert result["min_k_plus_plus"][i] == pytest.approx(slow_min_k(standard, 0.4))
         assert result["reference"][i] == pytest.approx(0.5)
         assert result["gradient_norm"][i] == pytest.approx(-norms[i] / len(row))
+        # Without the last label; a text that has no other one scores 0.
+        others = len(row) - 1
+        expected = {
+            "min_k_no_eos": slow_min_k(row[:-1], 0.4) if others else 0,
+            "min_k_plus_plus_no_eos": slow_min_k(standard[:-1], 0.4) if others else 0,
+            "gradient_norm_tensors": -2 * norms[i] / others if others else 0,
+        }
+        assert {name: result[name][i] for name in expected} == pytest.approx(expected)
 
 
 def test_every_score_is_larger_for_what_looks_like_a_member():
@@ -216,6 +234,18 @@ def test_gradient_norms_and_their_score_are_those_of_single_gradients(microbatch
         assert -score[i] == pytest.approx(slow_norm(jax.grad(mean_nll)(params)), rel=1e-5)
 
 
+def test_norms_by_tensor_are_means_and_a_stack_has_one_a_layer():
+    params = {"stack": jnp.array([[3.0, 4.0], [6.0, 8.0]]), "one": jnp.array([2.0])}
+    # The gradient of this function is the parameters, scaled by the sample.
+    fn = lambda p, batch: batch * sum(jnp.sum(x**2) for x in p.values()) / 2
+    grouping = effects.Grouping(stacked={"stack": "layer"})
+    batches = [jnp.array([1.0, 2.0])]
+    norms = membership.gradient_norms(fn, params, batches, tensors=grouping)
+    np.testing.assert_allclose(norms, [17 / 3, 34 / 3], rtol=1e-6)
+    flat = membership.gradient_norms(fn, params, batches, tensors=effects.BY_PATH)
+    np.testing.assert_allclose(flat, [(125**0.5 + 2) / 2, 125**0.5 + 2], rtol=1e-6)
+
+
 def test_gradient_norms_need_one_sequence_a_row():
     fn = lambda params, batch: jnp.concatenate([params["w"] * batch, params["w"] * batch])
     with pytest.raises(ValueError, match="one sequence a row, but a row holds 2"):
@@ -310,7 +340,13 @@ def test_every_attack_of_the_scores_has_a_definition():
     logp = np.full((1, 2), -1.0)
     mask = np.ones((1, 2), bool)
     result = membership.scores(
-        logp, mask, texts=["a"], moments=(logp, -logp), ref_logp=logp, norms=np.ones(1)
+        logp,
+        mask,
+        texts=["a"],
+        moments=(logp, -logp),
+        ref_logp=logp,
+        norms=np.ones(1),
+        tensor_norms=np.ones(1),
     )
     assert {f"mia.{attack}" for attack in result} | {"privleak"} == privacy.DEFINITIONS.keys()
 
