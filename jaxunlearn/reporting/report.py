@@ -58,9 +58,7 @@ def write_report(
         *evaluation,
         *([(f"{config.name}: {RANKING}", ranking)] if len(ranking.rows) > 1 else []),
     ]
-    files.write_text(
-        folder.summary, "\n".join(terminal.markdown(table) for _, table in text_tables)
-    )
+    files.write_text(folder.summary, _markdown(text_tables))
     # --- report.html ------------------------------------------------------------------------------
     shown = source.read(run, config, results, figure_tables, text_tables)
     written = page.write(shown, folder.html)
@@ -99,8 +97,7 @@ def compare_runs(
     """
     console, folder = console or quiet_console(), user_path(out)
     compared = compare.compare([compare.read(user_path(run)) for run in runs], folder)
-    parts = [f"## {title}\n\n{terminal.markdown(table)}" for title, table in compared.tables]
-    files.write_text(folder / "comparison.md", "\n".join(parts))
+    files.write_text(folder / "comparison.md", _markdown(compared.tables))
     for title, table in compared.tables:
         terminal.print_wide(terminal.rich_table(table, title), console)
     written = page.write_comparison(compared, folder / "comparison.html")
@@ -142,6 +139,11 @@ def report_relearning(run: Path, config: Config, console: Console) -> None:
         figure_tables = relearn_table.figure_tables(run, config, attacks)
         draw.draw_all(figure_tables, RunFolder(run).figures)
         _print_attacks(attacks, config, console)
+
+
+def _markdown(titled: Sequence[tuple[str, TextTable]]) -> str:
+    """Tables below each other, each with its title."""
+    return "\n".join(f"## {title}\n\n{terminal.markdown(table)}" for title, table in titled)
 
 
 def _print_attacks(attacks: Mapping[str, Any], config: Config, console: Console) -> None:

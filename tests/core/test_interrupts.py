@@ -60,6 +60,8 @@ main()
 COMMAND = """
 import os, signal, sys
 from jaxunlearn import cli
+# A shell starts what it runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def pressed(command, arguments):
     os.kill(os.getpid(), signal.SIGINT)
 cli._FUNCTIONS = dict.fromkeys(cli._FUNCTIONS, pressed)

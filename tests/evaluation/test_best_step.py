@@ -36,10 +36,11 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
     for name, of_model in steps.items():
         for at in (10, 20):
             tables.write_part(tmp_path, best_step.TABLE, name, at, rows_of(*of_model[at]))
-        files.write_json(folder.result(name), {"steps": 30})
+        ends = dict.fromkeys(("forget_nll", "forget_es", "retain_nll", "retain_es"), 0.5)
+        files.write_json(folder.result(name), ends | {"steps": 30, "of_steps": 30})
     tables.merge(tmp_path, list(steps))
-    ends = {name: by_suite(rows_of(*of_model[30])) for name, of_model in steps.items()}
-    summary = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | ends)
+    evaluated = {name: by_suite(rows_of(*of_model[30])) for name, of_model in steps.items()}
+    summary = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated)
     assert summary["ga"] == {
         "evaluated": [10, 20, 30],
         "last": 30,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn.config import Objective, schema
+from jaxunlearn.config import ConfigError, Objective, schema
 from jaxunlearn.core import files
 from jaxunlearn.models import decoder, hf
 from jaxunlearn.pipeline import inputs, recipe
@@ -145,8 +145,10 @@ def test_a_schedule_that_never_moves_is_refused(changed, key):
 
 
 def test_more_steps_than_can_be_planned_are_refused():
-    many = prepared(unlearn={"epochs": 10**9})
-    with pytest.raises(ValueError, match=r"unlearn\.epochs: 1000000000 make .* steps of 2 samples"):
+    with pytest.raises(ConfigError, match=r"unlearn\.epochs: 1000000000 must .* at most 10000000"):
+        prepared(unlearn={"epochs": 10**9})
+    many = prepared(unlearn={"epochs": 10**7})  # each of several steps
+    with pytest.raises(ValueError, match=r"unlearn\.epochs: 10000000 make .* steps of 2 samples"):
         check(many)
 
 

@@ -45,7 +45,9 @@ def test_a_run_leaves_its_record(finished):
     assert load(finished / "config.yaml") == TINY
     assert (finished / "base" / "model.safetensors").exists()
     assert {p.name for p in (finished / "figures").glob("*.png")} >= {"g_effect.png", "plane.png"}
-    assert (finished / "summary.md").read_text().count("\n") == 2 + 3  # before, ga, npo
+    _, overview, _, effects = (finished / "summary.md").read_text().split("\n\n")[:4]
+    assert len(overview.splitlines()) == 2 + 3  # before, ga, npo
+    assert len(effects.splitlines()) == 2 + 2 and "e_u at the last step" in effects
     models = json.loads((finished / "results.json").read_text())["models"]
     assert list(models) == ["base", "ga", "npo"]
     assert not list(finished.rglob("*.tmp"))

@@ -121,6 +121,6 @@ def test_a_blank_line_is_named(config, corpora, tmp_path):
     file = tmp_path / "wikitext.jsonl"
     file.write_text(file.read_text("utf-8") + '{"text": ""}\n', encoding="utf-8")
     changed = replace(config, data={"source": str(tmp_path)})
-    row = len(LINES[::2])
-    with pytest.raises(ValueError, match=rf"\(wikitext\):{row}: expected a non-empty 'text'"):
+    line = len(LINES[::2]) + 1
+    with pytest.raises(ValueError, match=rf"wikitext\.jsonl:{line}: expected a non-empty 'text'"):
         recipe.begin(changed, tmp_path / "run", ONE)

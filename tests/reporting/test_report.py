@@ -100,7 +100,8 @@ class TestReport:
         said = report_of(write_run(tmp_path))
         assert "demo [red]" in said and "demo [red]:" not in said and "warning" not in said
         assert f"3 figures in {RunFolder(tmp_path).figures}" in said.replace("\n", "")
-        assert RunFolder(tmp_path).summary.read_text().startswith("| objective | forget NLL |")
+        written = RunFolder(tmp_path).summary.read_text()
+        assert written.startswith("## demo [red]: summary\n\n| objective | forget NLL |")
 
     def test_nothing_is_printed_by_default(self, tmp_path, capsys):
         report.write_report(write_run(tmp_path))
