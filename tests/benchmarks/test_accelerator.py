@@ -284,7 +284,7 @@ def rehearse(folder, sections):
     return first, printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_call_measures_nothing_again(tmp_path):
     first, printed = rehearse(tmp_path, ("machine", "train"))
     cudnn = {n: r["reason"] for n, r in first["train"]["rows"].items() if ", cudnn, " in n}

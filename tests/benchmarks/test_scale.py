@@ -154,7 +154,7 @@ def test_seven_billion_on_256_devices(tmp_path):
         assert row["temp"] < 3 * GIB, (name, row["temp"] / GIB)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.cost
 def test_seven_billion_on_eight_h200(tmp_path, h200):
     """By the card's own compiler; datasets in batches of 32 x 256 tokens, or what comes near."""

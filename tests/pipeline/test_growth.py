@@ -99,7 +99,7 @@ def moments(kind: str, out: Path) -> list[tuple[int, Held]]:
     return [(number, Held(*counts)) for number, *counts in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_long_run_does_not_grow(tmp_path):
     """A save under way holds more or less by chance; what is never given back adds to them all."""
     after = moments("steps", tmp_path)
