@@ -83,17 +83,24 @@ def main(argv: list[str] | None = None) -> int:
         print("jaxunlearn: interrupted", file=sys.stderr)
         return INTERRUPTED
     # ConfigError and CheckpointError are ValueErrors.
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        shown = error
-        if isinstance(error, RuntimeError) and not isinstance(error, OSError):
-            shown = out_of_memory(error, arguments[0])
-        if shown is None or os.environ.get("JAXUNLEARN_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("JAXUNLEARN_TRACEBACK"):
             raise
-        # What a file or an option holds may be meant for the terminal.
-        words = " ".join(str(shown).split())
-        print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
-        return 2
+        return _refused(error)
+    except RuntimeError as error:
+        no_memory = out_of_memory(error, arguments[0])
+        if no_memory is None or os.environ.get("JAXUNLEARN_TRACEBACK"):
+            raise
+        return _refused(no_memory)
     return 0
+
+
+def _refused(error: Exception) -> int:
+    """Says an error in one line; returns the exit status."""
+    # What a file or an option holds may be meant for the terminal.
+    words = " ".join(str(error).split())
+    print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
+    return 2
 
 
 def _check_command(word: str) -> None:

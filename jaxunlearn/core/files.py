@@ -138,13 +138,13 @@ def stands_in(content: bytes | str) -> str:
     return ""
 
 
-def beginning(path: Path) -> bytes:
-    """The first bytes of a file, for `stands_in`; none of one that cannot be read."""
+def stands_in_place_of(path: Path) -> str:
+    """The same of a file; "" for one that cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(200)
+            return stands_in(file.read(200))
     except OSError:
-        return b""
+        return ""
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

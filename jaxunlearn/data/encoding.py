@@ -61,7 +61,7 @@ def load_tokenizer(path_or_name: str) -> Any:
     """
     for name in ("tokenizer.json", "tokenizer_config.json"):
         file = user_path(path_or_name) / name
-        if stand_in := files.stands_in(files.beginning(file)):
+        if stand_in := files.stands_in_place_of(file):
             raise ValueError(f"{file}: expected JSON, found {stand_in}")
     auto_tokenizer = load_transformers().AutoTokenizer
     try:

@@ -120,7 +120,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> RawRows:
         table.validate(full=True)
         return _table(table, names, path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        found = files.stands_in(files.beginning(path)) or str(error)
+        found = files.stands_in_place_of(path) or str(error)
         raise ValueError(f"{path}: cannot be read as Parquet: {found}") from error
 
 

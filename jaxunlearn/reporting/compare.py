@@ -79,12 +79,13 @@ def read(run: Path) -> Member:
     Raises:
       FileNotFoundError: there is no finished run.
     """
-    return member(run, *summary.read_run(run))
+    return member(run, *summary.read_run(run), tables.read(run, "g_effect"))
 
 
-def member(run: Path, models: Mapping[str, Any], config: Config) -> Member:
-    """The same of a run whose results and configuration are read already."""
-    effects = tables.read(run, "g_effect")
+def member(
+    run: Path, models: Mapping[str, Any], config: Config, effects: Mapping[str, Sequence[Any]]
+) -> Member:
+    """The same of a run whose results, configuration and table `g_effect` are read already."""
     return Member(
         folder=run,
         config=config,

@@ -51,7 +51,8 @@ def write_report(
     overview = summary.summary_table(run, results)._replace(captions=summary.notes(config))
     evaluation = list(_evaluation_tables(run, config))
     effects = summary.effects_table(run)
-    ranking = compare.ranking(compare.grouped([compare.member(run, results, config)]))
+    alone = compare.member(run, results, config, figure_tables["g_effect"])
+    ranking = compare.ranking(compare.grouped([alone]))
     text_tables = [
         (f"{config.name}: summary", overview),
         *([] if effects is None else [(f"{config.name}: G-effect", effects)]),

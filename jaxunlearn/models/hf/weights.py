@@ -176,7 +176,7 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         try:
             opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
         except (safetensors.SafetensorError, OSError) as error:
-            if stand_in := files.stands_in(files.beginning(file)):
+            if stand_in := files.stands_in_place_of(file):
                 message = f"{file}: expected tensors, found {stand_in}"
                 raise ValueError(message) from None
             raise ValueError(f"{file}: cannot be read ({error}); download it again") from None

@@ -13,15 +13,20 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain
+from jaxunlearn.reporting.figures.panels import (
+    DIVERGING,
+    MISSING,
+    RISK_NAMES,
+    RISKS,
+    STYLE,
+    plain,
+)
 
 MOST_STEPS = 4
 PANEL_HEIGHT = 1.9
 """Inches."""
 LABEL_ROOM = 0.12
 """The least distance between the labels of two layers, in inches."""
-MISSING = "#C4C4C4"
-DIVERGING = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)
 
 Grids = dict[tuple[str, int], series.LayerGrid]
 
@@ -89,7 +94,7 @@ def _grids(table: series.Table, layers: Sequence[str], steps: Sequence[int] | No
         return grids
     by_layer = series.without(table, layer="total")
     if steps is None:
-        steps = _spread(sorted(series.distinct(by_layer, "step")))
+        steps = series.evenly(sorted(series.distinct(by_layer, "step")), MOST_STEPS)
     for step in steps:
         samples = series.sample_order(series.select(table, step=step))
         for risk in RISKS:
@@ -97,12 +102,6 @@ def _grids(table: series.Table, layers: Sequence[str], steps: Sequence[int] | No
             if len(rows["step"]):
                 grids[risk, step] = series.layer_grid(rows, samples, layers)
     return grids
-
-
-def _spread(steps: list[int]) -> list[int]:
-    """At most `MOST_STEPS` of them: the first, the last, and even ones between."""
-    places = np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS)).round().astype(int)
-    return [steps[place] for place in places]
 
 
 def _color_scale(values: np.ndarray) -> tuple[SymLogNorm, float]:

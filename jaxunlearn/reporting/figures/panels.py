@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,10 @@ from matplotlib.patheffects import withStroke
 from jaxunlearn.reporting import palette
 
 BLACK, WARNING = "#000000", "#D55E00"
+MISSING = "#C4C4C4"
+"""What a heat map has no value for."""
+DIVERGING = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)
+"""Values of both signs: blue below zero, red above."""
 RISKS: dict[str, dict[str, Any]] = {
     "unlearn": {"color": palette.RISKS["unlearn"], "linestyle": "-", "marker": "o"},
     "retain": {"color": palette.RISKS["retain"], "linestyle": "-", "marker": "s"},

@@ -243,6 +243,16 @@ def spread(table: Table, name: str, at: Sequence[float]) -> Spread:
     return Spread(steps, mean, dict(zip(at, columns, strict=True)), column.dropped)
 
 
+def evenly(values: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of them: the first, the last, and even ones between.
+
+    >>> evenly([0, 5, 10, 15, 20], 3), evenly([0, 5], 3)
+    ([0, 10, 20], [0, 5])
+    """
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)
+    return [values[place] for place in places]
+
+
 def pg_points(table: Table, steps: Sequence[int]) -> PgPoints:
     """Joins the unlearn and retain PG-effects of each (step, sample) that has a weight."""
     total = select(table, layer="total")

@@ -11,15 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain
+from jaxunlearn.reporting.figures.panels import (
+    DIVERGING,
+    MISSING,
+    RISK_NAMES,
+    RISKS,
+    STYLE,
+    plain,
+)
 
 MOST_SAMPLES = 3
 MOST_TOKENS = 64
 """Tokens of a sample that have room next to each other."""
 ROW, TOKEN = 0.26, 0.17
 """The height of a row and the least width of a token, in inches."""
-MISSING = "#C4C4C4"
-DIVERGING = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)
 SEQUENTIAL = matplotlib.colormaps["Greys"].with_extremes(bad=MISSING)
 
 
@@ -75,9 +80,8 @@ def _picked(table: series.Table) -> list[int]:
     rows = series.select(table, risk="unlearn")
     values, samples = series.numbers(rows, "value")[0], series.distinct(rows, "sample")
     sums = np.array([values[rows["sample"] == sample].sum() for sample in samples])
-    order = np.argsort(sums, kind="stable")  # what is not finite comes last
-    places = np.linspace(0, len(samples) - 1, min(len(samples), MOST_SAMPLES)).round().astype(int)
-    return [samples[order[place]] for place in dict.fromkeys(places.tolist())]
+    order = np.argsort(sums, kind="stable").tolist()  # what is not finite comes last
+    return [samples[place] for place in series.evenly(order, MOST_SAMPLES)]
 
 
 def _grid(table: series.Table) -> np.ndarray:

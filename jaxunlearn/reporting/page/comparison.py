@@ -96,19 +96,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _bands(compared: Comparison) -> Data:
     """Effects of all layers and of their groups: mean, least and largest over the seeds."""
-    found: dict[tuple[str, str, int, str], list[float]] = {}
-    labels = {
-        (id(run), name): label
-        for label, name, members in labelled(compared.groups)
-        for run in members
+    effects = {
+        run.folder: content.effects(run.effects, run.layer_groups).rows for run in compared.runs
     }
-    for run in compared.runs:
-        for objective, risk, step, group, value in content.effects(
-            run.effects, run.layer_groups
-        ).rows:
-            label = labels.get((id(run), objective))
-            if label is not None and value is not None:
-                found.setdefault((label, risk, step, group), []).append(value)
+    found: dict[tuple[str, str, int, str], list[float]] = {}
+    for label, name, members in labelled(compared.groups):
+        for run in members:
+            for objective, risk, step, group, value in effects[run.folder]:
+                if objective == name and value is not None:
+                    found.setdefault((label, risk, step, group), []).append(value)
     rows = [
         [
             *key,

@@ -186,7 +186,7 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
             )
         )
     if "layers" in data:
-        names = list(dict.fromkeys(row[0] for row in data["layers"].rows))
+        names = data["layers"].distinct("objective")
         found.append(
             Chart(
                 "layers",
@@ -199,7 +199,7 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
     if "points" in data:
         found.append(_plane(data, kept))
     if "profiles" in data:
-        names = list(dict.fromkeys(row[3] for row in data["profiles"].rows))
+        names = data["profiles"].distinct("layer")
         order = [n for n in layers if n in names] + [n for n in names if n not in layers]
         chart = charts.profile(order)
         text = "Where in the model the selected sample's effects arise."
@@ -224,10 +224,10 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
 
 def _plane(data: Mapping[str, Data], kept: Kept) -> Chart:
     points = data["points"]
-    names = list(dict.fromkeys(row[0] for row in points.rows))
+    names = points.distinct("objective")
     # An objective whose weights differ shows what the colours mean.
     weighted = [row[0] for row in points.rows if row[-1] in content.PLACES]
-    steps = sorted({row[1] for row in points.rows})
+    steps = sorted(points.distinct("step"))
     reach = largest(points, "unlearn"), largest(points, "retain")
     return Chart(
         "plane",
