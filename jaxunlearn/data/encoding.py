@@ -59,8 +59,8 @@ def load_tokenizer(path_or_name: str) -> Any:
       FileNotFoundError: no tokenizer there, or one that needs code of its own.
       ValueError: one of its files is a Git LFS pointer, or a page in HTML.
     """
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        file = user_path(path_or_name) / name
+    # transformers reads config.json too, and says of none of them what it is instead.
+    for file in sorted(user_path(path_or_name).glob("*.json")):
         if stand_in := files.stands_in_place_of(file):
             raise ValueError(f"{file}: expected JSON, found {stand_in}")
     auto_tokenizer = load_transformers().AutoTokenizer

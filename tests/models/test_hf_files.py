@@ -258,6 +258,14 @@ def test_what_stands_in_for_a_file_is_recognised(model, name, what):
     assert ("git lfs pull" in str(error.value)) == ("LFS" in what)
 
 
+@pytest.mark.parametrize("name", ["config.json", "special_tokens_map.json"])
+def test_a_tokenizer_next_to_what_stands_in_is_not_missing(model, name):
+    """transformers reads these too, and the error once said that there is no tokenizer."""
+    (model / name).write_bytes(STAND_INS["a Git LFS pointer"])
+    with pytest.raises(ValueError, match=rf"{name}: expected JSON, found a Git LFS pointer"):
+        load_tokenizer(str(model))
+
+
 @pytest.mark.parametrize("row", [0, -1])
 def test_a_tied_model_with_another_output_layer(model, row, monkeypatch):
     """It would answer otherwise than the model that was saved."""
