@@ -160,29 +160,32 @@ def _run_seeds(
         return
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
+    from jaxunlearn.core import hosts
+    from jaxunlearn.reporting import report
+    from jaxunlearn.reporting.background import BackgroundReports
+
     # One process: what is compiled for the first seed serves the others.
     numbers = range(config.seed, config.seed + options.seeds)
     folders = [of_seed(out, seed) for seed in numbers]
-    for seed, folder in zip(numbers, folders, strict=True):
-        console.print(f"seed {seed}", style="bold", highlight=False)
-        interrupts.check(f"before seed {seed}")
-        # The tables of all seeds together follow at the end; each run's are in its report.
-        run_one(dataclasses.replace(config, seed=seed), folder, print_tables=False)
-    from jaxunlearn.core import hosts
-    from jaxunlearn.reporting.report import compare_runs
-
-    if hosts.is_first():
-        compare_runs(folders, out, console)
+    with BackgroundReports() as reports:
+        for seed, folder in zip(numbers, folders, strict=True):
+            console.print(f"seed {seed}", style="bold", highlight=False)
+            interrupts.check(f"before seed {seed}")
+            run_one(dataclasses.replace(config, seed=seed), folder, reports.begin)
+        # The tables of all seeds together come first: each run's are in its report.
+        if hosts.is_first():
+            report.compare_runs(folders, out, console)
+        reports.finish()
 
 
 def _run_one(
     config: Config,
     out: Path,
+    write_report: Callable[[Path, Console], object] | None = None,
     *,
     options: RunOptions,
     console: Console,
     interrupts: Interrupts,
-    print_tables: bool = True,
 ) -> None:
     from jaxunlearn.pipeline import recipe
 
@@ -192,7 +195,7 @@ def _run_one(
         profile=options.profile,
         peak=options.peak,
         interrupts=interrupts,
-        print_tables=print_tables,
+        write_report=write_report,
     )
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxunlearn.pipeline import memory, outcome, recipe
 from jaxunlearn.pipeline.outcome import Result
 from jaxunlearn.pipeline.subject import columns_of
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import report
 
 WHERE = "unlearn"
 FORGET, RETAIN, MEASURED = "forget", "retain", "measured_retain"
@@ -117,7 +119,8 @@ def unlearn(
         except BaseException:
             memory.remove(set(folder.memory.glob("*")) - before)
             raise
-        recipe.execute(run, console, print_tables=False)
+        pages = partial(report.write_report, print_tables=False)
+        recipe.execute(run, console, write_report=pages)
         named = start if isinstance(model, str | Path) else None
         return outcome.read(run.prepared, folder, stays=out is not None, source=named)
 

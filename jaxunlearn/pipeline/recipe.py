@@ -8,7 +8,7 @@ targets are pure functions of (seed, step): no other state has to be restored.
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def execute(
     profile: int = 0,
     peak: float | None = None,
     interrupts: Interrupts | None = None,
-    print_tables: bool = True,
+    write_report: Callable[[Path, Console], object] | None = None,
 ) -> None:
     """Fine-tunes, unlearns, measures, evaluates and reports.
 
@@ -154,7 +154,8 @@ def execute(
       profile: steps of the first objective to trace into the folder's `profile`.
       peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
       interrupts: whether the run is asked to stop; default: it never is.
-      print_tables: whether the console gets the tables of the results too.
+      write_report: (folder, console) writes the report, in the first process alone; default:
+        `report.write_report`.
 
     Raises:
       Stopped: it was asked to stop; running it again goes on from there.
@@ -168,10 +169,14 @@ def execute(
         manifest.check_together(run.folder, without=without)
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
-        _execute(run, stages, profile, print_tables=print_tables)
+        _execute(run, stages, profile)
+        stages.interrupts.check("before the report")
+        if hosts.is_first():
+            (write_report or report.write_report)(run.folder.path, console)
+        hosts.wait("the run is done")
 
 
-def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None:
+def _execute(run: Run, stages: Stages, profile: int) -> None:
     console = stages.console
     for note in (*run.prepared.notes, *run.notes, *_torn(run.folder)):
         console.print(note, markup=False, highlight=False)
@@ -184,10 +189,6 @@ def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None
         if run.evaluation is not None:
             evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
         relearn_finished(run.prepared, run.folder, stages)
-    stages.interrupts.check("before the report")
-    if hosts.is_first():
-        report.write_report(run.folder.path, console, print_tables=print_tables)
-    hosts.wait("the run is done")
 
 
 def _torn(folder: RunFolder) -> list[str]:

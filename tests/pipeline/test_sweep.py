@@ -75,13 +75,16 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
         assert cli.main(command) == 75
     once = dict(traced)
     traced.clear()
-    assert (out / "seed-0" / "report.html").exists() and not (out / "comparison.md").exists()
+    assert (out / "seed-0" / "results.json").exists() and not (out / "comparison.md").exists()
     assert not (out / "seed-1" / "results.json").exists()
     capsys.readouterr()
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "\nnpo_beta_0.1:" not in said  # what was finished is not done again
-    assert "ranking at equal retention" in said and str(out / "seed-1" / "report.html") in said
+    assert "ranking at equal retention" in said
+    for seed in (0, 1):
+        assert f"report: {out / f'seed-{seed}' / 'report.html'}\n" in said
+        assert (out / f"seed-{seed}" / "report.html").exists()
     assert "peak e_u" not in said  # the tables of one seed alone are left out
     # Values share all that is compiled; seeds share all but the steps, whose batches differ.
     for counts in (once, traced):  # what goes on may trace once more
