@@ -102,8 +102,24 @@ def param_shardings(config: "DecoderConfig", mesh: Mesh) -> Tree:
         axes = [RULES[dim] for dim in leaf.dims]
         for dim, axis, size in zip(leaf.dims, axes, leaf.shape, strict=True):
             _check_divides("/".join(leaf.path), dim, axis, size, mesh)
-        leaf.put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+        leaf.put(tree, NamedSharding(mesh, _shortest(axes, mesh)))
     return tree
+
+
+def _shortest(axes: Sequence[Axis], mesh: Mesh) -> PartitionSpec:
+    """Axes of a parameter as JAX writes them for the results of a program.
+
+    Without mesh axes of one device, and without None at the end. Two ways to write one sharding are
+    two to a compiled program, which would be compiled again for parameters that a step returned.
+
+    >>> _shortest((("fsdp", "tensor"), None), make_mesh(data=jax.device_count()))
+    PartitionSpec()
+    """
+    names = [(axis,) if isinstance(axis, str) else axis or () for axis in axes]
+    split = [tuple(name for name in group if mesh.shape[name] > 1) for group in names]
+    while split and not split[-1]:
+        split.pop()
+    return PartitionSpec(*(group[0] if len(group) == 1 else group or None for group in split))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

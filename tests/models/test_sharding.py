@@ -91,9 +91,21 @@ def test_fsdp_splits_the_first_dimension_of_every_matrix():
     specs = sharding.param_shardings(UNTIED, mesh)
     for leaf in UNTIED.leaves():
         spec = leaf.get(specs).spec
-        first = len(spec) - 2 if leaf.path[-1] != "scale" else None
+        first = len(leaf.shape) - 2 if leaf.path[-1] != "scale" else None
         split = [i for i, axis in enumerate(spec) if "fsdp" in (axis or ())]
         assert split == ([] if first is None else [first]), leaf.path
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_results_of_a_program_are_placed_as_its_parameters(shape):
+    # A program is compiled once more for arguments whose sharding is written in another way.
+    mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
+    shardings = sharding.param_shardings(CONFIG, mesh)
+    params = sharding.place(random_params(CONFIG), shardings)
+    program = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree))
+    assert jax.tree.map(lambda x: x.sharding, program(params)) == shardings
+    program(program(params))
+    assert program._cache_size() == 1
 
 
 def test_mesh():
