@@ -1,5 +1,6 @@
 """What the verdicts need of a run: curves, statistics and results, small enough to be committed."""
 
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,10 +75,11 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
       arguments: of the command that ran it, for the record.
 
     Returns:
-      {"about", "where", "study", "seed", "minutes", "samples", "labels", "models", "objectives"}:
-      "about" is of this command, "where" of the run's newest start, "labels" are the label tokens
-      of a sample in the mean, "models" has results, evaluation and relearning
-      of every model, "objectives" the effects of every objective. Numbers have six digits.
+      {"about", "where", "study", "seed", "minutes", "samples", "labels", "base_sha256", "models",
+      "objectives"}: "about" is of this command, "where" of the run's newest start, "labels" are the
+      label tokens of a sample in the mean, "base_sha256" tells whether another run began with the
+      same bits, "models" has results, evaluation and relearning of every model, "objectives" the
+      effects of every objective. Numbers have six digits.
     """
     folder = RunFolder(run)
     config = reader.load(folder.config)
@@ -109,10 +111,17 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "minutes": sum(summary.stage_seconds(run).values()) / 60,
             "samples": sizes,
             "labels": {k: float(select(first, split=k)["tokens"].mean()) for k in sizes},
+            "base_sha256": _digests(folder.model(BASE)),
             "models": _models(folder, results, _distances(folder, config)),
             "objectives": by_objective,
         }
     )
+
+
+def _digests(model: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a model's weights."""
+    files_of = sorted(model.glob("*.safetensors"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of}
 
 
 # --------------------------------------------------------------------------- of a model

@@ -325,6 +325,7 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
     collect.merge_finished(stopped)
     assert set(collect.collect(stopped, [])["objectives"]) == set(content["objectives"])
     assert set(facts.six().values()) == {label.lower() for label in SIX}
+    assert len(content["base_sha256"]["model.safetensors"]) == 64
     assert content["labels"]["forget"] > 1 and content["models"]["ga"]["distance"] > 0
     ga = content["objectives"]["ga"]
     total = np.sum(list(ga["unlearn"]["groups"].values()), axis=0)
