@@ -148,22 +148,25 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     console = _start(command.processes)
     with Interrupts().catching() as interrupts:
         _run_seeds(config, out, options, console, interrupts)
+    if options.no_report:
+        where = f"`jaxunlearn report {out}` writes the report"
+        console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 
 def _run_seeds(
     config: Config, out: Path, options: RunOptions, console: Console, interrupts: Interrupts
 ) -> None:
     """Runs a configuration with as many seeds as the options say."""
-    run_one = partial(_run_one, options=options, console=console, interrupts=interrupts)
-    if options.seeds == 1:
-        run_one(config, out)
-        return
-    if RunFolder(out).config.exists():
-        raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
     from jaxunlearn.core import hosts
     from jaxunlearn.reporting import report
     from jaxunlearn.reporting.background import BackgroundReports
 
+    run_one = partial(_run_one, options=options, console=console, interrupts=interrupts)
+    if options.seeds == 1:
+        run_one(config, out, None if options.no_report else report.write_report)
+        return
+    if RunFolder(out).config.exists():
+        raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
     # One process: what is compiled for the first seed serves the others.
     numbers = range(config.seed, config.seed + options.seeds)
     folders = [of_seed(out, seed) for seed in numbers]
@@ -171,9 +174,10 @@ def _run_seeds(
         for seed, folder in zip(numbers, folders, strict=True):
             console.print(f"seed {seed}", style="bold", highlight=False)
             interrupts.check(f"before seed {seed}")
-            run_one(dataclasses.replace(config, seed=seed), folder, reports.begin)
+            begin = None if options.no_report else reports.begin
+            run_one(dataclasses.replace(config, seed=seed), folder, begin)
         # The tables of all seeds together come first: each run's are in its report.
-        if hosts.is_first():
+        if hosts.is_first() and not options.no_report:
             report.compare_runs(folders, out, console)
         reports.finish()
 
@@ -181,7 +185,7 @@ def _run_seeds(
 def _run_one(
     config: Config,
     out: Path,
-    write_report: Callable[[Path, Console], object] | None = None,
+    write_report: Callable[[Path, Console], object] | None,
     *,
     options: RunOptions,
     console: Console,

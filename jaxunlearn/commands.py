@@ -56,6 +56,9 @@ class RunOptions:
     seeds: int = 1
     """Run with this many seeds, the configuration's and those that follow, in folders seed-N of the
     run's folder, and compare them there."""
+    no_report: Switch = False
+    """Write no figures and no report, which take half a minute; `jaxunlearn report RUN` does it
+    later, on any machine."""
     profile: int = 0
     """Trace this many steps of the first objective with jax.profiler."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None

@@ -279,7 +279,7 @@ def finished(tmp_path_factory) -> pathlib.Path:
         plain = yaml.safe_load(reader.dump(CONFIG))
         text = yaml.safe_dump(plain | {"objectives": mine}, sort_keys=False)
         (folder / "config.yaml").write_text(text)
-        run(reader.load(folder / "config.yaml"), folder / "run")
+        run(reader.load(folder / "config.yaml"), folder / "run", report=True)
     return folder / "run"
 
 

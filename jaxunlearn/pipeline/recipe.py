@@ -45,7 +45,8 @@ from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.record.lock import locked
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.record.trackers import Trackers, check_installed, tracking
-from jaxunlearn.reporting import report, summary
+from jaxunlearn.reporting import report as reporting
+from jaxunlearn.reporting import summary
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
 
@@ -75,6 +76,7 @@ def run(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    report: bool = True,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Path:
@@ -84,6 +86,8 @@ def run(
       config: what to run.
       out: the run's folder; default: runs/NAME.
       overwrite: whether another run in the folder is removed first, and nothing but its own files.
+      report: whether figures, `summary.md` and `report.html` are written; `jaxunlearn report` can
+        do that later, on any machine.
       console: where progress and tables go; default: nowhere.
       devices: the devices of the mesh; default: all, or the first one where `compute` names one.
 
@@ -95,7 +99,8 @@ def run(
       FloatingPointError: fine-tuning diverged.
     """
     path = Path("runs") / config.name if out is None else user_path(out)
-    execute(begin(config, path, devices, overwrite=overwrite), console)
+    opened = begin(config, path, devices, overwrite=overwrite)
+    execute(opened, console, write_report=reporting.write_report if report else None)
     return path
 
 
@@ -146,7 +151,7 @@ def execute(
     interrupts: Interrupts | None = None,
     write_report: Callable[[Path, Console], object] | None = None,
 ) -> None:
-    """Fine-tunes, unlearns, measures, evaluates and reports.
+    """Fine-tunes, unlearns, measures, evaluates, and reports if it is told how.
 
     Args:
       run: from `begin`.
@@ -154,8 +159,8 @@ def execute(
       profile: steps of the first objective to trace into the folder's `profile`.
       peak: TFLOP/s of one device, for the MFU; default: the published peak, where it is known.
       interrupts: whether the run is asked to stop; default: it never is.
-      write_report: (folder, console) writes the report, in the first process alone; default:
-        `report.write_report`.
+      write_report: (folder, console) writes the report, in the first process alone; default: there
+        is none.
 
     Raises:
       Stopped: it was asked to stop; running it again goes on from there.
@@ -170,9 +175,10 @@ def execute(
         console = console or quiet_console()
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile)
-        stages.interrupts.check("before the report")
-        if hosts.is_first():
-            (write_report or report.write_report)(run.folder.path, console)
+        if write_report is not None:
+            stages.interrupts.check("before the report")
+            if hosts.is_first():
+                write_report(run.folder.path, console)
         hosts.wait("the run is done")
 
 

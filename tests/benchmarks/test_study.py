@@ -304,7 +304,7 @@ def test_a_run_becomes_facts_tables_and_figures(tmp_path, monkeypatch):
         evaluate=schema.Evaluate(suites=("memorization",)),
         relearn=schema.Relearn(samples=(2,), steps=2),
     )
-    run = jaxunlearn.run(config, tmp_path / "run")
+    run = jaxunlearn.run(config, tmp_path / "run", report=False)
     content = collect.collect(run, ["run", "tiny"])
     studies = load([content, {**content, "seed": 1}])
     (facts, _) = studies["tiny"]

@@ -14,7 +14,6 @@ from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
-from jaxunlearn.reporting import report
 from tests.pipeline.test_recipe import digests
 from tests.pipeline.test_stop import StopAt
 from tests.pipeline.tiny import replace
@@ -52,11 +51,9 @@ DAMAGES = {
 def runs(tmp_path_factory):
     """A finished run, and one that stopped half-way through its second objective."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda *args, **options: None)
-        start(folder / "whole")
-        with pytest.raises(Stopped):
-            start(folder / "half", StopAt(15))
+    start(folder / "whole")
+    with pytest.raises(Stopped):
+        start(folder / "half", StopAt(15))
     return folder
 
 
@@ -66,7 +63,6 @@ def runs(tmp_path_factory):
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_same_command_after_damage(runs, tmp_path, monkeypatch, trials):
-    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
     whole, draw, outcomes = digests(runs / "whole"), np.random.default_rng(trials), []
     for trial in range(trials):
         kind = ("whole", "half")[trial % 2]
@@ -107,7 +103,6 @@ def hurt(file: Path, damage, draw):
 
 @pytest.mark.slow
 def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
     whole = digests(runs / "whole")
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     for removed in ("objectives/npo", "reference", "relearn"):
@@ -123,7 +118,6 @@ def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_references_are_computed_again_with_a_note(runs, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     hurt(folder / "reference" / "forget.npz", damage, np.random.default_rng(0))
     console = Console(file=io.StringIO())
@@ -136,7 +130,6 @@ def test_damaged_references_are_computed_again_with_a_note(runs, tmp_path, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["emptied", "deleted"])
 def test_a_lost_manifest_and_a_torn_line_are_noted(runs, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(report, "write_report", lambda *args, **options: None)
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
     hurt(folder / "manifest.jsonl", damage, None)
     with (folder / "metrics.jsonl").open("a") as file:

@@ -35,7 +35,8 @@ def config(tmp_path):
 
 def started(config, out, limit="unlimited"):
     """The command in a process of its own whose files can be no larger than `limit`, in KiB."""
-    command = [sys.executable, "-m", "jaxunlearn", "run", str(config), "--out", str(out)]
+    run = ["run", str(config), "--out", str(out), "--no-report"]
+    command = [sys.executable, "-m", "jaxunlearn", *run]
     # What is compiled is large too, and is kept by tests alone.
     kept = {} if limit == "unlimited" else {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     # It must end by itself: it once waited for the save that had failed.

@@ -13,25 +13,20 @@ from jaxunlearn.config import dump
 from tests.pipeline.test_recipe import digests
 from tests.pipeline.tiny import replace
 
-COMMAND = ("-m", "jaxunlearn.cli")
-# The report takes half of so small a run. It is written from what is there, and nothing reads it.
-WITHOUT_REPORT = (
-    "-c",
-    "import sys; from jaxunlearn import cli; from jaxunlearn.reporting import report;"
-    "report.write_report = lambda *args, **options: None; sys.exit(cli.main())",
-)
 CONFIG = replace(evaluate={"suites": ("uwc",)}, relearn={"samples": (1,), "steps": 2})
 
 
 @pytest.mark.parametrize(
-    ("kills", "program"),
+    ("kills", "options"),
     [
-        pytest.param(20, WITHOUT_REPORT, marks=pytest.mark.slow),
-        pytest.param(100, COMMAND, marks=pytest.mark.nightly),
+        # The report takes half of so small a run. It is written from what is there, and nothing
+        # reads it.
+        pytest.param(20, ["--no-report"], marks=pytest.mark.slow),
+        pytest.param(100, [], marks=pytest.mark.nightly),
     ],
     ids=("20", "100"),
 )
-def test_killed_runs_end_as_the_one_that_was_not(tmp_path, kills, program):
+def test_killed_runs_end_as_the_one_that_was_not(tmp_path, kills, options):
     """Each chain is killed after random times until it ends; a process starts in some seconds."""
     file = tmp_path / "tiny.yaml"
     file.write_text(dump(CONFIG))
@@ -45,9 +40,9 @@ def test_killed_runs_end_as_the_one_that_was_not(tmp_path, kills, program):
     }
 
     def started(out):
-        command = [sys.executable, *program, "run", str(file), "--out", str(out)]
-        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, **options)
+        command = [sys.executable, "-m", "jaxunlearn.cli", "run", str(file), "--out", str(out)]
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *options], env=environment, **streams)
 
     for name in ("first", "whole"):  # the second one finds everything compiled
         begin = time.monotonic()

@@ -26,7 +26,7 @@ from tests.pipeline.tiny import TINY, replace, run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    run(TINY, out)
+    run(TINY, out, report=True)
     return out
 
 
@@ -238,7 +238,7 @@ def gated(tmp_path_factory):
     """The same run, whose measurements form no gradient of a risk."""
     out = tmp_path_factory.mktemp("runs") / "gated"
     by = ("sample", "layer", "tensor")
-    run(replace(measure={"gradients": "gates", "pg_by": by}), out)
+    run(replace(measure={"gradients": "gates", "pg_by": by}), out, report=True)
     return out
 
 
@@ -326,7 +326,7 @@ def test_an_objective_that_diverges_keeps_its_last_finite_state(tmp_path, measur
         measure=schedule | {"pg_steps": (), "token_steps": ()},
     )
     folder = RunFolder(tmp_path / "run")
-    run(config, folder.path)
+    run(config, folder.path, report=True)
     models = files.read_json(folder.results)["models"]
     ga, npo = models["ga"], models["npo"]
     assert "diverged" not in npo and npo["steps"] == npo["of_steps"] == ga["of_steps"]

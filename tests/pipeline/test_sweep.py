@@ -108,7 +108,8 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     objectives = {"npo": Objective(hyper={"beta": 1.0})}
     changed = dataclasses.replace(CONFIG, seed=1, objectives=objectives)
     file.write_text(dump(changed))
-    assert cli.main(["run", str(file), "--out", str(alone)]) == 0
+    assert cli.main(["run", str(file), "--out", str(alone), "--no-report"]) == 0
+    assert not (alone / "report.html").exists() and not (alone / "figures").exists()
     one = files.read_json(alone / "results.json")["models"]["npo"]
     assert one == results[1]["models"]["npo_beta_1"]
 

@@ -19,6 +19,7 @@ from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting.report import write_report
 from jaxunlearn.training.checkpoint import newest
 from tests.pipeline.test_recipe import Crash, digests, select
 from tests.pipeline.tiny import reconfigure, replace, run
@@ -242,6 +243,7 @@ def test_effects_are_those_on_what_trains(name, request):
         np.testing.assert_allclose(row["value"], -(row["risk_norm"] ** 2), rtol=1e-4)
     pg = tables.read(out, "pg_effect")
     assert set(pg["layer"]) == {"total"} and len(pg["layer"]) > 0
+    write_report(out)
     assert "trains: " in (out / "summary.md").read_text()
 
 
@@ -303,7 +305,7 @@ def test_a_run_of_which_no_block_trains_has_a_report(tmp_path):
     config = replace(
         train={"only": ("^norm",)}, measure=measure, objectives=objectives, finetune={"epochs": 1}
     )
-    run(config, tmp_path / "run")
+    run(config, tmp_path / "run", report=True)
     assert set(tables.read(tmp_path / "run", "g_effect")["layer"]) == {"norm", "total"}
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
 

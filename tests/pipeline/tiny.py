@@ -39,9 +39,12 @@ def replace(config: Config = TINY, **sections) -> Config:
     return dataclasses.replace(config, **values)
 
 
-def run(config: Config, out, devices=None) -> None:
-    """Runs to the end, quietly, on one device unless told otherwise."""
-    recipe.run(config, out, devices=devices or jax.devices()[:1])
+def run(config: Config, out, devices=None, *, report=False) -> None:
+    """Runs to the end, quietly, on one device unless told otherwise.
+
+    Without a report, which takes half of so small a run, unless the test reads it.
+    """
+    recipe.run(config, out, devices=devices or jax.devices()[:1], report=report)
 
 
 def reconfigure(out, config: Config) -> None:
