@@ -112,8 +112,8 @@ def _shortest(axes: Sequence[Axis], mesh: Mesh) -> PartitionSpec:
     Without mesh axes of one device, and without None at the end. Two ways to write one sharding are
     two to a compiled program, which would be compiled again for parameters that a step returned.
 
-    >>> _shortest((("fsdp", "tensor"), None), make_mesh(data=jax.device_count()))
-    PartitionSpec()
+    >>> tuple(_shortest((("fsdp", "tensor"), None), make_mesh(data=jax.device_count())))
+    ()
     """
     names = [(axis,) if isinstance(axis, str) else axis or () for axis in axes]
     split = [tuple(name for name in group if mesh.shape[name] > 1) for group in names]

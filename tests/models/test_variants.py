@@ -33,6 +33,15 @@ DECODERS = {
 each_decoder = pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
 
 
+def by_night(*names):
+    """All decoders, those of some names in the nightly suite alone."""
+    marks = {name: pytest.mark.nightly for name in names}
+    return pytest.mark.parametrize(
+        "config",
+        [pytest.param(DECODERS[name], id=name, marks=marks.get(name, ())) for name in DECODERS],
+    )
+
+
 # The new leaves under a probe
 
 
@@ -86,7 +95,7 @@ def test_a_resting_probe_changes_no_value(config):
 # Meshes
 
 
-@each_decoder
+@by_night("qk-norm of heads, window")  # which adds nothing that is split
 @pytest.mark.parametrize(
     "shape", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.nightly)], ids=str
 )
@@ -139,9 +148,9 @@ def test_shardings_of_the_new_leaves():
     for name in ("q_norm", "k_norm"):
         assert specs[name]["scale"].spec == jax.P(None, "tensor")
     for name in ("o", "down"):
-        assert specs[name]["bias"].spec == jax.P(None, None)
+        assert specs[name]["bias"].spec == jax.P()
     heads = sharding.param_shardings(dataclasses.replace(UNTIED, qk_norm="head"), mesh)["blocks"]
-    assert heads["q_norm"]["scale"].spec == jax.P(None, None)
+    assert heads["q_norm"]["scale"].spec == jax.P()
 
 
 # Sliding windows
@@ -206,7 +215,14 @@ def test_decoding_is_recomputing_the_prefix(config, window):
 # Computation
 
 
-@pytest.mark.parametrize("name", [name for name in DECODERS if name != "gemma"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("biases", marks=pytest.mark.nightly),
+        "qk-norm of heads, window",
+        "qk-norm of projections, post",
+    ],
+)
 def test_remat_and_half_precision(name):
     """The same gradients under remat, and close values and gates in bfloat16.
 
