@@ -1,4 +1,4 @@
-"""The README's examples run, the two ways of the first agree, and what it names is there."""
+"""The README's examples run, its two ways to PG-effects agree, and what it names is there."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ import yaml
 import jaxunlearn
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLE, CALL, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
+CALL, EXAMPLE, COMMANDS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_example_runs():
