@@ -19,7 +19,7 @@ and plotted by any tool:
 ```python
 import pyarrow.parquet as pq
 
-table = pq.read_table("runs/demo/seed-0/g_effect.parquet").to_pandas()  # pandas is yours to install
+table = pq.read_table("runs/demo/seed-0/g_effect.parquet").to_pandas()
 totals = table[(table.layer == "total") & (table.risk == "retain")]
 totals.pivot(index="step", columns="objective", values="value").plot()
 ```
