@@ -187,7 +187,7 @@ def _run_one(
     from jaxunlearn.pipeline import recipe
 
     recipe.execute(
-        recipe.begin(config, out, overwrite=options.overwrite),
+        recipe.begin(config, out, overwrite=options.overwrite, debug_nans=options.debug_nans),
         console,
         profile=options.profile,
         peak=options.peak,

@@ -62,12 +62,15 @@ class Run:
       folder: the run's folder.
       evaluation: the suites of the configuration, if any, their data read and encoded.
       notes: sentences on the folder.
+      debug_nans: whether a training that diverges takes a step again without compilation, to name
+        the operation that first makes a value that is not finite.
     """
 
     prepared: Prepared
     folder: RunFolder
     evaluation: Evaluation | None
     notes: tuple[str, ...] = ()
+    debug_nans: bool = False
 
 
 def run(
@@ -75,6 +78,7 @@ def run(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    debug_nans: bool = False,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Path:
@@ -84,6 +88,7 @@ def run(
       config: what to run.
       out: the run's folder; default: runs/NAME.
       overwrite: whether another run in the folder is removed first, and nothing but its own files.
+      debug_nans: see `Run`; in one process alone.
       console: where progress and tables go; default: nowhere.
       devices: the devices of the mesh; default: all, or the first one where `compute` names one.
 
@@ -95,7 +100,8 @@ def run(
       FloatingPointError: fine-tuning diverged.
     """
     path = Path("runs") / config.name if out is None else user_path(out)
-    execute(begin(config, path, devices, overwrite=overwrite), console)
+    opened = begin(config, path, devices, overwrite=overwrite, debug_nans=debug_nans)
+    execute(opened, console)
     return path
 
 
@@ -105,6 +111,7 @@ def begin(
     devices: Sequence[Any] | None = None,
     *,
     overwrite: bool = False,
+    debug_nans: bool = False,
 ) -> Run:
     """Checks all input, then opens the run's folder.
 
@@ -113,11 +120,14 @@ def begin(
       out: the run's folder: absent, empty, or an earlier part of this very run.
       devices: the devices of the mesh; default: all, or the first one where `compute` names one.
       overwrite: whether another run in the folder is removed, once all input is checked.
+      debug_nans: see `Run`; in one process alone.
 
     Raises:
       ValueError, OSError: bad input; nothing was written.
     """
     folder = RunFolder(user_path(out))
+    if debug_nans and jax.process_count() > 1:
+        raise ValueError("debug_nans (--debug-nans): works in one process alone")
     check_readable(config)
     check_installed(config.track)
     prepared = prepare(config, devices)
@@ -134,7 +144,7 @@ def begin(
         f"{folder.manifest}: is missing or empty, though the folder holds a run: its earlier files"
         " are taken as they are, damaged or not"
     )
-    return Run(prepared, folder, evaluation, (note,) if lost else ())
+    return Run(prepared, folder, evaluation, (note,) if lost else (), debug_nans)
 
 
 def execute(
@@ -241,11 +251,12 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
     _describe(splits, console)
     starting: dict[str, Any] = {}
+    debug = {"debug_nans": run.debug_nans}
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
     model = prepared.unlearn_model
     base = starting_params(
-        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
+        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages, **debug)
     )
     base_statistics = splits.statistics(base, model)
     starting[BASE] = base_statistics.summary()
@@ -254,7 +265,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
     if config.finetune.retrained:
-        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages)
+        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages, **debug)
         starting[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
         del retrained  # it stays in its folder
     if run.evaluation is not None and config.evaluate.every:
@@ -295,6 +306,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         shared={},
         evaluation=run.evaluation,
         trackers=trackers,
+        debug_nans=run.debug_nans,
     )
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)
