@@ -117,16 +117,22 @@ def _train(
         ahead.plan(range(first, plan.steps), make)
         for step in range(first, plan.steps + 1):
             if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
-                with stage.part("save", after=trainer.state):
-                    checkpoints.save(step, trainer.state)
-                with stage.part("evaluate"):
-                    numbers = _evaluate(prepared, folder, name, step, trainer.params, splits, bar)
-                if not math.isfinite(numbers["forget_nll"]):
+                # A state that is not finite is neither saved nor recorded.
+                with stage.part("evaluate", after=trainer.state):
+                    numbers = splits.statistics(trainer.params, model).summary()
+                if step == 0:
+                    check_start(numbers, "fine-tuning", "take another model")
+                if not math.isfinite(numbers["forget_nll"] + numbers["retain_nll"]):
                     words = _blame(prepared, trainer, tx, make, rates[:step]) if debug_nans else ""
                     raise FloatingPointError(
                         f"{name}: the loss is not finite after {step} steps{words}; lower"
                         f" finetune.lr ({spec.lr}) and start in a new folder"
                     )
+                with stage.part("save"):
+                    checkpoints.save(step, trainer.state)
+                record = {"step": step, "objective": name, **numbers}
+                files.append(folder.metrics, record, durable=True)
+                bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
             stops = stages.interrupts.asked(step)
@@ -146,27 +152,30 @@ def _train(
     return trainer.params
 
 
+def check_start(start: Mapping[str, float], before: str, remedy: str) -> None:
+    """Ends a run whose model is broken before anything is computed with it.
+
+    Args:
+      start: the numbers of the model.
+      before: "fine-tuning" or "unlearning".
+      remedy: what to do.
+
+    Raises:
+      FloatingPointError: a risk is not finite; names the set.
+    """
+    for split in ("forget", "retain"):
+        if not math.isfinite(start[f"{split}_nll"]):
+            raise FloatingPointError(
+                f"the model before {before} is broken: its NLL on the {split} set is"
+                f" {start[f'{split}_nll']}; {remedy}"
+            )
+
+
 def _seal(folder: RunFolder, name: str) -> None:
     """Notes the digests of a finished model and of its evaluations."""
     # All else builds on the base model, so there is no way to make it anew.
     redo = None if name == BASE else folder.model(name)
     manifest.seal(folder, name, [folder.model(name)], redo=redo, before=manifest.ALL_STEPS)
-
-
-def _evaluate(
-    prepared: Prepared,
-    folder: RunFolder,
-    name: str,
-    step: int,
-    params: Tree,
-    splits: Splits,
-    bar: progress.Bar,
-) -> Mapping[str, float]:
-    """Records, shows and returns the numbers of both sets."""
-    numbers = splits.statistics(params, prepared.model).summary()
-    files.append(folder.metrics, {"step": step, "objective": name, **numbers}, durable=True)
-    bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
-    return numbers
 
 
 def _blame(

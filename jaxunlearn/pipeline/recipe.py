@@ -6,8 +6,6 @@ targets are pure functions of (seed, step): no other state has to be restored.
 """
 
 import dataclasses
-import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, check_readable
 from jaxunlearn.core import hosts
-from jaxunlearn.core.files import is_torn
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -25,14 +22,14 @@ from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.rows import title
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import Splits
-from jaxunlearn.pipeline import inputs, results
+from jaxunlearn.pipeline import damage, inputs, results
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluation_stage import (
     evaluate_finished,
     evaluate_starting_points,
     requested_evaluation,
 )
-from jaxunlearn.pipeline.finetune import finetune
+from jaxunlearn.pipeline.finetune import check_start, finetune
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.plan import UnlearnContext
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
@@ -137,14 +134,9 @@ def begin(
         evaluation = requested_evaluation(prepared, folder)
     # The first process alone compares them, and a large model takes seconds.
     digests = inputs.digests(prepared) if hosts.is_first() else {}
-    # Opening the folder begins a new manifest.
-    lost = manifest.is_lost(folder)
+    notes = damage.notes(folder)
     open_folder(folder, config, digests, overwrite=overwrite)
-    note = (
-        f"{folder.manifest}: is missing or empty, though the folder holds a run: its earlier files"
-        " are taken as they are, damaged or not"
-    )
-    return Run(prepared, folder, evaluation, (note,) if lost else (), debug_nans)
+    return Run(prepared, folder, evaluation, notes, debug_nans)
 
 
 def execute(
@@ -173,17 +165,15 @@ def execute(
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
-        # References are computed again where they are damaged, see `_stages`.
-        without = (*manifest.WRITTEN_AGAIN, manifest.REFERENCES)
-        manifest.check_together(run.folder, without=without)
         console = console or quiet_console()
+        damage.check(run.folder, console, without=manifest.WRITTEN_AGAIN)
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile, print_tables=print_tables)
 
 
 def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None:
     console = stages.console
-    for note in (*run.prepared.notes, *run.notes, *_torn(run.folder)):
+    for note in (*run.prepared.notes, *run.notes):
         console.print(note, markup=False, highlight=False)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
@@ -198,26 +188,6 @@ def _execute(run: Run, stages: Stages, profile: int, print_tables: bool) -> None
     if hosts.is_first():
         report.write_report(run.folder.path, console, print_tables=print_tables)
     hosts.wait("the run is done")
-
-
-def _torn(folder: RunFolder) -> list[str]:
-    """A sentence for each log whose last line a crash cut short."""
-    logs = (folder.metrics, folder.timings, folder.starts, folder.manifest)
-    return [f"{log}: the last line was cut short and is left out" for log in logs if is_torn(log)]
-
-
-def _drop_damaged_references(folder: RunFolder, console: Console) -> None:
-    """Removes the cached outputs of theta_0 where they are damaged: they can be computed again."""
-
-    def drop() -> None:
-        try:
-            manifest.check(folder, only=[manifest.REFERENCES])
-        except ValueError as error:
-            note = f"{error}: they are computed again"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-            shutil.rmtree(folder.references)
-
-    hosts.first_does(drop, f"{folder.references}: the first process cannot remove them")
 
 
 def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
@@ -260,7 +230,8 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     )
     base_statistics = splits.statistics(base, model)
     starting[BASE] = base_statistics.summary()
-    check_start(starting[BASE])
+    remedy = "lower finetune.lr" if config.finetune.epochs else "take another model"
+    check_start(starting[BASE], "unlearning", remedy)
     summary.print_starting_point(starting[BASE], console)
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
@@ -273,7 +244,6 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         evaluate_starting_points(run.evaluation, folder, stages)
 
     # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
-    _drop_damaged_references(folder, console)
     manifest.open_stage(folder, manifest.REFERENCES)
     with stages.stage(REFERENCES) as stage, stage.part("forward") as part:
         references = reference_pass(
@@ -311,20 +281,6 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)
     results.merge(folder, starting)
-
-
-def check_start(base: dict[str, Any]) -> None:
-    """Ends a run whose model is broken before anything is unlearned.
-
-    Raises:
-      FloatingPointError: a risk is not finite; names the set.
-    """
-    for split in ("forget", "retain"):
-        if not math.isfinite(base[f"{split}_nll"]):
-            raise FloatingPointError(
-                f"the model before unlearning is broken: its NLL on the {split} set is"
-                f" {base[f'{split}_nll']}; lower finetune.lr, or take another model"
-            )
 
 
 def _describe(splits: Splits, console: Console) -> None:

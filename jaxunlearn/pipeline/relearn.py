@@ -94,7 +94,7 @@ def relearn(
         console.print(note, markup=False, highlight=False)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        check_finished(folder, prepared, without=[manifest.RELEARNING])
+        check_finished(folder, prepared, console, without=[manifest.RELEARNING])
         stages = make_stages(prepared, folder, console, interrupts=interrupts)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():

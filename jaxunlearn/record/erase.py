@@ -19,8 +19,8 @@ def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
 
     The files are those that the manifest lists and those that the layout of a folder knows by their
     names. All others stay, and so do the folders that hold one, and those of the trackers wandb and
-    trackio, whose runs may not have been sent yet. The configuration goes last: where
-    a process is killed on the way, the folder is still that of a run.
+    trackio, whose runs may not have been sent yet. The manifest, by which a folder is known as that
+    of a run, goes last: where a process is killed on the way, the next one can go on.
 
     Args:
       folder: of a run.
@@ -38,8 +38,19 @@ def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
         else:
             path.unlink(missing_ok=True)
     _remove_empty(folder)
-    for file in (folder.manifest, folder.inputs, folder.config):
+    for file in (folder.config, folder.inputs, folder.manifest):
         file.unlink(missing_ok=True)
+
+
+def has_results(folder: RunFolder) -> bool:
+    """Whether a run has computed anything yet: whether there is more than what every start writes.
+
+    Every start writes its inputs, the texts of the samples, and how long its parts took; rows and
+    models from memory are there before it.
+    """
+    of_starts = {folder.starts, folder.texts, folder.timings}
+    computed = (path for path in _own(folder) if path.parent != folder.memory)
+    return any(path.exists() for path in computed if path not in of_starts)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline.evaluate import evaluate
+from jaxunlearn.pipeline.relearn import relearn
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import report
@@ -129,8 +131,32 @@ def test_damaged_references_are_computed_again_with_a_note(runs, tmp_path, monke
     console = Console(file=io.StringIO())
     recipe.execute(recipe.begin(CONFIG, folder, jax.devices()[:1]), console)
     assert "forget.npz: is" in console.file.getvalue().replace("\n", "")
-    assert "they are computed again" in console.file.getvalue()
+    assert "they are removed, and the next start computes" in console.file.getvalue()
     assert digests(folder) == digests(runs / "whole")
+
+
+def evaluate_again(folder, console):
+    evaluate(folder, suites=["memorization"], console=console, devices=jax.devices()[:1])
+
+
+def relearn_again(folder, console):
+    relearn(folder, samples=[1], steps=1, console=console, devices=jax.devices()[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", [evaluate_again, relearn_again])
+def test_evaluation_and_attacks_say_of_damage_what_a_run_says(runs, tmp_path, measure):
+    """References are none of their business; what is missing is noted, and nothing else changes."""
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "reference" / "forget.npz", "flipped", np.random.default_rng(0))
+    console = Console(file=io.StringIO(), width=1000)
+    measure(folder, console)
+    said = console.file.getvalue()
+    assert "forget.npz: is damaged" in said and "they are removed, and the next start" in said
+    assert not (folder / "reference").exists()
+    (folder / "manifest.jsonl").unlink()
+    measure(folder, console)
+    assert "manifest.jsonl: is missing or empty" in console.file.getvalue()
 
 
 @pytest.mark.slow
