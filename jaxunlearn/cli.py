@@ -37,6 +37,8 @@ from jaxunlearn.config import (
     DEMO,
     Config,
     ConfigError,
+    between,
+    check_number,
     differences,
     load,
     only,
@@ -140,8 +142,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     else:
         name, config = "demo", load(DEMO)
     config = flags.read(name, config, overrides, keys=options.keys)
-    if not 1 <= options.seeds <= SEEDS:
-        raise ConfigError(f"--seeds: {options.seeds} must be in 1..{SEEDS}")
+    check_number("--seeds", between(1, SEEDS), options.seeds)
     config = only(config, options.only) if options.only else config
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)
