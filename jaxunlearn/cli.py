@@ -99,8 +99,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _refused(error: Exception) -> int:
     """Says an error in one line; returns the exit status."""
+    words = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        # What the system says has the path at its end, after a number.
+        words = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     # What a file or an option holds may be meant for the terminal.
-    words = " ".join(str(error).split())
+    words = " ".join(words.split())
     print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
     return 2
 

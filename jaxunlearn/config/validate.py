@@ -136,6 +136,10 @@ def validate(config: Config) -> None:
     for key, pattern, value in _numbers(config, "", ""):
         check_number(key, RANGES[pattern], value)
     _check_file_name("name", config.name)
+    # An empty path would be the working directory.
+    for key, path in (("model", config.model), ("data.source", config.data.source)):
+        if path == "":
+            raise ConfigError(f"{key}: '' must not be empty; leave it out for the default")
     if config.model is None:
         _check_new_model(config)
     _check_data(config.data)

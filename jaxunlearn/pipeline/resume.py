@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, check_distinct, differences, dump, load
 from jaxunlearn.core import files, hosts
-from jaxunlearn.core.paths import user_path
+from jaxunlearn.core.paths import check_folder, user_path
 from jaxunlearn.pipeline import damage, inputs
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest, shapes
@@ -65,10 +65,10 @@ def open_folder(
             _restore(folder, config)
             differing = list(_differing(folder, config, digests))
         except ValueError:
-            # A configuration that is damaged keeps nobody from removing the run.
+            # A configuration or a manifest that is damaged keeps nobody from removing the run.
             if not overwrite:
                 raise
-            differing = ["a damaged configuration"]
+            differing = ["damage"]
         if differing:
             if not overwrite:
                 raise ValueError(
@@ -126,8 +126,7 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
 
 def _make_results(folder: RunFolder) -> None:
     """Makes the folder of measurements, if it is not there."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: is a file; --out must name a folder")
+    check_folder(folder.path)
     if folder.config.exists():
         raise ValueError(f"{folder.path}: holds a run; choose another --out")
     new = not folder.path.exists() or _only_begun(folder)
@@ -196,8 +195,7 @@ def _check_is_free_or_run(folder: RunFolder) -> None:
       ValueError: it is a file, or holds something else.
     """
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path}: is a file; --out must name a folder")
+    check_folder(path)
     if folder.config.exists() or _is_noted(folder) or not path.exists():
         return
     if not _only_begun(folder):
@@ -214,17 +212,12 @@ def _only_begun(folder: RunFolder) -> bool:
 
 
 def _is_noted(folder: RunFolder) -> bool:
-    """Whether a manifest knows a folder's configuration, be it there or lost: it is a run's then.
-
-    Raises:
-      ValueError: the manifest of a run is damaged.
-    """
+    """Whether a manifest knows a folder's configuration, be it there or lost: it is a run's."""
     try:
         return manifest.holds(folder, manifest.CONFIGURATION, folder.config)
     except ValueError:
-        if folder.inputs.exists():
-            raise
-        return False  # somebody else's file of that name
+        # Damaged, or somebody else's file of that name.
+        return folder.inputs.exists()
 
 
 def _restore(folder: RunFolder, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Removes the files of a run from its folder, and nothing else that is there."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator, Set
@@ -55,7 +56,9 @@ def has_results(folder: RunFolder) -> bool:
 
 def _own(folder: RunFolder) -> Iterator[Path]:
     """The files, and the folders that hold files of the run alone."""
-    yield from (path for path in manifest.listed(folder) if path != folder.config)
+    # What a damaged manifest lists is not known; the layout's own names are.
+    with contextlib.suppress(ValueError):
+        yield from (path for path in manifest.listed(folder) if path != folder.config)
     yield from (folder.metrics, folder.timings, folder.starts, folder.texts, folder.html)
     yield from (folder.results, folder.evaluation, folder.summary)
     yield from (folder.relearn, folder.relearn_records, folder.relearn_layers)

@@ -298,6 +298,16 @@ def test_infinity_is_no_way_to_ask_for_no_limit(section, key, remedy):
         validate(config)
 
 
+@pytest.mark.parametrize("key", ["model", "data.source"])
+def test_an_empty_path_is_not_the_working_directory(key):
+    """As of a variable of the shell that is not set."""
+    data = dataclasses.replace(Config().data, source="") if key == "data.source" else Config().data
+    model = "" if key == "model" else None
+    config = dataclasses.replace(Config(), model=model, data=data)
+    with pytest.raises(ConfigError, match=rf"^{key}: '' must not be empty; leave it out"):
+        validate(config)
+
+
 def test_one_string_is_no_list_of_names():
     with pytest.raises(ConfigError, match="'ga' is one string; give a list"):
         only(dataclasses.replace(Config(), objectives={"ga": Objective()}), "ga")

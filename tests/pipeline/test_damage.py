@@ -13,6 +13,7 @@ from rich.console import Console
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
 from jaxunlearn.pipeline.evaluate import evaluate
+from jaxunlearn.pipeline.export import export
 from jaxunlearn.pipeline.relearn import relearn
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
@@ -174,6 +175,15 @@ def test_a_lost_manifest_and_a_torn_line_are_noted(runs, tmp_path, monkeypatch, 
     assert "metrics.jsonl: the last line was cut short" in said
 
 
+@pytest.mark.slow
+def test_reports_and_exports_do_without_references(runs, tmp_path):
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "reference" / "forget.npz", "zeroed", None)
+    report.write_report(folder, Console(file=io.StringIO()))
+    export(folder, "npo", tmp_path / "model")
+    assert (folder / "reference").is_dir()  # a run looks after them
+
+
 class TestManifest:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -192,6 +202,12 @@ class TestManifest:
         with pytest.raises(ValueError, match=r"a/file: is damaged .* begin in a new folder"):
             manifest.check(folder)
         manifest.check(folder, without=["a"])
+
+    def test_the_records_of_a_finished_model_are_named_without_a_step(self, folder):
+        manifest.seal(folder, "a", [], before=manifest.ALL_STEPS)
+        folder.metrics.unlink()
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: the records of a are damaged"):
+            manifest.check(folder)
 
     def test_a_missing_file_is_named_unless_all_of_its_stage_was_removed(self, folder):
         (folder.path / "b" / "file").unlink()

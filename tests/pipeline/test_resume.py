@@ -18,6 +18,7 @@ from jaxunlearn.pipeline.resume import open_folder, open_results
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.lock import locked
+from jaxunlearn.reporting.report import compare_runs
 from tests.pipeline.tiny import TINY, replace
 
 
@@ -354,6 +355,31 @@ def test_beginning_may_be_killed_between_any_two_files(tmp_path, monkeypatch, wr
 
 
 NAMES = [".owner.json", "inputs.json", "config.yaml", "manifest.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["null\n", "x\n", '{"stage": 1}\n'])
+def test_a_damaged_manifest_keeps_nobody_from_removing_the_run(folder, content):
+    (folder.path / "notes.txt").write_text("mine")
+    folder.manifest.write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.jsonl:1"):
+        open_folder(folder, OTHER, {})
+    assert folder.metrics.exists() and load(folder.config) == TINY
+    open_folder(folder, OTHER, {}, overwrite=True)
+    assert not folder.metrics.exists() and load(folder.config) == OTHER
+    assert (folder.path / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path):
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "gone")
+    for call in (
+        lambda: open_folder(RunFolder(link), TINY, {}),
+        lambda: open_results(RunFolder(link), {}, TINY).__enter__(),
+        lambda: compare_runs([], link),
+    ):
+        with pytest.raises(ValueError, match="is a link that leads nowhere; --out must name a fo"):
+            call()
+    assert not (tmp_path / "gone").exists()
 
 
 def test_results_of_models_may_follow_a_process_that_was_killed_as_it_began(tmp_path):
