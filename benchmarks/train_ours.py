@@ -89,7 +89,7 @@ def job(
     """The first steps of a run of EPOCHS over these samples."""
     total = order.num_steps(len(sequences), batch_size, EPOCHS)
     if not 1 <= steps <= total:
-        raise ValueError(f"steps={steps} is not in 1..{total}, the steps of the run")
+        raise ValueError(f"steps={steps} must be in 1..{total}, the steps of the run")
     ids = [order.batch_ids(0, step, len(sequences), batch_size) for step in range(total)]
     return Job(model, sequences, ids[:steps], ids, lr, width_step=width_step)
 

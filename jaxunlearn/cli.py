@@ -37,6 +37,8 @@ from jaxunlearn.config import (
     DEMO,
     Config,
     ConfigError,
+    between,
+    check_number,
     differences,
     load,
     only,
@@ -97,8 +99,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _refused(error: Exception) -> int:
     """Says an error in one line; returns the exit status."""
+    words = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        # What the system says has the path at its end, after a number.
+        words = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     # What a file or an option holds may be meant for the terminal.
-    words = " ".join(str(error).split())
+    words = " ".join(words.split())
     print("jaxunlearn:", "".join(c if c.isprintable() else "?" for c in words), file=sys.stderr)
     return 2
 
@@ -140,8 +146,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     else:
         name, config = "demo", load(DEMO)
     config = flags.read(name, config, overrides, keys=options.keys)
-    if not 1 <= options.seeds <= SEEDS:
-        raise ConfigError(f"--seeds: {options.seeds} must be in 1..{SEEDS}")
+    check_number("--seeds", between(1, SEEDS), options.seeds)
     config = only(config, options.only) if options.only else config
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)
@@ -194,7 +199,7 @@ def _run_one(
     from jaxunlearn.pipeline import recipe
 
     recipe.execute(
-        recipe.begin(config, out, overwrite=options.overwrite),
+        recipe.begin(config, out, overwrite=options.overwrite, debug_nans=options.debug_nans),
         console,
         profile=options.profile,
         peak=options.peak,

@@ -61,6 +61,9 @@ class RunOptions:
     later, on any machine."""
     profile: int = 0
     """Trace this many steps of the first objective with jax.profiler."""
+    debug_nans: Switch = False
+    """Where a loss stops being finite, take that step again without compilation, and name the
+    operation and the line that first made a NaN or an infinity. Costs nothing before."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None
     """Peak of one device in TFLOP/s, for the MFU; default: the published one, in bfloat16."""
 

@@ -255,3 +255,8 @@ def test_a_negative_number_of_profiled_steps(tmp_path, capsys):
     assert cli.main(["demo", "--out", str(tmp_path), "--profile", "-1"]) == 2
     assert "--profile: -1 must not be negative" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_says_begins_with_the_path(capsys):
+    assert cli._refused(IsADirectoryError(21, "Is a directory", "/a/inputs.json")) == 2
+    assert capsys.readouterr().err == "jaxunlearn: /a/inputs.json: is a directory\n"

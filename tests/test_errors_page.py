@@ -116,6 +116,183 @@ SECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
 """{title: (its packages, what to do)}. A package with a message must be in one of them."""
 
 
+REMEDIES: dict[str, str] = {
+    "data/encoder.py": (
+        "A row and its question must fit the context of the model: shorten it, set "
+        "`data.too_long: drop`, or take a model with a longer one. A token beyond the "
+        "vocabulary means that tokenizer and model were put together from two places."
+    ),
+    "data/encoding.py": (
+        "Without a tokenizer of its own a model's folder is no use here: copy tokenizer.json "
+        "and tokenizer_config.json of the model that it was made from."
+    ),
+    "data/fictional/generator.py": ("Correct the key of this name under `data.fictional`."),
+    "data/formats.py": (
+        "The file is not what its ending says. Open it at the line that is named, or save it "
+        "again, as JSON lines for instance."
+    ),
+    "data/order.py": ("Arguments from Python: correct the one that is named."),
+    "data/packing.py": (
+        "Arguments from Python: plan with all sequences that are to be packed, and number "
+        "them from 0."
+    ),
+    "data/planning.py": (
+        "Arguments from Python: give sequences with a label each, and none longer than the width."
+    ),
+    "data/prompts.py": (
+        "Chat templates are code of the model's makers, and not each keeps a question apart "
+        "from its answer. `data.prompt: tofu` takes no template."
+    ),
+    "data/refusals.py": (
+        "Substitute answers are the lines of the file idontknow.jsonl beside the data, plain "
+        "text in spite of its name; without one those that are shipped are taken."
+    ),
+    "data/rows.py": (
+        "The row is named first. `data.question_key`, `data.answer_key`, `data.text_key` say "
+        "which columns are read where the names are others; [data.md](data.md) lists the "
+        "forms."
+    ),
+    "data/sources.py": (
+        "A split is a file of the folder by its name, or a split of the hub's data set; the "
+        "message lists those there are."
+    ),
+    "models/adapters.py": ("Give the module itself for NNX, and what `init` returned for Linen."),
+    "models/decoder/config.py": (
+        "Of a run these are keys of `new_model`, `compute` or `train.lora`; of a model's "
+        "folder, what its config.json adds up to."
+    ),
+    "models/decoder/decode.py": ("Ask for fewer tokens, or shorten the prompts."),
+    "models/decoder/sampling.py": ("Correct the argument; temperature 0 takes no other."),
+    "models/families/__init__.py": (
+        "[extending.md](extending.md) says how a family is added, which is a table where the "
+        "architecture is one of these under another name."
+    ),
+    "models/families/rotary.py": (
+        "Keys of config.json. Where two contradict each other, the file was edited by hand, "
+        "or written by two versions of transformers: keep what the makers publish."
+    ),
+    "models/families/window.py": ("Keys of config.json. Compare it with the makers' file."),
+    "models/hf/config.py": (
+        "Keys of config.json. `should be` means a slip in the file: compare it with the "
+        "makers'. `is not supported` means another model: there is no switch for it."
+    ),
+    "models/hf/hub.py": (
+        "A hub name is OWNER/NAME; anything else is a folder, relative to where the command "
+        "was given. Without a network, download the model elsewhere and name its folder."
+    ),
+    "models/hf/lora.py": (
+        "Save the adapter again with PEFT as plain LoRA of the blocks' matrices, or merge it "
+        "there (`merge_and_unload`) and name the merged model."
+    ),
+    "models/hf/weights.py": (
+        "Most often a download that broke off: compare the sizes of the files with the hub's. "
+        "Shapes that differ mean a config.json of another model."
+    ),
+    "models/sharding.py": (
+        "`compute.data`, `compute.fsdp` and `compute.tensor` must multiply to the devices in "
+        "use, and `tensor` must divide heads and widths."
+    ),
+    "models/sizes.py": (
+        "Name a folder with a config.json, which is all that a forecast reads of it."
+    ),
+    "record/attack_results.py": ("Remove the file, and `jaxunlearn relearn` computes it again."),
+    "record/erase.py": ("`--overwrite` removes no file that it does not know."),
+    "record/folder.py": (
+        "Look for a slip in the path: a run's folder has a config.yaml, a model's a config.json."
+    ),
+    "record/lock.py": (
+        "The lock goes with its process: nothing is to be removed by hand. A process on "
+        "another host is named with it."
+    ),
+    "record/manifest.py": (
+        "The disk, a copy that broke off or an editor changed the file. Bring it back from a "
+        "copy; where a folder is named that may be removed, that part alone is computed "
+        "again. To trust the files as they are, remove manifest.jsonl: nothing is compared "
+        "then."
+    ),
+    "record/tables.py": (
+        "Remove the file that is named: `jaxunlearn run` with the run's configuration writes "
+        "it again from its parts, or names the objective that it computes again."
+    ),
+    "record/trackers.py": (
+        "Correct `track`, or leave it out: files of the run hold all the numbers."
+    ),
+    "pipeline/call.py": (
+        "The argument of `jaxunlearn.unlearn` is named; [python.md](python.md) lists them "
+        "with their forms."
+    ),
+    "pipeline/checks.py": (
+        "Two keys that do not fit each other, or the data: the message gives both numbers; "
+        "change either."
+    ),
+    "pipeline/evaluate.py": (
+        "A run has its data and models in its folder; --config, --base, --out and --retrained "
+        "are for a model alone, and --only is for a run."
+    ),
+    "pipeline/evaluation_stage.py": (
+        "The flag or the key under `evaluate` is named; 0 questions need no ROUGE."
+    ),
+    "pipeline/export.py": (
+        "`base` and `retrained` are whole models; only objectives of a run with `train.lora` "
+        "have adapters."
+    ),
+    "pipeline/finetune.py": (
+        "A model that is broken before the first step has damaged weights, or is computed in "
+        "a type too narrow for it (`compute.dtype`); the folder binds to nothing yet. One "
+        "that breaks later asks for a lower learning rate; `--debug-nans` names the "
+        "operation."
+    ),
+    "pipeline/memory.py": (
+        "Give params, DecoderConfig and tokenizer of one model, as an earlier result has them "
+        "in `params`, `model` and `tokenizer`."
+    ),
+    "pipeline/outcome.py": (
+        "`result.summary`, `result.tables` and `result.stopped` say what there is."
+    ),
+    "pipeline/prepare.py": (
+        "Sets to forget and to retain overlap, or are of another kind than the objective "
+        "needs: name other splits under `data`."
+    ),
+    "pipeline/relearn.py": ("Remove the file that is named, and the attack is run again."),
+    "pipeline/resume.py": (
+        "A folder belongs to one configuration and to the data and weights that its results "
+        "came from. For anything else choose another `--out`, or `--overwrite` it."
+    ),
+    "pipeline/stored.py": (
+        "Give `jaxunlearn run` the same configuration again: it goes on where it stopped, and "
+        "does what is not finished."
+    ),
+    "pipeline/subject.py": (
+        "The key that names the model comes first. Weights that are not finite are damaged: "
+        "compare their files' sizes and checksums with the hub's."
+    ),
+    "metrics/membership.py": (
+        "Arguments from Python: one entry for each text, and no text without labels."
+    ),
+    "metrics/memorization.py": (
+        "Correct the argument; the definitions differ in what is compared."
+    ),
+    "metrics/open_unlearning_log.py": (
+        "The log was cut short, edited, or written by another metric: write it again with "
+        "OpenUnlearning's evaluation."
+    ),
+    "metrics/privacy.py": (
+        "A NaN score comes from a model that has diverged. A retain model whose AUC is 1 "
+        "tells sets apart that it never saw: they differ in more than what was trained on."
+    ),
+    "metrics/relearning.py": ("Correct the key or the flag that is named."),
+    "metrics/tofu.py": (
+        "An infinite loss comes from a model that has diverged: evaluate one that has not, or "
+        "leave the item out."
+    ),
+    "metrics/tofu_log.py": (
+        "The log was cut short or edited: write it again with TOFU's evaluation, or with "
+        "`jaxunlearn evaluate`."
+    ),
+    "metrics/uwc.py": ("No mixture is needed: compare the models as they are."),
+}
+"""{file: what to do about its messages}, in the sections whose messages have little in common."""
+
 NO_ERRORS = ("AssertionError", "AttributeError", "Stopped")
 """Not listed: no input of a user leads to the first two, and the last one is no error."""
 
@@ -137,7 +314,8 @@ def page() -> str:
             continue
         parts.append(f"## {title}\n\n{advice}\n")
         for file, group in itertools.groupby(of_section, lambda message: message.file):
-            parts.append(f"`jaxunlearn/{file}`\n")
+            remedy = f": {REMEDIES[file]}" if file in REMEDIES else ""
+            parts.append(f"`jaxunlearn/{file}`{remedy}\n")
             parts += [f"- {message.error}: {code(message.text)}" for message in group]
             parts.append("")
     return "\n".join(parts)
@@ -383,6 +561,15 @@ def test_every_package_with_a_message_has_advice_and_no_advice_is_left_over():
     with_messages = {package(message) for message in messages()}
     advised = [name for packages, _ in SECTIONS.values() for name in packages]
     assert sorted(advised) == sorted(with_messages)
+
+
+def test_every_file_of_the_long_sections_has_a_remedy_and_none_is_left_over():
+    """A file of two messages or more; a single one says enough."""
+    files = [message.file for message in messages()]
+    assert set(REMEDIES) <= set(files)
+    by_file = {package(message) for message in messages() if message.file in REMEDIES}
+    long = {m.file for m in messages() if package(m) in by_file and files.count(m.file) > 1}
+    assert long <= set(REMEDIES)
 
 
 def test_every_link_of_the_page_leads_somewhere():

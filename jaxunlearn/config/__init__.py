@@ -22,10 +22,11 @@ from jaxunlearn.config.schema import (
 )
 from jaxunlearn.config.sweep import sweep
 from jaxunlearn.config.train import Lora, Train
-from jaxunlearn.config.validate import check_distinct, validate
+from jaxunlearn.config.validate import RANGES, between, check_distinct, check_number, validate
 
 __all__ = [
     "DEMO",
+    "RANGES",
     "Compute",
     "Config",
     "ConfigError",
@@ -44,7 +45,9 @@ __all__ = [
     "Splits",
     "Train",
     "Unlearn",
+    "between",
     "check_distinct",
+    "check_number",
     "check_readable",
     "differences",
     "dump",

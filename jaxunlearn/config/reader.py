@@ -1,6 +1,7 @@
 """Reads configurations from YAML and writes them back; errors name file, line and key."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -86,11 +87,14 @@ def check_readable(config: Config) -> None:
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, old value, new value) wherever two nested documents differ; 1 and 1.0 do not."""
+    """(key, old value, new value) wherever two nested documents differ.
+
+    1 and 1.0 do not, nor do two NaN.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
-    elif old != new:
+    elif old != new and (old == old or new == new):  # a NaN is not equal to itself
         yield key, old, new
 
 
@@ -225,6 +229,8 @@ class _Reader:
                 raise ValueError
             if kind is bool:
                 return {"true": True, "false": False}[value.lower()]
+            if kind is float and _NOT_FINITE.fullmatch(value):
+                value = value.replace(".", "")  # YAML's spelling, which Python does not read
             return kind(value)
         except (ValueError, KeyError):
             actual = "a list or mapping" if value is None else repr(value)
@@ -233,6 +239,9 @@ class _Reader:
     def _fail(self, node: yaml.Node, message: str) -> typing.NoReturn:
         line = f":{node.start_mark.line + 1}" if self.lines else ""
         raise ConfigError(f"{self.source}{line}: {message}")
+
+
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
 def _is_required(field: dataclasses.Field) -> bool:

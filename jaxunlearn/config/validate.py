@@ -27,16 +27,17 @@ class Range(NamedTuple):
     Attributes:
       words: the end of the sentence "KEY: VALUE must ...".
       holds: whether a finite number is in the range.
+      unlimited: what to give instead of infinity, where somebody may mean something by it.
     """
 
     words: str
     holds: Callable[[Any], bool]
+    unlimited: str = ""
 
 
 FINITE = Range("be a finite number", lambda x: True)
 POSITIVE = Range("be positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
-SEED = Range("be in 0..2**63-1", lambda x: 0 <= x < 2**63)
 SHARE = Range("be between 0 and 1, both excluded", lambda x: 0 < x < 1)
 
 
@@ -47,19 +48,17 @@ def at_least(least: int) -> Range:
 
 def between(least: int, most: int) -> Range:
     """Returns the range of the numbers from `least` to `most`."""
-    words = f"be at least {least} and at most {most}"
-    return Range(
-        words if least else f"not be negative, nor above {most}", lambda x: least <= x <= most
-    )
+    return Range(f"be in {least}..{most}", lambda x: least <= x <= most)
 
 
+# Seeds of 64 bits and more do not fit the random keys.
+SEED = between(0, 2**63 - 1)
 # A TPU pod has less than 2**14 chips. A forecast makes as many devices as it is asked for.
-DEVICES = Range("be in 1..16384", lambda x: 1 <= x <= 2**14)
+DEVICES = between(1, 2**14)
 TOKENS = between(1, 2**31 - 1)
 WARMUP = between(0, STEPS)
 
 RANGES: Mapping[str, Range] = {
-    # Seeds of 64 bits and more do not fit the random keys.
     "seed": SEED,
     "new_model.hidden_size": between(1, SIZES["hidden_size"]),
     "new_model.intermediate_size": between(1, SIZES["intermediate_size"]),
@@ -77,7 +76,7 @@ RANGES: Mapping[str, Range] = {
     "data.chunk_tokens": between(2, SIZES["context"]),
     "data.fictional.seed": SEED,
     "data.fictional.authors": between(2, 10**6),
-    "data.fictional.questions": Range("be in 1..20", lambda x: 1 <= x <= 20),
+    "data.fictional.questions": between(1, 20),
     "data.fictional.forget_share": SHARE,
     "finetune.epochs": between(0, STEPS),
     "finetune.batch_size": at_least(1),
@@ -85,7 +84,7 @@ RANGES: Mapping[str, Range] = {
     "finetune.warmup_epochs": WARMUP,
     "finetune.weight_decay": NOT_NEGATIVE,
     "finetune.evaluate_every": at_least(1),
-    "finetune.target_nll": POSITIVE,
+    "finetune.target_nll": POSITIVE._replace(unlimited="leave it out (null) to train all epochs"),
     "finetune.patience": at_least(1),
     "unlearn.epochs": between(1, STEPS),
     "unlearn.batch_size": at_least(1),
@@ -95,7 +94,7 @@ RANGES: Mapping[str, Range] = {
     "unlearn.accumulate": at_least(1),
     "unlearn.keep_checkpoints": between(1, STEPS),
     # 0 would stop all updates, and a negative norm would turn the gradient round.
-    "unlearn.clip_norm": POSITIVE,
+    "unlearn.clip_norm": POSITIVE._replace(unlimited="leave it out (null) for no clipping"),
     "train.lora.rank": between(1, SIZES["hidden_size"]),
     "train.lora.alpha": POSITIVE,
     "objectives.*.hyper.*": FINITE,
@@ -135,8 +134,12 @@ def validate(config: Config) -> None:
       ConfigError: the first bad value; names the key, the value and what is allowed.
     """
     for key, pattern, value in _numbers(config, "", ""):
-        _check_number(key, RANGES[pattern], value)
+        check_number(key, RANGES[pattern], value)
     _check_file_name("name", config.name)
+    # An empty path would be the working directory.
+    for key, path in (("model", config.model), ("data.source", config.data.source)):
+        if path == "":
+            raise ConfigError(f"{key}: '' must not be empty; leave it out for the default")
     if config.model is None:
         _check_new_model(config)
     _check_data(config.data)
@@ -193,9 +196,15 @@ def _numbers(value: Any, key: str, pattern: str) -> Iterator[tuple[str, str, Rea
         yield key, pattern, value
 
 
-def _check_number(key: str, allowed: Range, value: Any) -> None:
+def check_number(key: str, allowed: Range, value: Any) -> None:
+    """Checks that a number is finite and in a range.
+
+    Raises:
+      ConfigError: names the key, the value and what is allowed.
+    """
     if not math.isfinite(value):
-        raise ConfigError(f"{key}: {value} must be a finite number")
+        remedy = f"; {allowed.unlimited}" if allowed.unlimited else ""
+        raise ConfigError(f"{key}: {value} must be a finite number{remedy}")
     if not allowed.holds(value):
         raise ConfigError(f"{key}: {value} must {allowed.words}")
 

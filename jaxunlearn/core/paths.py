@@ -15,6 +15,18 @@ def user_path(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path}: there is no such home folder") from error
 
 
+def check_folder(path: Path) -> None:
+    """Checks that a path is that of a folder, or free for one.
+
+    Raises:
+      ValueError: it is a file, or a link that leads nowhere.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: is a link that leads nowhere; --out must name a folder")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file; --out must name a folder")
+
+
 def read_text(path: Path) -> str:
     """Reads a text file in UTF-8; a byte-order mark at its beginning is left out.
 

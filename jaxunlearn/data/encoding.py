@@ -57,12 +57,14 @@ def load_tokenizer(path_or_name: str) -> Any:
 
     Raises:
       FileNotFoundError: no tokenizer there, or one that needs code of its own.
-      ValueError: one of its files is a Git LFS pointer, or a page in HTML.
+      ValueError: one of its files is a Git LFS pointer, a page in HTML, or no JSON object.
     """
     # transformers reads config.json too, and says of none of them what it is instead.
     for file in sorted(user_path(path_or_name).glob("*.json")):
         if stand_in := files.stands_in_place_of(file):
             raise ValueError(f"{file}: expected JSON, found {stand_in}")
+        if file.name in ("config.json", "tokenizer_config.json"):
+            files.read_json(file, dict[str, Any])
     auto_tokenizer = load_transformers().AutoTokenizer
     try:
         return auto_tokenizer.from_pretrained(str(user_path(path_or_name)), trust_remote_code=False)

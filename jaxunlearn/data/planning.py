@@ -211,7 +211,7 @@ def checked_lengths(sequences: Sequence[Sample], width: int | None) -> list[int]
         chex.assert_rank(tokens, 1)
         if not 1 <= first_label <= len(tokens):
             raise ValueError(
-                f"sequence {i}: first_label={first_label} must lie in 1..{len(tokens)}, as a label "
+                f"sequence {i}: first_label={first_label} must be in 1..{len(tokens)}, as a label "
                 "needs a token before it"
             )
     lengths = [len(s.tokens) for s in sequences]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.effects import _checks, _gradients, _grouping, _probes, _rows
+from jaxunlearn.effects import _checks, _gradients, _grouping, _probes, _rounding, _rows
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
 from jaxunlearn.effects._precision import Precision, products
 from jaxunlearn.effects._trainable import Trainable, combine, partition
@@ -218,8 +218,9 @@ def g_by_jvp(params, batch, direction, frozen=None, *, losses_fn):
         values = {name: trees.wide(total) for name, (total, _) in pairs.items()}
         return values, {name: count for name, (_, count) in pairs.items()}
 
-    tangent = trees.like(direction, params)
-    _, tangents, counts = jax.jvp(sums, (params,), (tangent,), has_aux=True)
+    tangent, restore = _rounding.rounded((direction,), params)
+    _, tangents, counts = jax.jvp(sums, (params,), tangent, has_aux=True)
+    tangents = {name: restore(value[None])[0] for name, value in tangents.items()}
     return {n: (t, jnp.asarray(counts[n]).astype(t.dtype)) for n, t in tangents.items()}
 
 

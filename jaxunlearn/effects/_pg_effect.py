@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
-from jaxunlearn.effects import _checks, _probes, _rows
+from jaxunlearn.effects import _checks, _probes, _rounding, _rows
 from jaxunlearn.effects._cost import estimate_cost
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
 from jaxunlearn.effects._precision import Precision, products
@@ -73,7 +73,8 @@ def pg_effect(
         a row (every leaf's leading axis is the sample's). On a mesh with explicit axes vmap copies
         the samples to every device.
       directions: {name: tree like params}, such as {"unlearn": grad R(D_u), "retain": grad R(D_r)};
-        None at frozen leaves. jvp and gates round them to the parameters' own types.
+        None at frozen leaves. jvp and gates round them to the parameters' own types; long ones are
+        scaled for parameters in float16.
       by: "sample" [n], "token" [n, S], "layer" [n, layers] (columns: `layer_names`) or "tensor"
         [n, tensors] (columns: `tensor_names`).
       method: see the module; "auto" takes what `choose_pg_method` says.
@@ -278,7 +279,7 @@ def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
       [K, B], or [K, B, S] by token, float32 or wider.
     """
     _checks.check_choice("pg_by_jvp", "by", by, GIVES["jvp"])
-    directions = tuple(trees.like(v, params) for v in directions)
+    directions, restore = _rounding.rounded(directions, params)
     push = lambda v: jax.jvp(lambda p: fn(combine(p, frozen), batch), (params,), (v,))[1]
     if len(directions) == 1:
         # One direction is one plain tangent of the parameters.
@@ -294,7 +295,7 @@ def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
     else:
         # Without gates the copy is the price of sharing the forward pass.
         tangents = jax.vmap(push)(trees.stack(list(directions)))
-    tangents = trees.wide(tangents)
+    tangents = restore(trees.wide(tangents))
     _checks.check_log_probs(tangents.shape[1:], batch)
     return tangents.sum(-1) if by == "sample" and tangents.ndim == 3 else tangents
 
@@ -316,7 +317,7 @@ def pg_by_gates(params, batch, directions, frozen=None, *, fn, by, grouping):
       [K, B], or [K, B, rows], float32 or wider.
     """
     _checks.check_choice("pg_by_gates", "by", by, GIVES["gates"])
-    directions = tuple(trees.like(v, params) for v in directions)
+    directions, restore = _rounding.rounded(directions, params)
     whole = combine(params, frozen)
     shape = jax.eval_shape(fn, whole, batch).shape
     _checks.check_log_probs(shape, batch)
@@ -331,7 +332,7 @@ def pg_by_gates(params, batch, directions, frozen=None, *, fn, by, grouping):
 
     gates = jax.grad(total)(probe["gates"])
     table = _probes.to_rows(gates, params, by, grouping)  # [rows, K, B]
-    return table.sum(0) if by == "sample" else jnp.moveaxis(table, 0, -1)
+    return restore(table.sum(0) if by == "sample" else jnp.moveaxis(table, 0, -1))
 
 
 @partial(jax.jit, static_argnames=("fn", "by", "grouping", "microbatch"))

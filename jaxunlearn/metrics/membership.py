@@ -95,7 +95,7 @@ def min_k_score(logp: np.ndarray, mask: np.ndarray, *, k: float = SHARE) -> np.n
     [-3.0]
     """
     if not 0 < k <= 1:
-        raise ValueError(f"k={k} must be above 0 and at most 1")
+        raise ValueError(f"k={k} must be in (0, 1]")
     count = np.maximum((_tokens(mask) * k).astype(int), 1)
     lowest = np.sort(np.where(mask, np.asarray(logp, np.float64), np.inf), axis=1)
     counts = np.arange(lowest.shape[1]) < count[:, None]

@@ -48,6 +48,7 @@ def unlearn(
     mesh: tuple[int, int, int] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    debug_nans: bool = False,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
     **overrides: Any,
@@ -81,6 +82,8 @@ def unlearn(
       out: the run's folder, in which the run goes on where it stopped; default: a temporary one,
         which is gone when the call is over.
       overwrite: whether another run in `out` is removed first, and nothing but its own files.
+      debug_nans: whether a training that diverges takes a step again without compilation, to name
+        the operation that first makes a value that is not finite.
       console: where progress and tables go; default: nowhere.
       devices: the devices of the mesh; default: all, or the first one for a mesh of one.
       **overrides: any other keys of a configuration, as mappings, such as finetune={"epochs": 5},
@@ -115,7 +118,8 @@ def unlearn(
             # What the caller says goes before what follows from the rows.
             config = override(_base(model), {"model": start, **keys}, WHERE)
             config = override(config, settings, WHERE)
-            run = recipe.begin(config, folder.path, devices, overwrite=overwrite)
+            options = {"overwrite": overwrite, "debug_nans": debug_nans}
+            run = recipe.begin(config, folder.path, devices, **options)
         except BaseException:
             memory.remove(set(folder.memory.glob("*")) - before)
             raise

@@ -99,7 +99,7 @@ def _check_measurements(prepared: Prepared) -> None:
         raise ValueError(f"measure.layer_cuts: {error}") from error
     beyond = [step for step in measure.steps or () if step >= steps]
     if beyond:
-        raise ValueError(f"measure.steps: {beyond[0]} is not in 0..{steps - 1}, the run's steps")
+        raise ValueError(f"measure.steps: {beyond[0]} must be in 0..{steps - 1}, the run's steps")
 
 
 def _check_substitutes(prepared: Prepared) -> None:

@@ -24,22 +24,24 @@ class Divergence(NamedTuple):
         None where all of D_u has finite log-probabilities, as under a retain term that broke.
       sample: the first sample of D_u whose log-probability is not finite; None as above.
       samples: how many samples of D_u these are.
+      operation: the operation to blame, in words, see `nonfinite`; None where nobody asked for it.
     """
 
     step: int
     layer: str | None
     sample: int | None
     samples: int
+    operation: str | None = None
 
     def sentence(self) -> str:
         """What broke, for people."""
-        place = f"the loss before the update of step {self.step} is not finite"
-        if self.layer is None:
-            return place
-        return (
-            f"{place}: on {self.samples} forget samples, first on sample {self.sample}, and in the"
-            f" forward pass first after {self.layer}"
-        )
+        words = f"the loss before the update of step {self.step} is not finite"
+        if self.layer is not None:
+            words += (
+                f": on {self.samples} forget samples, first on sample {self.sample}, and in the"
+                f" forward pass first after {self.layer}"
+            )
+        return words if self.operation is None else f"{words}; {self.operation}"
 
 
 def diagnose(

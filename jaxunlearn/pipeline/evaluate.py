@@ -147,7 +147,7 @@ def _evaluate_run(
     for note in prepared.notes:
         console.print(note, markup=False, highlight=False)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        check_finished(folder, prepared)
+        check_finished(folder, prepared, console)
         evaluation = build_run_evaluation(prepared, folder, requested, RETRAINED in names)
         measure_models(
             evaluation, folder, names, make_stages(prepared, folder, console, interrupts=interrupts)

@@ -58,7 +58,7 @@ def export(
     hf.check_free(target)
     config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
-    manifest.check(source_run)
+    manifest.check(source_run, without=[manifest.REFERENCES])
     if config.train.words is not None:
         check_weights(source_run, config)  # what is frozen is not in the checkpoints
     source = _source(source_run, config)

@@ -1,9 +1,11 @@
 """Fine-tuning: trains the model on the data before it is unlearned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import optax
 
 from jaxunlearn.config import FineTune
 from jaxunlearn.core import files, hosts, progress, typed
@@ -49,6 +51,8 @@ def finetune(
     samples: Sequence[Sample],
     splits: Splits,
     stages: Stages,
+    *,
+    debug_nans: bool = False,
 ) -> Tree:
     """Fine-tunes the initial model, or reads the model that an earlier start of the run finished.
 
@@ -59,6 +63,7 @@ def finetune(
       samples: the samples to train on.
       splits: D_u and D_r, to evaluate on.
       stages: times it, and shows progress.
+      debug_nans: whether a loss that is not finite names the operation that is to blame.
 
     Returns:
       The parameters; the initial ones where the run does not fine-tune.
@@ -73,7 +78,7 @@ def finetune(
             _seal(folder, name)
         shardings = sharding.param_shardings(prepared.model, prepared.mesh)
         return hf.load_params(folder.model(name), prepared.model, shardings=shardings)
-    return _train(prepared, folder, name, samples, splits, stages)
+    return _train(prepared, folder, name, samples, splits, stages, debug_nans)
 
 
 def _train(
@@ -83,6 +88,7 @@ def _train(
     samples: Sequence[Sample],
     splits: Splits,
     stages: Stages,
+    debug_nans: bool,
 ) -> Tree:
     """Fine-tunes the initial model, and writes the result, see `finetune`."""
     spec, model = prepared.config.finetune, prepared.model
@@ -111,10 +117,22 @@ def _train(
         ahead.plan(range(first, plan.steps), make)
         for step in range(first, plan.steps + 1):
             if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
-                with stage.part("save", after=trainer.state):
+                # A state that is not finite is neither saved nor recorded.
+                with stage.part("evaluate", after=trainer.state):
+                    numbers = splits.statistics(trainer.params, model).summary()
+                if step == 0:
+                    check_start(numbers, "fine-tuning", "take another model")
+                if not math.isfinite(numbers["forget_nll"] + numbers["retain_nll"]):
+                    words = _blame(prepared, trainer, tx, make, rates[:step]) if debug_nans else ""
+                    raise FloatingPointError(
+                        f"{name}: the loss is not finite after {step} steps{words}; lower"
+                        f" finetune.lr ({spec.lr}) and start in a new folder"
+                    )
+                with stage.part("save"):
                     checkpoints.save(step, trainer.state)
-                with stage.part("evaluate"):
-                    _evaluate(prepared, folder, name, step, trainer.params, splits, bar)
+                record = {"step": step, "objective": name, **numbers}
+                files.append(folder.metrics, record, durable=True)
+                bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
                 if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
                     break
             stops = stages.interrupts.asked(step)
@@ -134,6 +152,25 @@ def _train(
     return trainer.params
 
 
+def check_start(start: Mapping[str, float], before: str, remedy: str) -> None:
+    """Ends a run whose model is broken before anything is computed with it.
+
+    Args:
+      start: the numbers of the model.
+      before: "fine-tuning" or "unlearning".
+      remedy: what to do.
+
+    Raises:
+      FloatingPointError: a risk is not finite; names the set.
+    """
+    for split in ("forget", "retain"):
+        if not math.isfinite(start[f"{split}_nll"]):
+            raise FloatingPointError(
+                f"the model before {before} is broken: its NLL on the {split} set is"
+                f" {start[f'{split}_nll']}; {remedy}"
+            )
+
+
 def _seal(folder: RunFolder, name: str) -> None:
     """Notes the digests of a finished model and of its evaluations."""
     # All else builds on the base model, so there is no way to make it anew.
@@ -141,28 +178,32 @@ def _seal(folder: RunFolder, name: str) -> None:
     manifest.seal(folder, name, [folder.model(name)], redo=redo, before=manifest.ALL_STEPS)
 
 
-def _evaluate(
+def _blame(
     prepared: Prepared,
-    folder: RunFolder,
-    name: str,
-    step: int,
-    params: Tree,
-    splits: Splits,
-    bar: progress.Bar,
-) -> None:
-    """Records and shows the numbers of both sets.
+    trainer: Trainer,
+    tx: optax.GradientTransformation,
+    make: Callable[[int], FineTuneInput],
+    rates: Sequence[float],
+) -> str:
+    """Names the operation to blame for a loss that is not finite after some steps.
 
-    Raises:
-      FloatingPointError: the loss is not finite.
+    They are taken again from the first one: the newest checkpoint may be no longer finite.
     """
-    numbers = splits.statistics(params, prepared.model).summary()
-    files.append(folder.metrics, {"step": step, "objective": name, **numbers}, durable=True)
-    bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
-    if not math.isfinite(numbers["forget_nll"]):
-        raise FloatingPointError(
-            f"{name}: the loss is not finite after {step} steps; lower finetune.lr"
-            f" ({prepared.config.finetune.lr}) and start in a new folder"
-        )
+
+    def restart(steps: int) -> Iterator[float]:
+        """Takes steps from the initial model; yields the loss before each."""
+        del trainer.state  # its memory is needed
+        trainer.state = init_state(prepared.initial(), tx)
+        for step in range(steps):
+            yield float(trainer.update(make(step).rows, rates[step])["loss"])
+
+    losses = enumerate(restart(len(rates)))
+    broken = next((step for step, loss in losses if not math.isfinite(loss)), len(rates))
+    first = max(broken - 1, 0)
+    for _ in restart(first):
+        pass
+    steps = range(first, min(broken + 1, len(rates)))
+    return ": " + trainer.blame((make(step).rows, rates[step]) for step in steps)
 
 
 def _stops(prepared: Prepared, folder: RunFolder, name: str, step: int, per_epoch: int) -> bool:

@@ -44,6 +44,8 @@ class UnlearnContext:
       shared: grad R(D_r) at theta_0, see `Measurer`.
       evaluation: the suites; None where the run evaluates no model.
       trackers: get the numbers of steps, measurements and results.
+      debug_nans: whether an objective that diverges takes a step again without compilation, to
+        name the operation that is to blame.
     """
 
     prepared: Prepared
@@ -58,6 +60,7 @@ class UnlearnContext:
     shared: SharedGradients
     evaluation: Evaluation | None = None
     trackers: Trackers = dataclasses.field(default_factory=Trackers)
+    debug_nans: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

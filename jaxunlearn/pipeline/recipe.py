@@ -6,8 +6,6 @@ targets are pure functions of (seed, step): no other state has to be restored.
 """
 
 import dataclasses
-import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from rich.console import Console
 
 from jaxunlearn.config import Config, check_readable
 from jaxunlearn.core import hosts
-from jaxunlearn.core.files import is_torn
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -25,14 +22,14 @@ from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.rows import title
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.measurement.statistics import Splits
-from jaxunlearn.pipeline import inputs, results
+from jaxunlearn.pipeline import damage, inputs, results
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluation_stage import (
     evaluate_finished,
     evaluate_starting_points,
     requested_evaluation,
 )
-from jaxunlearn.pipeline.finetune import finetune
+from jaxunlearn.pipeline.finetune import check_start, finetune
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.plan import UnlearnContext
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
@@ -63,12 +60,15 @@ class Run:
       folder: the run's folder.
       evaluation: the suites of the configuration, if any, their data read and encoded.
       notes: sentences on the folder.
+      debug_nans: whether a training that diverges takes a step again without compilation, to name
+        the operation that first makes a value that is not finite.
     """
 
     prepared: Prepared
     folder: RunFolder
     evaluation: Evaluation | None
     notes: tuple[str, ...] = ()
+    debug_nans: bool = False
 
 
 def run(
@@ -77,6 +77,7 @@ def run(
     *,
     overwrite: bool = False,
     report: bool = True,
+    debug_nans: bool = False,
     console: Console | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Path:
@@ -88,6 +89,7 @@ def run(
       overwrite: whether another run in the folder is removed first, and nothing but its own files.
       report: whether figures, `summary.md` and `report.html` are written; `jaxunlearn report` can
         do that later, on any machine.
+      debug_nans: see `Run`; in one process alone.
       console: where progress and tables go; default: nowhere.
       devices: the devices of the mesh; default: all, or the first one where `compute` names one.
 
@@ -99,7 +101,7 @@ def run(
       FloatingPointError: fine-tuning diverged.
     """
     path = Path("runs") / config.name if out is None else user_path(out)
-    opened = begin(config, path, devices, overwrite=overwrite)
+    opened = begin(config, path, devices, overwrite=overwrite, debug_nans=debug_nans)
     execute(opened, console, write_report=reporting.write_report if report else None)
     return path
 
@@ -110,6 +112,7 @@ def begin(
     devices: Sequence[Any] | None = None,
     *,
     overwrite: bool = False,
+    debug_nans: bool = False,
 ) -> Run:
     """Checks all input, then opens the run's folder.
 
@@ -118,11 +121,14 @@ def begin(
       out: the run's folder: absent, empty, or an earlier part of this very run.
       devices: the devices of the mesh; default: all, or the first one where `compute` names one.
       overwrite: whether another run in the folder is removed, once all input is checked.
+      debug_nans: see `Run`; in one process alone.
 
     Raises:
       ValueError, OSError: bad input; nothing was written.
     """
     folder = RunFolder(user_path(out))
+    if debug_nans and jax.process_count() > 1:
+        raise ValueError("debug_nans (--debug-nans): works in one process alone")
     check_readable(config)
     check_installed(config.track)
     prepared = prepare(config, devices)
@@ -132,14 +138,9 @@ def begin(
         evaluation = requested_evaluation(prepared, folder)
     # The first process alone compares them, and a large model takes seconds.
     digests = inputs.digests(prepared) if hosts.is_first() else {}
-    # Opening the folder begins a new manifest.
-    lost = manifest.is_lost(folder)
+    notes = damage.notes(folder)
     open_folder(folder, config, digests, overwrite=overwrite)
-    note = (
-        f"{folder.manifest}: is missing or empty, though the folder holds a run: its earlier files"
-        " are taken as they are, damaged or not"
-    )
-    return Run(prepared, folder, evaluation, (note,) if lost else ())
+    return Run(prepared, folder, evaluation, notes, debug_nans)
 
 
 def execute(
@@ -169,10 +170,8 @@ def execute(
       FloatingPointError: fine-tuning diverged.
     """
     with locked(run.folder):
-        # References are computed again where they are damaged, see `_stages`.
-        without = (*manifest.WRITTEN_AGAIN, manifest.REFERENCES)
-        manifest.check_together(run.folder, without=without)
         console = console or quiet_console()
+        damage.check(run.folder, console, without=manifest.WRITTEN_AGAIN)
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile)
         if write_report is not None:
@@ -184,7 +183,7 @@ def execute(
 
 def _execute(run: Run, stages: Stages, profile: int) -> None:
     console = stages.console
-    for note in (*run.prepared.notes, *run.notes, *_torn(run.folder)):
+    for note in (*run.prepared.notes, *run.notes):
         console.print(note, markup=False, highlight=False)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
@@ -195,26 +194,6 @@ def _execute(run: Run, stages: Stages, profile: int) -> None:
         if run.evaluation is not None:
             evaluate_finished(run.evaluation, run.prepared, run.folder, stages)
         relearn_finished(run.prepared, run.folder, stages)
-
-
-def _torn(folder: RunFolder) -> list[str]:
-    """A sentence for each log whose last line a crash cut short."""
-    logs = (folder.metrics, folder.timings, folder.starts, folder.manifest)
-    return [f"{log}: the last line was cut short and is left out" for log in logs if is_torn(log)]
-
-
-def _drop_damaged_references(folder: RunFolder, console: Console) -> None:
-    """Removes the cached outputs of theta_0 where they are damaged: they can be computed again."""
-
-    def drop() -> None:
-        try:
-            manifest.check(folder, only=[manifest.REFERENCES])
-        except ValueError as error:
-            note = f"{error}: they are computed again"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-            shutil.rmtree(folder.references)
-
-    hosts.first_does(drop, f"{folder.references}: the first process cannot remove them")
 
 
 def _write_texts(prepared: Prepared, folder: RunFolder) -> None:
@@ -248,20 +227,22 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
     _describe(splits, console)
     starting: dict[str, Any] = {}
+    debug = {"debug_nans": run.debug_nans}
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
     model = prepared.unlearn_model
     base = starting_params(
-        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages)
+        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages, **debug)
     )
     base_statistics = splits.statistics(base, model)
     starting[BASE] = base_statistics.summary()
-    check_start(starting[BASE])
+    remedy = "lower finetune.lr" if config.finetune.epochs else "take another model"
+    check_start(starting[BASE], "unlearning", remedy)
     summary.print_starting_point(starting[BASE], console)
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
     if config.finetune.retrained:
-        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages)
+        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages, **debug)
         starting[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
         del retrained  # it stays in its folder
     if run.evaluation is not None and config.evaluate.every:
@@ -269,7 +250,6 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         evaluate_starting_points(run.evaluation, folder, stages)
 
     # --- references: cached outputs of theta_0, so that no second model stays in memory -----------
-    _drop_damaged_references(folder, console)
     manifest.open_stage(folder, manifest.REFERENCES)
     with stages.stage(REFERENCES) as stage, stage.part("forward") as part:
         references = reference_pass(
@@ -302,24 +282,11 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
         shared={},
         evaluation=run.evaluation,
         trackers=trackers,
+        debug_nans=run.debug_nans,
     )
     for i, task in enumerate(prepared.tasks):
         unlearn(context, task, profile if i == 0 else 0)
     results.merge(folder, starting)
-
-
-def check_start(base: dict[str, Any]) -> None:
-    """Ends a run whose model is broken before anything is unlearned.
-
-    Raises:
-      FloatingPointError: a risk is not finite; names the set.
-    """
-    for split in ("forget", "retain"):
-        if not math.isfinite(base[f"{split}_nll"]):
-            raise FloatingPointError(
-                f"the model before unlearning is broken: its NLL on the {split} set is"
-                f" {base[f'{split}_nll']}; lower finetune.lr, or take another model"
-            )
 
 
 def _describe(splits: Splits, console: Console) -> None:

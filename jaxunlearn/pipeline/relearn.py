@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxunlearn.config import Config
+from jaxunlearn.config import RANGES, Config, check_number
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Interrupts
-from jaxunlearn.core.limits import STEPS
 from jaxunlearn.core.names import check_list
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.core.progress import quiet_console
@@ -94,7 +93,7 @@ def relearn(
         console.print(note, markup=False, highlight=False)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
-        check_finished(folder, prepared, without=[manifest.RELEARNING])
+        check_finished(folder, prepared, console, without=[manifest.RELEARNING])
         stages = make_stages(prepared, folder, console, interrupts=interrupts)
         attack_models(prepared, folder, requested, names, stages)
     if hosts.is_first():
@@ -129,10 +128,8 @@ def request(
     settings = Settings(
         spec.steps if steps is None else steps, rate if lr is None else lr, batch_size=size
     )
-    if not 1 <= settings.steps <= STEPS:
-        raise ValueError(f"relearn.steps (--steps): {settings.steps} must be in 1..{STEPS}")
-    if not settings.lr > 0:
-        raise ValueError(f"relearn.lr (--lr): {settings.lr} must be positive")
+    check_number("relearn.steps (--steps)", RANGES["relearn.steps"], settings.steps)
+    check_number("relearn.lr (--lr)", RANGES["relearn.lr"], settings.lr)
     # A configuration that only asks for the benign attack gets no attack on forget samples.
     numbers = samples or spec.samples or (() if spec.benign else None)
     return RelearnRequest(

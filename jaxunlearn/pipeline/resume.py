@@ -5,13 +5,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+
 from jaxunlearn.config import Config, check_distinct, differences, dump, load
 from jaxunlearn.core import files, hosts
-from jaxunlearn.core.paths import user_path
-from jaxunlearn.pipeline import inputs
+from jaxunlearn.core.paths import check_folder, user_path
+from jaxunlearn.pipeline import damage, inputs
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest, shapes
-from jaxunlearn.record.erase import erase
+from jaxunlearn.record.erase import erase, has_results
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.lock import locked, locked_here
 
@@ -33,7 +35,8 @@ def open_folder(
 
     The mesh, the suites, the attacks and the objectives may change between starts, and data and
     models may move to another place: the folder's configuration is updated, and keeps the
-    objectives that it has.
+    objectives that it has. An earlier start that computed nothing, as with a broken model, binds to
+    nothing: the folder begins anew.
 
     Args:
       folder: absent, empty, or with an earlier part of the run.
@@ -53,6 +56,8 @@ def open_folder(
         # Somebody's folder with a configuration gets no file of ours before it is known as a run.
         foreign = folder.config.exists() and not folder.inputs.exists()
         with contextlib.nullcontext() if foreign else locked_here(folder):
+            if _is_noted(folder) and not has_results(folder):
+                _remove(folder, config)
             join()
 
     def join() -> None:
@@ -60,10 +65,10 @@ def open_folder(
             _restore(folder, config)
             differing = list(_differing(folder, config, digests))
         except ValueError:
-            # A configuration that is damaged keeps nobody from removing the run.
+            # A configuration or a manifest that is damaged keeps nobody from removing the run.
             if not overwrite:
                 raise
-            differing = ["a damaged configuration"]
+            differing = ["damage"]
         if differing:
             if not overwrite:
                 raise ValueError(
@@ -76,12 +81,12 @@ def open_folder(
         objectives = {**earlier, **config.objectives}
         check_distinct(objectives)
         joined = dump(dataclasses.replace(config, objectives=objectives))
-        known = _known_inputs(folder)
+        # The configuration comes after the inputs: a folder with nothing but one is somebody's.
+        files.write_json(folder.inputs, {**_known_inputs(folder), **digests})
         if not manifest.holds_text(folder, manifest.CONFIGURATION, folder.config, joined):
             manifest.open_stage(folder, manifest.CONFIGURATION)
             files.write_text(folder.config, joined)
             manifest.seal(folder, manifest.CONFIGURATION, [folder.config])
-        files.write_json(folder.inputs, {**known, **digests})
 
     hosts.first_does(
         open_here, f"{folder.path}: the first process cannot open the folder; it says why"
@@ -121,11 +126,11 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
 
 def _make_results(folder: RunFolder) -> None:
     """Makes the folder of measurements, if it is not there."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: is a file; --out must name a folder")
+    check_folder(folder.path)
     if folder.config.exists():
         raise ValueError(f"{folder.path}: holds a run; choose another --out")
-    if folder.path.exists() and any(folder.path.iterdir()) and not folder.measured_as.exists():
+    new = not folder.path.exists() or _only_begun(folder)
+    if not new and not folder.measured_as.exists():
         raise ValueError(
             f"{folder.path}: not empty and no results of ours (there is no"
             f" {folder.measured_as.name}); choose another --out"
@@ -160,12 +165,15 @@ def check_weights(folder: RunFolder, config: Config) -> None:
     _check_same_inputs(folder, inputs.of_weights(config))
 
 
-def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[str] = ()) -> None:
+def check_finished(
+    folder: RunFolder, prepared: Prepared, console: Console, *, without: Sequence[str] = ()
+) -> None:
     """Checks that the files of a run are whole, and that its data and model are still the same.
 
     Args:
       folder: of the run, locked.
       prepared: the run as it is read now.
+      console: gets what `damage` notes.
       without: stages that are about to be written again.
 
     Raises:
@@ -175,7 +183,9 @@ def check_finished(folder: RunFolder, prepared: Prepared, *, without: Sequence[s
         lambda: _check_same_inputs(folder, inputs.digests(prepared)),
         f"{folder.path}: the first process found other inputs; it says which",
     )
-    manifest.check_together(folder, without=without)
+    for note in damage.notes(folder):
+        console.print(note, markup=False, highlight=False)
+    damage.check(folder, console, without=without)
 
 
 def _check_is_free_or_run(folder: RunFolder) -> None:
@@ -185,21 +195,29 @@ def _check_is_free_or_run(folder: RunFolder) -> None:
       ValueError: it is a file, or holds something else.
     """
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path}: is a file; --out must name a folder")
-    if folder.config.exists() or _lost_configuration(folder) or not path.exists():
+    check_folder(path)
+    if folder.config.exists() or _is_noted(folder) or not path.exists():
         return
-    # What a process leaves that was killed before the configuration had its name.
-    begun = {folder.memory, folder.lock, folder.owner}
-    if any(entry not in begun and entry.suffix != files.TEMPORARY for entry in path.iterdir()):
+    if not _only_begun(folder):
         raise ValueError(
             f"{path}: not empty and no run of ours (there is no config.yaml); choose another --out"
         )
 
 
-def _lost_configuration(folder: RunFolder) -> bool:
-    """Whether a folder is that of a run whose configuration was removed."""
-    return folder.inputs.exists() and manifest.holds(folder, manifest.CONFIGURATION, folder.config)
+def _only_begun(folder: RunFolder) -> bool:
+    """Whether a folder holds no more than what a process leaves that was killed as it began."""
+    begun = {folder.memory, folder.lock, folder.owner, folder.inputs}
+    entries = folder.path.iterdir()
+    return all(entry in begun or entry.suffix == files.TEMPORARY for entry in entries)
+
+
+def _is_noted(folder: RunFolder) -> bool:
+    """Whether a manifest knows a folder's configuration, be it there or lost: it is a run's."""
+    try:
+        return manifest.holds(folder, manifest.CONFIGURATION, folder.config)
+    except ValueError:
+        # Damaged, or somebody else's file of that name.
+        return folder.inputs.exists()
 
 
 def _restore(folder: RunFolder, config: Config) -> None:
@@ -248,7 +266,7 @@ def _remove(folder: RunFolder, config: Config) -> None:
     Raises:
       ValueError: it is no run of ours, or the new run reads files of it.
     """
-    if not folder.inputs.exists():
+    if not folder.inputs.exists() and not _is_noted(folder):
         raise ValueError(
             f"{folder.path}: --overwrite removes runs alone, and there is no {folder.inputs.name};"
             " choose another --out"

@@ -108,13 +108,27 @@ class _Loop(NamedTuple):
         del trainer.state  # its memory is needed
         self.checkpoints.drop_after(last)
         trainer.state = _newest_state(self.context, plan, self.checkpoints)
-        first = int(trainer.state.step)
-        guide = plan.guidance.before(first)
-        for step in range(first, last):
-            if step in plan.guidance.steps:
-                guide = self.refresh(step)
-            inputs, _ = plan.inputs(step, guide)
-            trainer.update(inputs.batch, plan.rates[step])
+        for step in range(int(trainer.state.step), last):
+            trainer.update(self._batch(step), plan.rates[step])
+
+    def operation(self, broken: int) -> str:
+        """Names the operation to blame: of the update to theta_broken, or of the loss there.
+
+        Args:
+          broken: the first step t at whose theta_t the loss is not finite.
+        """
+        trainer, plan = self.trainer, self.plan
+        first = max(broken - 1, 0)
+        self.replay(first)
+        steps = range(first, min(broken + 1, plan.steps))
+        return trainer.blame((self._batch(step), plan.rates[step]) for step in steps)
+
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step that is taken again, at theta_t."""
+        guidance = self.plan.guidance
+        fresh = step in guidance.steps
+        guide = self.refresh(step) if fresh else guidance.before(step)
+        return self.plan.inputs(step, guide)[0].batch
 
     def evaluate(self, step: int) -> None:
         """Measures the suites on the way."""
@@ -302,6 +316,8 @@ def _last_finite(loop: _Loop, broken: int) -> tuple[SetStatistics, Divergence]:
     loop.replay(broken)
     stats = measurer.statistics(trainer.params)
     divergence = diagnose(broken, trainer.params, stats.forget, forget, model)
+    if loop.context.debug_nans:
+        divergence = divergence._replace(operation=loop.operation(broken))
     loop.replay(max(broken - 1, 0))
     return measurer.statistics(trainer.params), divergence
 

@@ -1,5 +1,6 @@
 """Removes the files of a run from its folder, and nothing else that is there."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator, Set
@@ -19,8 +20,8 @@ def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
 
     The files are those that the manifest lists and those that the layout of a folder knows by their
     names. All others stay, and so do the folders that hold one, and those of the trackers wandb and
-    trackio, whose runs may not have been sent yet. The configuration goes last: where
-    a process is killed on the way, the folder is still that of a run.
+    trackio, whose runs may not have been sent yet. The manifest, by which a folder is known as that
+    of a run, goes last: where a process is killed on the way, the next one can go on.
 
     Args:
       folder: of a run.
@@ -38,13 +39,26 @@ def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
         else:
             path.unlink(missing_ok=True)
     _remove_empty(folder)
-    for file in (folder.manifest, folder.inputs, folder.config):
+    for file in (folder.config, folder.inputs, folder.manifest):
         file.unlink(missing_ok=True)
+
+
+def has_results(folder: RunFolder) -> bool:
+    """Whether a run has computed anything yet: whether there is more than what every start writes.
+
+    Every start writes its inputs, the texts of the samples, and how long its parts took; rows and
+    models from memory are there before it.
+    """
+    of_starts = {folder.starts, folder.texts, folder.timings}
+    computed = (path for path in _own(folder) if path.parent != folder.memory)
+    return any(path.exists() for path in computed if path not in of_starts)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:
     """The files, and the folders that hold files of the run alone."""
-    yield from (path for path in manifest.listed(folder) if path != folder.config)
+    # What a damaged manifest lists is not known; the layout's own names are.
+    with contextlib.suppress(ValueError):
+        yield from (path for path in manifest.listed(folder) if path != folder.config)
     yield from (folder.metrics, folder.timings, folder.starts, folder.texts, folder.html)
     yield from (folder.results, folder.evaluation, folder.summary)
     yield from (folder.relearn, folder.relearn_records, folder.relearn_layers)

@@ -5,6 +5,7 @@ the last line of a stage holds. A stage whose files are about to change is opene
 crash in between accuses nobody. Checkpoints carry checksums of their own.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -104,8 +105,10 @@ def check_together(folder: RunFolder, *, without: Iterable[str] = ()) -> None:
 
 
 def is_lost(folder: RunFolder) -> bool:
-    """Whether a folder holds a run, and no digests of its files."""
-    return folder.inputs.exists() and not _entries(folder)
+    """Whether a folder holds a run, and no digests of its files; a damaged manifest is not lost."""
+    with contextlib.suppress(ValueError):
+        return folder.inputs.exists() and not _entries(folder)
+    return False
 
 
 def check(
@@ -144,7 +147,8 @@ def _problem(folder: RunFolder, entry: Mapping[str, Any]) -> str | None:
         if _digest(path) != digest:
             return f"{path}: is damaged or was changed, {stage} wrote something else"
     if before is not None and _records_digest(folder, stage, before) != entry["records"]:
-        return f"{folder.metrics}: the records of {stage} before step {before} are damaged"
+        which = stage if before == ALL_STEPS else f"{stage} before step {before}"
+        return f"{folder.metrics}: the records of {which} are damaged"
     return None
 
 

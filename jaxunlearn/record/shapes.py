@@ -55,6 +55,7 @@ class Diverged(TypedDict):
     layer: str | None
     sample: int | None
     samples: int
+    operation: NotRequired[str | None]
 
 
 class StartResult(TypedDict):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
-from jaxunlearn.core.paths import user_path
+from jaxunlearn.core.paths import check_folder, user_path
 from jaxunlearn.core.progress import quiet_console
 from jaxunlearn.record import attack_results, tables, texts
 from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder
@@ -95,8 +95,10 @@ def compare_runs(
 
     Raises:
       FileNotFoundError: a folder holds no finished run.
+      ValueError: a file is in the place of `out`.
     """
     console, folder = console or quiet_console(), user_path(out)
+    check_folder(folder)
     compared = compare.compare([compare.read(user_path(run)) for run in runs], folder)
     files.write_text(folder / "comparison.md", _markdown(compared.tables))
     for title, table in compared.tables:

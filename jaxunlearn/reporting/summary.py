@@ -62,7 +62,8 @@ def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
     for file in (folder.config, folder.results):
         if not file.exists():
             raise FileNotFoundError(f"{run}: no finished run here ({file.name} is missing)")
-    manifest.check(folder, without=[BASE, RETRAINED])  # models are large, and not shown
+    # Models are large, and neither they nor references are shown.
+    manifest.check(folder, without=[BASE, RETRAINED, manifest.REFERENCES])
     models = files.read_json(folder.results, shapes.Results)["models"]
     if BASE not in models:
         raise ValueError(f"{folder.results}: models: no model {BASE!r}")

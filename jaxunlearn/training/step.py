@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from jaxunlearn import effects
 from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
+from jaxunlearn.training import nonfinite
 from jaxunlearn.training.losses import GROUPING, Loss, Metrics, RetainLoss
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.sparing import sparing
@@ -170,6 +171,24 @@ class Trainer:
         rate = np.float32(lr)
         self.state, metrics = train_step(self.state, batch, rate, self._frozen, **self._options)
         return metrics
+
+    def blame(self, updates: Iterable[tuple[Tree, float]]) -> str:
+        """Names the operation that makes one of some updates not finite, see `nonfinite`.
+
+        Args:
+          updates: (batch, learning rate) each; those before the one to blame are applied.
+        """
+
+        def results(state: TrainState, batch: Tree, rate: jax.Array, frozen: Tree) -> Tree:
+            state, metrics = train_step(state, batch, rate, frozen, **self._options)
+            return metrics["loss"], metrics, state
+
+        for batch, lr in updates:
+            args = (self.state, batch, np.float32(lr), self._frozen)
+            if (operation := nonfinite.first_operation(results, *args)) is not None:
+                return operation
+            self.update(batch, lr)
+        return "operation by operation all values are finite"
 
     @contextlib.contextmanager
     def parked_moments(self, offload: Offload) -> Iterator[None]:

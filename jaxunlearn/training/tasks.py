@@ -85,7 +85,7 @@ def make_task(name: str, spec: ObjectiveConfig, model: DecoderConfig, config: Co
     where = f"objectives.{name}"
     layer = model.num_layers // 2 if spec.layer is None else spec.layer
     if not 0 <= layer <= model.num_layers:
-        raise ValueError(f"{where}.layer: {layer} is not in 0..{model.num_layers}")
+        raise ValueError(f"{where}.layer: {layer} must be in 0..{model.num_layers}")
     names.search_working_directory(spec.loss, spec.retain)
     try:
         objective = objectives.get(spec.loss or name, **spec.hyper)

@@ -102,7 +102,7 @@ def test_rows_are_planned_for_the_whole_run():
     """The shape of two steps alone would flatter the packing."""
     work, _ = make_job()
     assert len(work.steps) == 2 and len(work.planned) == 7
-    with pytest.raises(ValueError, match=r"steps=8 is not in 1\.\.7"):
+    with pytest.raises(ValueError, match=r"steps=8 must be in 1\.\.7"):
         train_ours.job(MODEL, work.sequences, steps=8, batch_size=4)
 
 

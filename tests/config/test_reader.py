@@ -15,6 +15,7 @@ from jaxunlearn.config import (
     check_readable,
     reader,
     schema,
+    validate,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -167,6 +168,17 @@ def test_a_missing_file(tmp_path):
 def test_a_configuration_that_could_not_be_read_back_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         check_readable(dataclasses.replace(Config(), **changes))
+
+
+@pytest.mark.parametrize("value", ["inf", ".inf", "-.INF", ".nan", "nan"])
+def test_numbers_without_end_are_read_and_refused_by_their_key(tmp_path, value):
+    """As YAML spells them and as Python does; a configuration from Python may hold them too."""
+    config = reader.load(write(tmp_path, f"unlearn: {{clip_norm: {value}}}"))
+    check_readable(config)
+    with pytest.raises(
+        ConfigError, match=r"unlearn\.clip_norm: \S+ must be a finite number; leave"
+    ):
+        validate(config)
 
 
 def test_lists_in_the_place_of_tuples_do_no_harm():

@@ -473,3 +473,12 @@ def test_a_document_without_tokens_of_its_own_is_refused(tokenizer, text, messag
     with pytest.raises(ValueError, match=message):
         rows = [DOCUMENTS[0], {"text": text}]
         encode_documents(tokenizer, rows, chunk_tokens=8, source="mine")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_file_beside_the_tokenizer_that_is_no_object_is_named(tmp_path, name, content):
+    """transformers reads it first, and says what its code ran into."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: (expected an object|not JSON)"):
+        load_tokenizer(str(tmp_path))

@@ -253,7 +253,7 @@ def test_a_context_that_is_no_multiple_of_eight_can_be_filled():
         (lambda s: padded(s, ids=[0, 1, -1]), "must not be negative"),
         (lambda s: pack_step(s, [-1], Plan(1, 16, 1, 8, 8)), r"ids \[-1\] are not in 0\.\.2"),
         (lambda s: pack_step(s, [0, 1], Plan(1, 16, 1, 8, 8)), "plan it again"),
-        (lambda s: padded([Sample(np.arange(3), 0)]), "first_label=0 must lie in 1..3"),
+        (lambda s: padded([Sample(np.arange(3), 0)]), "first_label=0 must be in 1..3"),
     ],
 )
 def test_bad_input_is_named(call, message):

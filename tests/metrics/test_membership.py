@@ -107,7 +107,7 @@ def test_what_has_no_score_is_named():
     with pytest.raises(ValueError, match="1 texts, but log-probabilities of 2"):
         membership.zlib_score(np.zeros((2, 2)), mask, ["a"])
     for k in (0, 1.5):
-        with pytest.raises(ValueError, match=f"k={k} must be above 0 and at most 1"):
+        with pytest.raises(ValueError, match=rf"k={k} must be in \(0, 1\]"):
             membership.min_k_score(np.zeros((1, 2)), mask[:1], k=k)
 
 

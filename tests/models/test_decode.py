@@ -236,7 +236,7 @@ def test_filtered_logits_are_those_of_transformers():
             r"temperature=1.0 draws tokens: give key=jax.random.key\(SEED\)",
         ),
         ({"sampling": {"temperature": 1.0, "top_k": 0}}, "top_k=0 must be at least 1"),
-        ({"sampling": {"temperature": 1.0, "top_p": 1.5}}, r"top_p=1.5 is not in \(0, 1\]"),
+        ({"sampling": {"temperature": 1.0, "top_p": 1.5}}, r"top_p=1.5 must be in \(0, 1\]"),
         (
             {"sampling": {"temperature": 1.0}, "key": jax.random.PRNGKey(0)},
             r"one jax.random.key or \[4\]",

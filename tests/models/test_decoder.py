@@ -290,7 +290,7 @@ def test_a_tap_needs_no_later_block(sequences):
 
 @pytest.mark.parametrize("tap", [-1, 4])
 def test_bad_tap(tap, sequences):
-    with pytest.raises(ValueError, match=rf"tap={tap} is not in 0..3"):
+    with pytest.raises(ValueError, match=rf"tap={tap} must be in 0..3"):
         decoder.forward(random_params(UNTIED), packing.padded(sequences), UNTIED, tap=tap)
 
 

@@ -12,8 +12,12 @@ from rich.console import Console
 
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
+from jaxunlearn.pipeline.evaluate import evaluate
+from jaxunlearn.pipeline.export import export
+from jaxunlearn.pipeline.relearn import relearn
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.reporting import report
 from tests.pipeline.test_recipe import digests
 from tests.pipeline.test_stop import StopAt
 from tests.pipeline.tiny import replace
@@ -123,8 +127,32 @@ def test_damaged_references_are_computed_again_with_a_note(runs, tmp_path, monke
     console = Console(file=io.StringIO())
     recipe.execute(recipe.begin(CONFIG, folder, jax.devices()[:1]), console)
     assert "forget.npz: is" in console.file.getvalue().replace("\n", "")
-    assert "they are computed again" in console.file.getvalue()
+    assert "they are removed, and the next start computes" in console.file.getvalue()
     assert digests(folder) == digests(runs / "whole")
+
+
+def evaluate_again(folder, console):
+    evaluate(folder, suites=["memorization"], console=console, devices=jax.devices()[:1])
+
+
+def relearn_again(folder, console):
+    relearn(folder, samples=[1], steps=1, console=console, devices=jax.devices()[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", [evaluate_again, relearn_again])
+def test_evaluation_and_attacks_say_of_damage_what_a_run_says(runs, tmp_path, measure):
+    """References are none of their business; what is missing is noted, and nothing else changes."""
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "reference" / "forget.npz", "flipped", np.random.default_rng(0))
+    console = Console(file=io.StringIO(), width=1000)
+    measure(folder, console)
+    said = console.file.getvalue()
+    assert "forget.npz: is damaged" in said and "they are removed, and the next start" in said
+    assert not (folder / "reference").exists()
+    (folder / "manifest.jsonl").unlink()
+    measure(folder, console)
+    assert "manifest.jsonl: is missing or empty" in console.file.getvalue()
 
 
 @pytest.mark.slow
@@ -139,6 +167,15 @@ def test_a_lost_manifest_and_a_torn_line_are_noted(runs, tmp_path, monkeypatch, 
     said = console.file.getvalue()
     assert "manifest.jsonl: is missing or empty" in said
     assert "metrics.jsonl: the last line was cut short" in said
+
+
+@pytest.mark.slow
+def test_reports_and_exports_do_without_references(runs, tmp_path):
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    hurt(folder / "reference" / "forget.npz", "zeroed", None)
+    report.write_report(folder, Console(file=io.StringIO()))
+    export(folder, "npo", tmp_path / "model")
+    assert (folder / "reference").is_dir()  # a run looks after them
 
 
 class TestManifest:
@@ -159,6 +196,12 @@ class TestManifest:
         with pytest.raises(ValueError, match=r"a/file: is damaged .* begin in a new folder"):
             manifest.check(folder)
         manifest.check(folder, without=["a"])
+
+    def test_the_records_of_a_finished_model_are_named_without_a_step(self, folder):
+        manifest.seal(folder, "a", [], before=manifest.ALL_STEPS)
+        folder.metrics.unlink()
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: the records of a are damaged"):
+            manifest.check(folder)
 
     def test_a_missing_file_is_named_unless_all_of_its_stage_was_removed(self, folder):
         (folder.path / "b" / "file").unlink()

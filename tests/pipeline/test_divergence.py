@@ -67,4 +67,4 @@ def test_tied_logits_are_named_as_what_they_are():
 def test_a_whole_model_has_no_broken_layer(whole):
     run, params, forget = whole
     found = diagnosis(run, params, forget)
-    assert found[1:] == (None, None, 0) and "step 7" in found.sentence()
+    assert found[1:] == (None, None, 0, None) and "step 7" in found.sentence()

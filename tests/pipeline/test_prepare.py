@@ -9,10 +9,10 @@ import pytest
 from jaxunlearn.config import ConfigError, Objective, schema
 from jaxunlearn.core import files
 from jaxunlearn.models import decoder, hf
-from jaxunlearn.pipeline import inputs, recipe
+from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluate import evaluate
-from jaxunlearn.pipeline.finetune import has_learned
+from jaxunlearn.pipeline.finetune import check_start, has_learned
 from jaxunlearn.pipeline.prepare import prepare
 from jaxunlearn.pipeline.subject import _random_params, open_sources
 from jaxunlearn.record import texts
@@ -124,9 +124,9 @@ def test_fine_tuning_stops_at_its_target_on_both_sets():
 @pytest.mark.parametrize("split", ["forget", "retain"])
 def test_a_starting_point_that_is_not_finite_ends_the_run(split):
     numbers = {"forget_nll": 1.0, "retain_nll": 1.0}
-    recipe.check_start(numbers)
+    check_start(numbers, "unlearning", "take another model")
     with pytest.raises(FloatingPointError, match=f"NLL on the {split} set is nan"):
-        recipe.check_start(numbers | {f"{split}_nll": float("nan")})
+        check_start(numbers | {f"{split}_nll": float("nan")}, "unlearning", "take another model")
 
 
 @pytest.mark.parametrize(

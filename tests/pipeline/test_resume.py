@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from jaxunlearn.config import Lora, Objective, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.models import hf
-from jaxunlearn.pipeline import inputs, stored
+from jaxunlearn.pipeline import inputs, recipe, stored
 from jaxunlearn.pipeline.prepare import prepare
-from jaxunlearn.pipeline.resume import open_folder
+from jaxunlearn.pipeline.resume import open_folder, open_results
+from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.lock import locked
+from jaxunlearn.reporting.report import compare_runs
 from tests.pipeline.tiny import TINY, replace
 
 
@@ -21,6 +26,7 @@ from tests.pipeline.tiny import TINY, replace
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     open_folder(folder, TINY, {})
+    folder.metrics.write_text('{"step": 0, "objective": "base"}\n')  # what it computed so far
     return folder
 
 
@@ -244,6 +250,157 @@ def test_a_start_that_was_killed_before_there_was_a_configuration(tmp_path):
     assert load(folder.config) == TINY
 
 
+def begun(path):
+    """The folder of a start that wrote all that every start writes, and computed nothing."""
+    folder = RunFolder(path)
+    open_folder(folder, TINY, {"model": "broken"})
+    for file in (folder.starts, folder.timings, folder.memory / "rows-0a" / "forget.jsonl"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    files.write_text(folder.texts, "texts")
+    manifest.seal(folder, manifest.TEXTS, [folder.texts], redo=folder.texts)
+    folder.checkpoints("npo").mkdir(parents=True)
+    (folder.path / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_a_start_that_computed_nothing_binds_to_nothing(tmp_path):
+    """Neither to its weights, nor to its keys, its objectives or the texts of its samples."""
+    folder = begun(tmp_path / "run")
+    other = replace(OTHER, objectives={"wga": Objective()})
+    open_folder(folder, other, {"model": "whole"})
+    assert load(folder.config) == other
+    assert files.read_json(folder.inputs) == {"model": "whole"}
+    assert not folder.texts.exists() and (folder.path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [None, "seed: ["])
+def test_nor_to_a_configuration_that_is_damaged(tmp_path, content):
+    folder = begun(tmp_path / "run")
+    folder.config.unlink() if content is None else folder.config.write_text(content)
+    open_folder(folder, OTHER, {})
+    assert load(folder.config) == OTHER
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda folder: folder.metrics,
+        lambda folder: folder.reference("forget"),
+        lambda folder: folder.model("base") / "model.safetensors",
+        lambda folder: folder.checkpoints("npo") / "0" / "state",
+        lambda folder: folder.finetune_checkpoints("base") / "0" / "state",
+        lambda folder: folder.part("g_effect", "npo", 0),
+    ],
+)
+def test_any_result_binds(tmp_path, result):
+    folder = begun(tmp_path / "run")
+    file = result(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="another run: seed: 0 -> 5; other contents of model;"):
+        open_folder(folder, OTHER, {"model": "whole"})
+    assert file.exists() and load(folder.config) == TINY
+
+
+class Kill(BaseException):
+    """Ends a process in the middle of something."""
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_overwriting_may_be_killed_between_any_two_files(tmp_path, folder, monkeypatch, left):
+    """What is left of the old run is no run of its own, and keeps nobody from beginning."""
+    (folder.path / "notes.txt").write_text("mine")
+    last = [folder.metrics, folder.config, folder.inputs, folder.manifest]
+    unlink = Path.unlink
+
+    def killed(path, *args, **options):
+        if path == last[left]:
+            raise Kill
+        unlink(path, *args, **options)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(Kill):
+        open_folder(folder, OTHER, {}, overwrite=True)
+    monkeypatch.undo()
+    open_folder(folder, OTHER, {}, overwrite=left == 0)  # all files of the old run are still there
+    assert load(folder.config) == OTHER and not folder.metrics.exists()
+    assert (folder.path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_beginning_may_be_killed_between_any_two_files(tmp_path, monkeypatch, writes):
+    """Another run may begin in what is left."""
+    folder, done = RunFolder(tmp_path / "run"), []
+    replace_whole, append = files.replace_whole, files.append
+
+    def counted(write):
+        def killed(path, *args, **options):
+            done.append(path)
+            if len(done) > writes:
+                raise Kill
+            write(path, *args, **options)
+
+        return killed
+
+    monkeypatch.setattr(files, "replace_whole", counted(replace_whole))
+    monkeypatch.setattr(files, "append", counted(append))
+    with pytest.raises(Kill):
+        open_folder(folder, TINY, {"model": "broken"})
+    assert [path.name for path in done] == NAMES[: writes + 1]
+    monkeypatch.undo()
+    # A configuration without a line of the manifest may be somebody's.
+    open_folder(folder, OTHER, {"model": "whole"}, overwrite=writes == 3)
+    assert load(folder.config) == OTHER
+
+
+NAMES = [".owner.json", "inputs.json", "config.yaml", "manifest.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["null\n", "x\n", '{"stage": 1}\n'])
+def test_a_damaged_manifest_keeps_nobody_from_removing_the_run(folder, content):
+    (folder.path / "notes.txt").write_text("mine")
+    folder.manifest.write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.jsonl:1"):
+        open_folder(folder, OTHER, {})
+    assert folder.metrics.exists() and load(folder.config) == TINY
+    open_folder(folder, OTHER, {}, overwrite=True)
+    assert not folder.metrics.exists() and load(folder.config) == OTHER
+    assert (folder.path / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path):
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "gone")
+    for call in (
+        lambda: open_folder(RunFolder(link), TINY, {}),
+        lambda: open_results(RunFolder(link), {}, TINY).__enter__(),
+        lambda: compare_runs([], link),
+    ):
+        with pytest.raises(ValueError, match="is a link that leads nowhere; --out must name a fo"):
+            call()
+    assert not (tmp_path / "gone").exists()
+
+
+def test_results_of_models_may_follow_a_process_that_was_killed_as_it_began(tmp_path):
+    folder = RunFolder(tmp_path / "results")
+    folder.path.mkdir()
+    folder.lock.touch()
+    folder.inputs.write_text('{"model": "a"}')
+    with open_results(folder, {"model": "b"}, TINY):
+        pass
+    assert files.read_json(folder.inputs) == {"model": "b"}
+
+
+def test_somebodys_manifest_makes_no_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.manifest.write_text("{}\n")
+    with pytest.raises(ValueError, match="not empty and no run of ours"):
+        open_folder(folder, TINY, {})
+    assert folder.manifest.read_text() == "{}\n"
+
+
 def test_data_and_models_may_move(folder):
     here = replace(model="old/model", data={"source": "old"}, train={"lora": Lora(start="a")})
     digests = {"data.forget": "d", "model": "m", "train.lora.start": "l"}
@@ -252,6 +409,7 @@ def test_data_and_models_may_move(folder):
     )
     path = RunFolder(folder.path.parent / "moved")
     open_folder(path, here, digests)
+    path.metrics.write_text("")
     open_folder(path, moved, digests)
     assert load(path.config) == moved
     # Other contents in the other place make another run, and both are named.
@@ -260,3 +418,25 @@ def test_data_and_models_may_move(folder):
     ):
         open_folder(path, here, digests | {"model": "other"})
     assert load(path.config) == moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factor", "epochs", "message"),
+    [(np.nan, 0, "norm.scale are not all finite"), (3e38, 1, "before fine-tuning is broken")],
+)
+def test_a_corrected_model_may_follow_a_broken_one(tmp_path, factor, epochs, message):
+    """Its weights are known to be broken only once they were read, when the folder is there."""
+    prepared = prepare(TINY, jax.devices()[:1])
+    whole, broken = prepared.initial(), prepared.initial()
+    broken["norm"]["scale"] = broken["norm"]["scale"] * factor
+    config = replace(model=str(tmp_path / "model"), finetune={"epochs": epochs})
+    for params in (broken, whole):
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        options = {"tokenizer": prepared.tokenizer}
+        hf.save_params(tmp_path / "model", params, prepared.model, **options)
+        if params is broken:
+            with pytest.raises((FloatingPointError, ValueError), match=message):
+                recipe.run(config, tmp_path / "run", devices=jax.devices()[:1])
+    run = recipe.begin(config, tmp_path / "run", jax.devices()[:1])
+    assert files.read_json(run.folder.inputs) == inputs.digests(run.prepared)

@@ -107,9 +107,9 @@ def train_tokenizer(rows: Iterable[Mapping[str, Any]], *, vocab_size: int = 1024
 def _check_sizes(authors: int, questions: int, forget_share: float) -> None:
     most = len(FIRST_NAMES) * len(LAST_NAMES) // 2
     if not 2 <= authors <= most:
-        raise ValueError(f"authors={authors} must lie in 2..{most}")
+        raise ValueError(f"authors={authors} must be in 2..{most}")
     if not 1 <= questions <= len(ATTRIBUTES):
-        raise ValueError(f"questions={questions} must lie in 1..{len(ATTRIBUTES)}")
+        raise ValueError(f"questions={questions} must be in 1..{len(ATTRIBUTES)}")
     if not 0 < forget_share < 1:
         raise ValueError(f"forget_share={forget_share} must lie between 0 and 1")
 

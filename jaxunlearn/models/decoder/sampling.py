@@ -43,7 +43,7 @@ class Sampling:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1")
         if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p} is not in (0, 1]")
+            raise ValueError(f"top_p={top_p} must be in (0, 1]")
 
 
 GREEDY = Sampling()

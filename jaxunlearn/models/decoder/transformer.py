@@ -109,7 +109,7 @@ def forward(
       ValueError: a tap outside 0..num_layers.
     """
     if tap is not None and not 0 <= tap <= config.num_layers:
-        raise ValueError(f"tap={tap} is not in 0..{config.num_layers}, the blocks of the model")
+        raise ValueError(f"tap={tap} must be in 0..{config.num_layers}, the blocks of the model")
     directions, gates = (probe["directions"], probe["gates"]) if probe else ((), {})
     of = lambda key: (params[key], [tree[key] for tree in directions])
     token_gates = lambda key: _token_gates(gates.get(key), batch)

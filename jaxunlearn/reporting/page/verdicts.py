@@ -39,12 +39,14 @@ def verdict(name: str, models: Mapping[str, Any], attacks: Mapping[str, Any] | N
     result, base = models[name], models[BASE]
     if result.get("steps") != result.get("of_steps"):
         stopped = f"Stopped after step {result['steps']} of {result['of_steps']}: it diverged."
-        if result.get("diverged", {}).get("layer"):
-            broken = result["diverged"]
+        broken = result.get("diverged", {})
+        if broken.get("layer"):
             stopped += (
                 f" One update later {broken['layer']} is the first layer whose output is not"
                 f" finite, and sample {broken['sample']} the first of {broken['samples']}."
             )
+        if broken.get("operation"):
+            stopped += f" Taken again: {broken['operation']}."
         return Verdict(name, None, None, stopped)
     floor = models[RETRAINED]["forget_es"] if RETRAINED in models else 0.0
     left = _share(result["forget_es"] - floor, base["forget_es"] - floor)
