@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax.extend import core
 
-_OF_JAX = tuple(Path(module.__path__[0]).resolve() for module in (jax, jaxlib))
+_OF_JAX = Path(jax.__path__[0]).resolve()
 # Operations that call other ones, by the name of the primitive. All else that has operations of
 # its own, such as kernels, counts as one operation.
 _CALLS = (
@@ -180,5 +179,5 @@ def _frames(trace: Any) -> Iterator[tuple[Path, int]]:
     """Files and lines that an operation was called from, those of JAX left out."""
     for frame in traceback.extract_tb(trace.as_python_traceback()):
         file = Path(frame.filename).resolve()
-        if not any(file.is_relative_to(folder) for folder in _OF_JAX):
+        if not file.is_relative_to(_OF_JAX):
             yield file, frame.lineno or 0
