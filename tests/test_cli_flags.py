@@ -197,17 +197,17 @@ def test_steps_on_the_way_are_no_flag_of_a_finished_run(finished, capsys):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "said"),
     [
-        ValueError("two\n  lines"),
-        FileNotFoundError("no such checkpoint"),
-        PermissionError(13, "Permission denied", "a.txt"),
-        CheckpointError("leaf of another shape"),
-        FloatingPointError("the loss is not finite"),
+        (ValueError("two\n  lines"), "two lines"),
+        (FileNotFoundError("no such checkpoint"), "no such checkpoint"),
+        (PermissionError(13, "Permission denied", "a.txt"), "a.txt: permission denied"),
+        (CheckpointError("leaf of another shape"), "leaf of another shape"),
+        (FloatingPointError("the loss is not finite"), "the loss is not finite"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatch, capsys):
+def test_an_error_of_a_command_is_one_line(error, said, finished, tmp_path, monkeypatch, capsys):
     def fail(*args, **given):
         raise error
 
@@ -221,7 +221,7 @@ def test_an_error_of_a_command_is_one_line(error, finished, tmp_path, monkeypatc
     for arguments in (*commands, ["relearn", run]):
         assert cli.main(arguments) == 2
         message = capsys.readouterr().err
-        assert message == f"jaxunlearn: {' '.join(str(error).split())}\n"
+        assert message == f"jaxunlearn: {said}\n"
     monkeypatch.setenv("JAXUNLEARN_TRACEBACK", "1")
     with pytest.raises(type(error)):
         cli.main(["report", run])

@@ -100,7 +100,8 @@ def test_a_misspelt_hyper_parameter_and_objective_get_hints(tmp_path, capsys):
 
 def test_overwrite_reaches_the_run(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(recipe, "begin", lambda config, out, overwrite: seen.append(overwrite))
+    begin = lambda config, out, overwrite, **given: seen.append(overwrite)
+    monkeypatch.setattr(recipe, "begin", begin)
     monkeypatch.setattr(recipe, "execute", lambda *args, **given: None)
     for arguments in ([], ["--overwrite"]):
         assert cli.main(["demo", "--seeds", "1", "--out", str(tmp_path), *arguments]) == 0

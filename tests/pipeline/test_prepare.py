@@ -145,7 +145,7 @@ def test_a_schedule_that_never_moves_is_refused(changed, key):
 
 
 def test_more_steps_than_can_be_planned_are_refused():
-    with pytest.raises(ConfigError, match=r"unlearn\.epochs: 1000000000 must .* at most 10000000"):
+    with pytest.raises(ConfigError, match=r"unlearn\.epochs: 1000000000 must be in 1\.\.10000000"):
         prepared(unlearn={"epochs": 10**9})
     many = prepared(unlearn={"epochs": 10**7})  # each of several steps
     with pytest.raises(ValueError, match=r"unlearn\.epochs: 10000000 make .* steps of 2 samples"):
