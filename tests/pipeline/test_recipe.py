@@ -195,7 +195,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(finished, tmp_path, 
     with pytest.raises(Crash):
         run(TINY, tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
-    run(TINY, tmp_path / "run")
+    run(TINY, tmp_path / "run", report=True)
     assert digests(tmp_path / "run") == digests(finished)
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_dies_at_its_very_end_loses_no_measurement(finished, tmp_path
     monkeypatch.setattr(Interval, "close", dying)
     with pytest.raises(Crash):
         run(TINY, tmp_path / "run")
-    run(TINY, tmp_path / "run")
+    run(TINY, tmp_path / "run", report=True)
     assert deaths == ["ga"]
     assert tables.read(tmp_path / "run", "g_effect") == tables.read(finished, "g_effect")
     assert digests(tmp_path / "run") == digests(finished)
