@@ -176,10 +176,10 @@ def _run_seeds(
     numbers = range(config.seed, config.seed + options.seeds)
     folders = [of_seed(out, seed) for seed in numbers]
     with BackgroundReports() as reports:
+        begin = None if options.no_report else reports.begin
         for seed, folder in zip(numbers, folders, strict=True):
             console.print(f"seed {seed}", style="bold", highlight=False)
             interrupts.check(f"before seed {seed}")
-            begin = None if options.no_report else reports.begin
             run_one(dataclasses.replace(config, seed=seed), folder, begin)
         # The tables of all seeds together come first: each run's are in its report.
         if hosts.is_first() and not options.no_report:

@@ -4,7 +4,6 @@ Parts of a pack may come in several calls: what is missing is named, and what is
 """
 
 import functools
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -95,7 +94,7 @@ class Material:
     def _join(self, name: str, target: Path) -> None:
         """Joins the parts of a file, unless an earlier call did."""
         joined = self._manifest["joined"][name]
-        if target.is_file() and sha256(target) == joined["sha256"]:
+        if target.is_file() and files.sha256(target) == joined["sha256"]:
             return
 
         def write(temporary: Path) -> None:
@@ -108,12 +107,6 @@ class Material:
         files.replace_whole(target, write)
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(path: Path, expected: str) -> None:
-    if sha256(path) != expected:
+    if files.sha256(path) != expected:
         raise Corrupt(f"{path}: not the file that was packed (another sha256); pack it again")

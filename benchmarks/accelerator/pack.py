@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import train_lengths
-from benchmarks.accelerator.material import MANIFEST, MODEL, PARTS, sha256
+from benchmarks.accelerator.material import MANIFEST, MODEL, PARTS
+from jaxunlearn.core.files import sha256
 
 PART_BYTES = 55_000_000
 CALL_BYTES, CALL_PATHS = 60_000_000, 8

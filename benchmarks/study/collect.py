@@ -1,6 +1,5 @@
 """What the verdicts need of a run: curves, statistics and results, small enough to be committed."""
 
-import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,17 +110,14 @@ def collect(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "minutes": sum(summary.stage_seconds(run).values()) / 60,
             "samples": sizes,
             "labels": {k: float(select(first, split=k)["tokens"].mean()) for k in sizes},
-            "base_sha256": _digests(folder.model(BASE)),
+            "base_sha256": {
+                file.name: files.sha256(file)
+                for file in sorted(folder.model(BASE).glob("*.safetensors"))
+            },
             "models": _models(folder, results, _distances(folder, config)),
             "objectives": by_objective,
         }
     )
-
-
-def _digests(model: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a model's weights."""
-    files_of = sorted(model.glob("*.safetensors"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of}
 
 
 # --------------------------------------------------------------------------- of a model

@@ -5,6 +5,7 @@ several processes only the first one writes; the others return at once.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -145,6 +146,12 @@ def stands_in_place_of(path: Path) -> str:
             return stands_in(file.read(200))
     except OSError:
         return ""
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits; the file is never whole in memory."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -1,7 +1,6 @@
 """The TOFU suite: the TOFU metrics of a model on each set of the data, and its log."""
 
 import dataclasses
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,7 +288,7 @@ def _compared_with(context: Context) -> str | None:
         return RETRAINED if context.retrained else None
     tofu_log.read_log(context.retain_log)  # a bad log is an error now, not after the measurements
     file = tofu_log.find_log(context.retain_log)
-    return f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return f"{file.name} {files.sha256(file)[:16]}"
 
 
 def table_rows(log: dict[str, SetLog], retain_log: dict[str, SetLog] | None) -> MetricRows:

@@ -115,8 +115,7 @@ def _shortest(axes: Sequence[Axis], mesh: Mesh) -> PartitionSpec:
     >>> tuple(_shortest((("fsdp", "tensor"), None), make_mesh(data=jax.device_count())))
     ()
     """
-    names = [(axis,) if isinstance(axis, str) else axis or () for axis in axes]
-    split = [tuple(name for name in group if mesh.shape[name] > 1) for group in names]
+    split = [tuple(name for name in _names(axis) if mesh.shape[name] > 1) for axis in axes]
     while split and not split[-1]:
         split.pop()
     return PartitionSpec(*(group[0] if len(group) == 1 else group or None for group in split))
@@ -169,14 +168,18 @@ def row_shards() -> int:
 
 
 def _extent(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
-    names = (axis,) if isinstance(axis, str) else axis or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in _names(axis))
+
+
+def _names(axis: Axis) -> tuple[str, ...]:
+    """The mesh axes of a dimension, however many they are."""
+    return (axis,) if isinstance(axis, str) else axis or ()
 
 
 def _check_divides(leaf: str, dim: str, axis: Axis, size: int, mesh: Mesh) -> None:
     extent = _extent(axis, mesh)
     if size % extent:
-        names = axis if isinstance(axis, str) else " x ".join(axis or ())
+        names = " x ".join(_names(axis))
         raise ValueError(
             f"{leaf}: dimension {dim!r} of size {size} is not divisible by the {extent} devices of "
             f"mesh axis {names}; choose a mesh whose {names} divides it"

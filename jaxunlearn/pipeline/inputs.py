@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxunlearn.config import Config
+from jaxunlearn.core import files
 from jaxunlearn.data.digests import of_parts, of_samples
 from jaxunlearn.models import hf
 from jaxunlearn.pipeline.prepare import Prepared
@@ -56,8 +57,7 @@ def of_files(paths: Iterable[Path]) -> str:
     """The SHA-256 of the digests of some files, in their order."""
     digest = hashlib.sha256()
     for file in paths:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(files.sha256(file)))
     return digest.hexdigest()
 
 

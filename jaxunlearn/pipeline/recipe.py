@@ -7,6 +7,7 @@ targets are pure functions of (seed, step): no other state has to be restored.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,13 +228,11 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     splits = Splits(layout.split(sets.forget), layout.split(prepared.retain_eval))
     _describe(splits, console)
     starting: dict[str, Any] = {}
-    debug = {"debug_nans": run.debug_nans}
+    tune = partial(finetune, splits=splits, stages=stages, debug_nans=run.debug_nans)
 
     # --- theta_0: the model before unlearning, which all objectives start from --------------------
     model = prepared.unlearn_model
-    base = starting_params(
-        prepared, finetune(prepared, folder, BASE, prepared.finetune, splits, stages, **debug)
-    )
+    base = starting_params(prepared, tune(prepared, folder, BASE, prepared.finetune))
     base_statistics = splits.statistics(base, model)
     starting[BASE] = base_statistics.summary()
     remedy = "lower finetune.lr" if config.finetune.epochs else "take another model"
@@ -242,7 +241,7 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
 
     # --- the retrained model, which unlearning tries to come close to -----------------------------
     if config.finetune.retrained:
-        retrained = finetune(prepared, folder, RETRAINED, prepared.retrain, splits, stages, **debug)
+        retrained = tune(prepared, folder, RETRAINED, prepared.retrain)
         starting[RETRAINED] = splits.statistics(retrained, prepared.model).summary()
         del retrained  # it stays in its folder
     if run.evaluation is not None and config.evaluate.every:

@@ -55,7 +55,7 @@ def seal(
     if not hosts.is_first():
         return
     digests = {
-        str(file.relative_to(folder.path)): _digest(file)
+        str(file.relative_to(folder.path)): files.sha256(file)
         for path in paths
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.is_file() and file.suffix != files.TEMPORARY
@@ -144,7 +144,7 @@ def _problem(folder: RunFolder, entry: Mapping[str, Any]) -> str | None:
         path = folder.path / name
         if not path.is_file():
             return f"{path}: is missing, {stage} wrote it"
-        if _digest(path) != digest:
+        if files.sha256(path) != digest:
             return f"{path}: is damaged or was changed, {stage} wrote something else"
     if before is not None and _records_digest(folder, stage, before) != entry["records"]:
         which = stage if before == ALL_STEPS else f"{stage} before step {before}"
@@ -181,8 +181,3 @@ def _records_digest(folder: RunFolder, objective: str, before: int) -> str:
         if record["objective"] == objective and record["step"] < before:
             digest.update(files.to_json(record).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.accelerator import SECTIONS, __main__, ledger, pack, section, table
 from benchmarks.accelerator.ledger import Ledger, NoMaterial, NotHere, Row
-from benchmarks.accelerator.material import Corrupt, Material, sha256
+from benchmarks.accelerator.material import Corrupt, Material
+from jaxunlearn.core.files import sha256
 
 ROOT = pathlib.Path(__file__).parents[2]
 ABOUT = {"device": "a card", "rehearsal": False, "date": "today", "versions": {"jax": "1"}}

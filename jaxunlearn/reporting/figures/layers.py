@@ -13,14 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import (
-    DIVERGING,
-    MISSING,
-    RISK_NAMES,
-    RISKS,
-    STYLE,
-    plain,
-)
+from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain
 
 MOST_STEPS = 4
 PANEL_HEIGHT = 1.9
@@ -74,7 +67,7 @@ def pg_layers(
         _mark_groups(ax, present, layer_groups)
         _label_layers(ax, layers, room)
     bar = figure.colorbar(
-        ScalarMappable(norm, DIVERGING), ax=list(axes.values()), pad=0.01, aspect=35,
+        ScalarMappable(norm, panels.DIVERGING), ax=list(axes.values()), pad=0.01, aspect=35,
         label=r"$\nabla R\cdot\nabla\log p(s)$ of a layer  [nats² per parameter²]",
     )  # fmt: skip
     bar.ax.yaxis.set_major_locator(FixedLocator(scales.symlog_ticks(values, width, 8)))
@@ -83,7 +76,7 @@ def pg_layers(
     title = f"PG-effects by layer: {plain(objective, 48, 2)}"
     handles = [Patch(label=name, facecolor=_group_color(name, present)) for name in present]
     if np.isnan(values).any():
-        handles.append(Patch(label="not measured or not finite", facecolor=MISSING))
+        handles.append(Patch(label="not measured or not finite", facecolor=panels.MISSING))
     return panels.finish(figure, meta, title, _caption(table, width), handles)
 
 
@@ -134,7 +127,7 @@ def _heat_map_axes(grids: Grids) -> tuple[Figure, dict[tuple[str, int], Axes]]:
 def _draw_grid(ax: Axes, grid: series.LayerGrid, norm: SymLogNorm) -> None:
     ax.grid(visible=False)
     ax.imshow(
-        np.ma.masked_invalid(grid.values), cmap=DIVERGING, norm=norm, aspect="auto",
+        np.ma.masked_invalid(grid.values), cmap=panels.DIVERGING, norm=norm, aspect="auto",
         interpolation="nearest",
     )  # fmt: skip
     ax.set_autoscale_on(False)  # what marks the groups adds no margin

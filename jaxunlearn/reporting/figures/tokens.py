@@ -11,21 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from jaxunlearn.reporting.figures import panels, scales, series
-from jaxunlearn.reporting.figures.panels import (
-    DIVERGING,
-    MISSING,
-    RISK_NAMES,
-    RISKS,
-    STYLE,
-    plain,
-)
+from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain
 
 MOST_SAMPLES = 3
 MOST_TOKENS = 64
 """Tokens of a sample that have room next to each other."""
 ROW, TOKEN = 0.26, 0.17
 """The height of a row and the least width of a token, in inches."""
-SEQUENTIAL = matplotlib.colormaps["Greys"].with_extremes(bad=MISSING)
+SEQUENTIAL = matplotlib.colormaps["Greys"].with_extremes(bad=panels.MISSING)
 
 
 @matplotlib.rc_context(STYLE)
@@ -71,7 +64,7 @@ def pg_tokens(tables: Mapping[str, Any], objective: str, step: int | None = None
         tables.get("meta") or {},
         f"PG-effects by token: {plain(objective, 48, 2)}",
         _caption(table, step, longest),
-        [Patch(label="not measured, not finite, or no weight", facecolor=MISSING)],
+        [Patch(label="not measured, not finite, or no weight", facecolor=panels.MISSING)],
     )
 
 
@@ -111,10 +104,10 @@ def _draw_sample(ax: Axes, grid: np.ndarray, words: list[str]) -> None:
         signed = row < len(RISKS)
         # The largest weight is grey and not black, since that of a sequence fills its row.
         norm = Normalize(-largest, largest or 1.0) if signed else Normalize(0.0, 2 * largest or 1.0)
+        colors = panels.DIVERGING if signed else SEQUENTIAL
         ax.imshow(
-            np.ma.masked_invalid(values[None]), cmap=DIVERGING if signed else SEQUENTIAL, norm=norm,
-            aspect="auto", interpolation="nearest", extent=(-0.5, grid.shape[1] - 0.5, row + 0.5,
-            row - 0.5),
+            np.ma.masked_invalid(values[None]), cmap=colors, norm=norm, aspect="auto",
+            interpolation="nearest", extent=(-0.5, grid.shape[1] - 0.5, row + 0.5, row - 0.5),
         )  # fmt: skip
         if len(finite):
             ax.text(
