@@ -181,10 +181,10 @@ def _run_seeds(
             console.print(f"seed {seed}", style="bold", highlight=False)
             interrupts.check(f"before seed {seed}")
             run_one(dataclasses.replace(config, seed=seed), folder, begin)
-        # The tables of all seeds together come first: each run's are in its report.
-        if hosts.is_first() and not options.no_report:
-            report.compare_runs(folders, out, console)
         reports.finish()
+    # The tables of all seeds together: each run's are in its report, to which the page has a link.
+    if hosts.is_first() and not options.no_report:
+        report.compare_runs(folders, out, console)
 
 
 def _run_one(

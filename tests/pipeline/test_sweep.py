@@ -85,6 +85,7 @@ def test_seeds_and_values_are_the_runs_alone(tmp_path, capsys, monkeypatch):
     for seed in (0, 1):
         assert f"report: {out / f'seed-{seed}' / 'report.html'}\n" in said
         assert (out / f"seed-{seed}" / "report.html").exists()
+        assert f'href="seed-{seed}/report.html"' in (out / "comparison.html").read_text()
     assert "peak e_u" not in said  # the tables of one seed alone are left out
     # Values share all that is compiled; seeds share all but the steps, whose batches differ.
     for counts in (once, traced):  # what goes on may trace once more
