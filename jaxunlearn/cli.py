@@ -150,7 +150,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     config = only(config, options.only) if options.only else config
     config = sweep(config, options.sweep) if options.sweep else config
     out = user_path(options.out or Path("runs") / config.name)
-    console = _start(command.processes)
+    console = _start(command.processes, small_model=config.model is None)
     with Interrupts().catching() as interrupts:
         _run_seeds(config, out, options, console, interrupts)
     if options.no_report:
@@ -401,11 +401,16 @@ def _with_defaults(command: Any, arguments: list[str], **defaults: Any) -> Any:
     return tyro.cli(type(command), args=arguments, default=default)
 
 
-def _start(processes: Processes) -> Console:
-    """Starts JAX on one or several processes; returns a console on which only the first prints."""
+def _start(processes: Processes, **options: Any) -> Console:
+    """Starts JAX on one or several processes; returns a console on which only the first prints.
+
+    Args:
+      processes: of the run.
+      **options: others of `hosts.start`.
+    """
     from jaxunlearn.core import hosts
 
-    hosts.start(**dataclasses.asdict(processes))
+    hosts.start(**dataclasses.asdict(processes), **options)
     return Console(quiet=not hosts.is_first())
 
 

@@ -6,7 +6,9 @@ files is decided by the first process and broadcast, so that all take the same b
 folder must be on a file system that all of them see.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,13 @@ from jax.experimental import multihost_utils
 
 MIN_CPU_THREADS = 64
 
+MALLOC_SETTINGS = {
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: free bytes at the top that go back to the system; the most
+    -2: 2**26,  # M_TOP_PAD: bytes to ask the system for at once
+    -4: 0,  # M_MMAP_MAX: blocks that have pages of their own, which no other block gets
+}
+"""Settings of glibc's `mallopt`, by the numbers that malloc.h gives them, see `keep_memory`."""
+
 
 def start(
     *,
@@ -25,8 +34,9 @@ def start(
     processes: int | None = None,
     process: int | None = None,
     heartbeat: int = 100,
+    small_model: bool = False,
 ) -> None:
-    """Prepares this process for a run: threads, other processes, compilation cache, transfers.
+    """Prepares this process for a run: threads, other processes, caches, memory, transfers.
 
     Call it before anything else of JAX, and once.
 
@@ -34,6 +44,7 @@ def start(
       distributed: join the other processes of a cluster that JAX detects by itself.
       coordinator, processes, process, heartbeat: as in `connect`; any of the first three also
         joins the other processes.
+      small_model: whether `keep_memory` may be called.
 
     Raises:
       ValueError: the processes cannot be joined, or there is no device.
@@ -46,6 +57,8 @@ def start(
         connect(*address, heartbeat=heartbeat)
     check_devices()
     keep_compilations()
+    if small_model:
+        keep_memory()
     allow_transfers()
 
 
@@ -121,6 +134,24 @@ def keep_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.default_backend() != "cpu":
         root = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jaxunlearn"))
+
+
+def keep_memory() -> None:
+    """Lets the C library keep the memory that programs on CPUs free, for their next buffers.
+
+    A program allocates the same buffers in every step. By default glibc gives large ones back to
+    the system at once, which then clears and maps their pages again: a fifth of the time of a small
+    model. The price is memory: pieces of blocks that were freed lie idle, which a large model
+    cannot afford. Where the environment has settings of its own (MALLOC_..., GLIBC_TUNABLES), and
+    with other C libraries, nothing changes.
+    """
+    own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if own or jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        for setting, value in MALLOC_SETTINGS.items():
+            mallopt(setting, value)
 
 
 def allow_transfers() -> None:

@@ -1,6 +1,8 @@
 """One process agrees with itself, half an address is refused, and the user's settings stay."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -88,3 +90,39 @@ def test_programs_of_accelerators_are_kept_where_the_user_says(monkeypatch, tmp_
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     hosts.keep_compilations()
     assert changed == {}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_memory_is_kept_unless_the_user_says_otherwise():
+    """In a process of its own: faults of pages by buffers that are allocated again and again."""
+    program = """
+import resource
+from jaxunlearn.core import hosts
+import jax
+jax.config.update("jax_platforms", "cpu")
+{call}
+import ctypes
+c = ctypes.CDLL(None)
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def turn():
+    blocks = [c.malloc(2**24) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 2**24)
+        c.free(block)
+turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    turn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(call, **environment):
+        names = [n for n in os.environ if not n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
+        env = {name: os.environ[name] for name in names} | environment
+        command = [sys.executable, "-c", program.format(call=call)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    kept = faults("hosts.keep_memory()")
+    theirs = faults("hosts.keep_memory()", MALLOC_ARENA_MAX="8")
+    assert kept < 100 and theirs > 1000
