@@ -168,7 +168,8 @@ def _run_seeds(
 
     run_one = partial(_run_one, options=options, console=console, interrupts=interrupts)
     if options.seeds == 1:
-        run_one(config, out, None if options.no_report else report.write_report)
+        write = partial(report.write_report, processes=_drawing())
+        run_one(config, out, None if options.no_report else write)
         return
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
@@ -342,7 +343,12 @@ def _report(command: ReportCommand, _: list[str]) -> None:
         raise ConfigError("--out: is for a comparison of several runs")
     from jaxunlearn.reporting.report import write_report
 
-    write_report(runs[0], Console())
+    write_report(runs[0], Console(), processes=_drawing())
+
+
+def _drawing() -> int:
+    """The processes that draw figures: each takes some 300 MB of memory."""
+    return min(4, os.cpu_count() or 1)
 
 
 def _export(command: ExportCommand, _: list[str]) -> None:

@@ -30,7 +30,11 @@ from jaxunlearn.reporting.terminal import TextTable
 
 
 def write_report(
-    run: str | Path, console: Console | None = None, *, print_tables: bool = True
+    run: str | Path,
+    console: Console | None = None,
+    *,
+    print_tables: bool = True,
+    processes: int = 1,
 ) -> None:
     """Draws the figures of a finished run, writes its `summary.md`, and prints its tables.
 
@@ -38,6 +42,7 @@ def write_report(
       run: the run's folder.
       console: for the tables; default: nothing is printed.
       print_tables: whether tables are printed, next to where the report is.
+      processes: that draw figures at the same time, see `figures.draw.draw_all`.
 
     Raises:
       FileNotFoundError: the folder holds no finished run.
@@ -46,7 +51,7 @@ def write_report(
     folder = RunFolder(run)
     results, config = summary.read_run(run)
     figure_tables = _figure_tables(run, config, results)
-    figures = draw.draw_all(figure_tables, folder.figures)
+    figures = draw.draw_all(figure_tables, folder.figures, processes=processes)
     # --- summary.md: the same tables as in the terminal -------------------------------------------
     overview = summary.summary_table(run, results)._replace(captions=summary.notes(config))
     evaluation = list(_evaluation_tables(run, config))

@@ -63,6 +63,24 @@ class TestDrawAll:
         assert draw._stems(["NPO beta=0.1", "x" * 99]) == ["npo_beta=0.1", "x" * 60]
 
 
+def test_several_processes_draw_the_same_files(tmp_path):
+    tables = make_tables(("npo", "wga"), samples=6)
+    alone = draw.draw_all(tables, tmp_path / "one")
+    together = draw.draw_all(tables, tmp_path / "three", processes=3)
+    assert [path.name for path in together] == [path.name for path in alone]
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "three" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_error_in_another_process_is_raised(tmp_path):
+    tables = make_tables(("npo", "wga"), samples=6)
+    tables["confidence"]["log10_inverse"] = ["x"] * len(tables["confidence"]["step"])
+    assert list(draw.FIGURES).index("confidence") % 2 == 1  # so the second process draws it
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match="could not convert string to float: 'x'"):
+            draw.draw_all(tables, tmp_path / str(processes), processes=processes)
+
+
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_a_backend_that_is_not_installed_does_not_matter(tmp_path, backend):
     """A notebook hands its own on to the processes it starts."""

@@ -7,12 +7,17 @@ function of `tables`, and None where its table is missing or has nothing to show
 """
 
 import itertools
+import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from matplotlib.figure import Figure
 
 from jaxunlearn.core import files
@@ -41,7 +46,9 @@ __all__ = [
 ]
 DPI = 150
 
-FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+Draw = Callable[[Mapping[str, Any]], Figure | None]
+
+FIGURES: dict[str, Draw] = {
     "g_effect": g_effect,
     "plane": plane,
     "harm_ratio": harm_ratio,
@@ -54,7 +61,9 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
 """The figures that show all objectives at once, by the names of their files."""
 
 
-def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path]:
+def draw_all(
+    tables: Mapping[str, Any], out_dir: str | os.PathLike, *, processes: int = 1
+) -> list[Path]:
     """Draws every figure that the tables can fill and writes it as PNG and PDF.
 
     Each file is written under a temporary name and renamed, so that no half-written file is left.
@@ -62,6 +71,8 @@ def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path
     Args:
       tables: {table name: {column: values}} and `meta`.
       out_dir: the folder of the figures; it is created if it is missing.
+      processes: that draw at the same time; with several the main module is imported again, as
+        `multiprocessing` does it with its method "spawn".
 
     Returns:
       The PNG files that were written, in reading order; a figure without data has none.
@@ -73,22 +84,47 @@ def draw_all(tables: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     # Once for all figures: columns of millions of rows take seconds.
     tables = {**tables, **{name: series.read(tables, name) for name in FIGURE_COLUMNS}}
-    return [_write(figure, folder / f"{name}.png") for name, figure in _figures(tables) if figure]
+    names = list(_figures(tables))
+    # Neighbours take about the same time, so that each process gets its share of them.
+    own, *shares = (names[i::processes] for i in range(min(processes, len(names))))
+    written = set[Path]()
+    if shares:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(shares), mp_context=spawn, initializer=_only_draw) as pool:
+            begun = [pool.submit(_draw, tables, folder, share) for share in shares]
+            written.update(_draw(tables, folder, own), *(future.result() for future in begun))
+    else:
+        written.update(_draw(tables, folder, own))
+    return [path for name in names if (path := folder / f"{name}.png") in written]
 
 
-def _figures(tables: Mapping[str, Any]) -> Iterator[tuple[str, Figure | None]]:
-    for name, figure in FIGURES.items():
-        yield name, figure(tables)
+def _only_draw() -> None:
+    """Prepares a process that draws: the devices and the signals are those of the main one."""
+    jax.config.update("jax_platforms", "cpu")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _draw(tables: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Path]:
+    """Draws and writes some of the figures; returns the PNG files."""
+    figures = _figures(tables)
+    drawn = ((name, figures[name](tables)) for name in names)
+    return [_write(figure, folder / f"{name}.png") for name, figure in drawn if figure]
+
+
+def _figures(tables: Mapping[str, Any]) -> dict[str, Draw]:
+    """All figures, in reading order, by the names of their files."""
+    figures = dict(FIGURES)
     by_sample = series.read(tables, "pg_effect")
     names = series.distinct(by_sample, "objective")
     stems = dict(zip(names, _stems(names), strict=True))
     for name in series.varying_weights(by_sample):
-        yield f"pg_density_{stems[name]}", pg_density(tables, name)
+        figures[f"pg_density_{stems[name]}"] = partial(pg_density, objective=name)
     for name, stem in stems.items():
-        yield f"pg_layers_{stem}", pg_layers(tables, name)
+        figures[f"pg_layers_{stem}"] = partial(pg_layers, objective=name)
     by_token = series.distinct(series.read(tables, "token_effect"), "objective")
     for name, stem in zip(by_token, _stems(by_token), strict=True):
-        yield f"pg_tokens_{stem}", pg_tokens(tables, name)
+        figures[f"pg_tokens_{stem}"] = partial(pg_tokens, objective=name)
+    return figures
 
 
 def _stems(names: list[str]) -> list[str]:
