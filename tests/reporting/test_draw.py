@@ -1,8 +1,11 @@
 """Figures as files."""
 
+import contextlib
 import os
+import pathlib
 import subprocess
 import sys
+import time
 
 import matplotlib
 import pytest
@@ -79,6 +82,50 @@ def test_an_error_in_another_process_is_raised(tmp_path):
     for processes in (1, 2):
         with pytest.raises(ValueError, match="could not convert string to float: 'x'"):
             draw.draw_all(tables, tmp_path / str(processes), processes=processes)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_end_with_the_one_that_began_them(tmp_path):
+    """Also where it is killed while they draw."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from jaxunlearn.reporting.figures import draw\n"
+        "from tests.reporting.synthetic import make_tables\n"
+        "if __name__ == '__main__':\n"
+        "    while True:\n"
+        f"        draw.draw_all(make_tables(), {str(tmp_path / 'figures')!r}, processes=2)\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    # In a session of its own, by whose number its processes are known.
+    with subprocess.Popen(
+        [sys.executable, str(script)], start_new_session=True, env=environment
+    ) as process:
+        try:
+            # The first figure of the second process: it is at work.
+            wait_until((tmp_path / "figures" / "plane.png").exists)
+            assert len(of_session(process.pid)) >= 2
+        finally:
+            process.kill()
+    wait_until(lambda: not of_session(process.pid))
+
+
+def of_session(number):
+    """The processes of a session, zombies left out."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == number and state != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])

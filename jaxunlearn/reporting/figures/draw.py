@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -99,9 +100,18 @@ def draw_all(
 
 
 def _only_draw() -> None:
-    """Prepares a process that draws: the devices and the signals are those of the main one."""
-    jax.config.update("jax_platforms", "cpu")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepares a process that draws, which ends with the main one however that ends."""
+    jax.config.update("jax_platforms", "cpu")  # accelerators are the main process's
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of the process that began this one; one that is killed tells nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _draw(tables: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Path]:
