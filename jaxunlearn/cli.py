@@ -347,7 +347,7 @@ def _report(command: ReportCommand, _: list[str]) -> None:
 
 
 def _drawing() -> int:
-    """The processes that draw figures: each takes some 300 MB of memory."""
+    """The processes that draw figures: few, since each holds a copy of the tables."""
     return min(4, os.cpu_count() or 1)
 
 
@@ -407,16 +407,16 @@ def _with_defaults(command: Any, arguments: list[str], **defaults: Any) -> Any:
     return tyro.cli(type(command), args=arguments, default=default)
 
 
-def _start(processes: Processes, **options: Any) -> Console:
+def _start(processes: Processes, *, small_model: bool = False) -> Console:
     """Starts JAX on one or several processes; returns a console on which only the first prints.
 
     Args:
       processes: of the run.
-      **options: others of `hosts.start`.
+      small_model: see `hosts.start`.
     """
     from jaxunlearn.core import hosts
 
-    hosts.start(**dataclasses.asdict(processes), **options)
+    hosts.start(**dataclasses.asdict(processes), small_model=small_model)
     return Console(quiet=not hosts.is_first())
 
 

@@ -84,6 +84,13 @@ def test_an_error_in_another_process_is_raised(tmp_path):
             draw.draw_all(tables, tmp_path / str(processes), processes=processes)
 
 
+@pytest.mark.parametrize("processes", [0, -1, 2000])
+def test_a_bad_number_of_processes(tmp_path, processes):
+    with pytest.raises(ValueError, match=rf"processes: {processes} must be in 1\.\.1024"):
+        draw.draw_all(make_tables(), tmp_path / "new", processes=processes)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="needs /proc")
 def test_processes_end_with_the_one_that_began_them(tmp_path):
     """Also where it is killed while they draw."""

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
+from jaxunlearn.config import between, check_number
 from jaxunlearn.core import files
 from jaxunlearn.record.tables import FIGURE_COLUMNS
 from jaxunlearn.reporting.figures import series
@@ -46,6 +47,7 @@ __all__ = [
     "weights",
 ]
 DPI = 150
+PROCESSES = between(1, 1024)
 
 Draw = Callable[[Mapping[str, Any]], Figure | None]
 
@@ -72,22 +74,24 @@ def draw_all(
     Args:
       tables: {table name: {column: values}} and `meta`.
       out_dir: the folder of the figures; it is created if it is missing.
-      processes: that draw at the same time; with several the main module is imported again, as
-        `multiprocessing` does it with its method "spawn".
+      processes: that draw at the same time, each with a copy of the tables; with several the main
+        module is imported again, as `multiprocessing` does it with its method "spawn".
 
     Returns:
       The PNG files that were written, in reading order; a figure without data has none.
 
     Raises:
-      ValueError: a table lacks a required column, or a layer belongs to no group.
+      ValueError: a table lacks a required column, a layer belongs to no group, or there is no
+        process to draw.
     """
+    check_number("processes", PROCESSES, processes)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     # Once for all figures: columns of millions of rows take seconds.
     tables = {**tables, **{name: series.read(tables, name) for name in FIGURE_COLUMNS}}
-    names = list(_figures(tables))
+    figures = list(_figures(tables).items())
     # Neighbours take about the same time, so that each process gets its share of them.
-    own, *shares = (names[i::processes] for i in range(min(processes, len(names))))
+    own, *shares = (figures[i::processes] for i in range(min(processes, len(figures))))
     written = set[Path]()
     if shares:
         spawn = multiprocessing.get_context("spawn")
@@ -96,7 +100,7 @@ def draw_all(
             written.update(_draw(tables, folder, own), *(future.result() for future in begun))
     else:
         written.update(_draw(tables, folder, own))
-    return [path for name in names if (path := folder / f"{name}.png") in written]
+    return [path for name, _ in figures if (path := folder / f"{name}.png") in written]
 
 
 def _only_draw() -> None:
@@ -114,10 +118,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _draw(tables: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Path]:
+def _draw(
+    tables: Mapping[str, Any], folder: Path, figures: Sequence[tuple[str, Draw]]
+) -> list[Path]:
     """Draws and writes some of the figures; returns the PNG files."""
-    figures = _figures(tables)
-    drawn = ((name, figures[name](tables)) for name in names)
+    drawn = ((name, figure(tables)) for name, figure in figures)
     return [_write(figure, folder / f"{name}.png") for name, figure in drawn if figure]
 
 
