@@ -80,7 +80,7 @@ class BackgroundReports:
                 reason = words[-1].removeprefix("jaxunlearn: ")
                 raise ChildProcessError(f"{begun.run}: no report was written: {reason}")
             file = RunFolder(begun.run).html
-            where = f"report: {file}" if file.exists() else page.MISSING
+            where = f"report: {file}" if page.is_installed() else page.MISSING
             begun.console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 

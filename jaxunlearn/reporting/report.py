@@ -51,7 +51,6 @@ def write_report(
     folder = RunFolder(run)
     results, config = summary.read_run(run)
     figure_tables = _figure_tables(run, config, results)
-    figures = draw.draw_all(figure_tables, folder.figures, processes=processes)
     # --- summary.md: the same tables as in the terminal -------------------------------------------
     overview = summary.summary_table(run, results)._replace(captions=summary.notes(config))
     evaluation = list(_evaluation_tables(run, config))
@@ -65,16 +64,21 @@ def write_report(
         *([(f"{config.name}: {RANKING}", ranking)] if len(ranking.rows) > 1 else []),
     ]
     files.write_text(folder.summary, _markdown(text_tables))
-    # --- report.html ------------------------------------------------------------------------------
+    # --- report.html, while other processes have begun with the figures ---------------------------
     shown = source.read(run, config, results, figure_tables, text_tables)
-    written = page.write(shown, folder.html)
+    figures = draw.draw_all(
+        figure_tables,
+        folder.figures,
+        processes=processes,
+        meanwhile=lambda: page.write(shown, folder.html),
+    )
     # --- the terminal -----------------------------------------------------------------------------
     if print_tables:
         terminal.print_wide(terminal.rich_table(overview, config.name), console)
     if warning := figure_tables["meta"]["warning"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"{len(figures)} figures in {folder.figures}", markup=False, highlight=False)
-    where = f"report: {folder.html}" if written else page.MISSING
+    where = f"report: {folder.html}" if page.is_installed() else page.MISSING
     console.print(where, markup=False, highlight=False, soft_wrap=True)
     if not print_tables:
         return
@@ -108,8 +112,8 @@ def compare_runs(
     files.write_text(folder / "comparison.md", _markdown(compared.tables))
     for title, table in compared.tables:
         terminal.print_wide(terminal.rich_table(table, title), console)
-    written = page.write_comparison(compared, folder / "comparison.html")
-    where = f"comparison: {folder / 'comparison.html'}" if written else page.MISSING
+    page.write_comparison(compared, folder / "comparison.html")
+    where = f"comparison: {folder / 'comparison.html'}" if page.is_installed() else page.MISSING
     console.print(where, markup=False, highlight=False, soft_wrap=True)
 
 

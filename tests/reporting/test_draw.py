@@ -84,6 +84,24 @@ def test_an_error_in_another_process_is_raised(tmp_path):
             draw.draw_all(tables, tmp_path / str(processes), processes=processes)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_other_work_is_done_before_this_process_draws(tmp_path, processes):
+    tables = make_tables(("npo",), samples=6)
+    _, own = draw._shares(list(draw.FIGURES), 2, ahead=draw.AHEAD)[::-1]
+    seen = []
+    look = lambda: seen.append([name for name in own if (tmp_path / f"{name}.png").exists()])
+    drawn = draw.draw_all(tables, tmp_path, processes=processes, meanwhile=look)
+    assert seen == [[]] and [path.name for path in drawn] == [
+        path.name for path in draw.draw_all(tables, tmp_path / "alone")
+    ]
+    with pytest.raises(OSError, match="no space left"):
+        draw.draw_all(tables, tmp_path, processes=processes, meanwhile=no_space)
+
+
+def no_space():
+    raise OSError("no space left")
+
+
 @pytest.mark.parametrize("processes", [0, -1, 2000])
 def test_a_bad_number_of_processes(tmp_path, processes):
     with pytest.raises(ValueError, match=rf"processes: {processes} must be in 1\.\.1024"):

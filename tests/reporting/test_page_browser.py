@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jaxunlearn.reporting.page import write
+from jaxunlearn.reporting.page import is_installed, write
 from tests.reporting.pages import HOSTILE, make_source, page_tables
 
 pytestmark = pytest.mark.slow
@@ -16,8 +16,9 @@ WIDTHS = {"wide": 1440, "narrow": 400}
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "report.html"
-    if not write(make_source(), file):
+    if not is_installed():
         pytest.skip("needs the extra report")
+    write(make_source(), file)
     return file
 
 
@@ -160,7 +161,7 @@ def weighted(tmp_path_factory):
         for name, sample, step in zip(pg["objective"], pg["sample"], pg["step"], strict=True)
     ]
     file = tmp_path_factory.mktemp("weighted") / "report.html"
-    assert write(make_source(tables), file)
+    write(make_source(tables), file)
     return file
 
 
@@ -248,7 +249,7 @@ def crowded(tmp_path_factory):
         content = pytest.importorskip("jaxunlearn.reporting.page.content")
         patch.setattr(content, "MOST_ROWS", 60)
         file = tmp_path_factory.mktemp("crowded") / "report.html"
-        assert write(make_source(tables), file)
+        write(make_source(tables), file)
     return file
 
 

@@ -11,7 +11,7 @@ from jaxunlearn.core import files
 from jaxunlearn.metrics.relearning import Settings
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
-from jaxunlearn.reporting import evaluation_table, relearn_table, report, summary, terminal
+from jaxunlearn.reporting import evaluation_table, page, relearn_table, report, summary, terminal
 from jaxunlearn.reporting.terminal import TextTable
 
 CONFIG = Config(name="demo [red]", objectives={"npo": Objective(), "ga": Objective()})
@@ -107,6 +107,12 @@ class TestReport:
         report.write_report(write_run(tmp_path))
         assert capsys.readouterr().out == ""
         assert "peak e_u" in RunFolder(tmp_path).summary.read_text()
+
+    def test_no_page_is_named_that_an_earlier_report_wrote(self, tmp_path, monkeypatch):
+        assert "report.html" in report_of(write_run(tmp_path)).replace("\n", "")
+        monkeypatch.setattr(page, "LIBRARIES", ("a_package_that_does_not_exist",))
+        said = report_of(tmp_path)
+        assert page.MISSING in said and f"report: {tmp_path}" not in said
 
     def test_a_model_that_never_knew_the_data_is_warned_of(self, tmp_path):
         said = report_of(write_run(tmp_path, base=NUMBERS | {"forget_es": 0.1}))

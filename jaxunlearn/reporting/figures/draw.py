@@ -6,6 +6,7 @@ that figures need), each a dict of columns in which None is a null, and `tables[
 function of `tables`, and None where its table is missing or has nothing to show.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -48,6 +49,7 @@ __all__ = [
 ]
 DPI = 150
 PROCESSES = between(1, 1024)
+AHEAD = 2  # figures that other processes draw more than the one that writes a page too
 
 Draw = Callable[[Mapping[str, Any]], Figure | None]
 
@@ -65,7 +67,11 @@ FIGURES: dict[str, Draw] = {
 
 
 def draw_all(
-    tables: Mapping[str, Any], out_dir: str | os.PathLike, *, processes: int = 1
+    tables: Mapping[str, Any],
+    out_dir: str | os.PathLike,
+    *,
+    processes: int = 1,
+    meanwhile: Callable[[], object] | None = None,
 ) -> list[Path]:
     """Draws every figure that the tables can fill and writes it as PNG and PDF.
 
@@ -76,6 +82,7 @@ def draw_all(
       out_dir: the folder of the figures; it is created if it is missing.
       processes: that draw at the same time, each with a copy of the tables; with several the main
         module is imported again, as `multiprocessing` does it with its method "spawn".
+      meanwhile: called by this process before it draws its share; by then the others have begun.
 
     Returns:
       The PNG files that were written, in reading order; a figure without data has none.
@@ -90,17 +97,36 @@ def draw_all(
     # Once for all figures: columns of millions of rows take seconds.
     tables = {**tables, **{name: series.read(tables, name) for name in FIGURE_COLUMNS}}
     figures = list(_figures(tables).items())
-    # Neighbours take about the same time, so that each process gets its share of them.
-    own, *shares = (figures[i::processes] for i in range(min(processes, len(figures))))
-    written = set[Path]()
-    if shares:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(shares), mp_context=spawn, initializer=_only_draw) as pool:
+    own, *shares = _shares(figures, processes, ahead=0 if meanwhile is None else AHEAD)
+    with contextlib.ExitStack() as stack:
+        begun = []
+        if shares:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(len(shares), mp_context=spawn, initializer=_only_draw)
+            stack.enter_context(pool)
             begun = [pool.submit(_draw, tables, folder, share) for share in shares]
-            written.update(_draw(tables, folder, own), *(future.result() for future in begun))
-    else:
-        written.update(_draw(tables, folder, own))
+        if meanwhile is not None:
+            meanwhile()
+        written = set(_draw(tables, folder, own))
+        written.update(*(future.result() for future in begun))
     return [path for name, _ in figures if (path := folder / f"{name}.png") in written]
+
+
+def _shares(figures: Sequence[Any], processes: int, *, ahead: int) -> list[list[Any]]:
+    """Deals figures to processes, of which the first gets fewer by `ahead`; none but it is empty.
+
+    Neighbours take about the same time, so that all get about the same work.
+
+    >>> _shares("abcdef", 2, ahead=0), _shares("abcdef", 2, ahead=2), _shares("a", 3, ahead=0)
+    ([['a', 'c', 'e'], ['b', 'd', 'f']], [['c', 'e'], ['a', 'b', 'd', 'f']], [['a']])
+    """
+    hands: list[list[Any]] = [[] for _ in range(processes)]
+    loads = [ahead] + [0] * (processes - 1)
+    for figure in figures:
+        to = loads.index(min(loads))
+        hands[to].append(figure)
+        loads[to] += 1
+    return [hands[0], *filter(None, hands[1:])]
 
 
 def _only_draw() -> None:

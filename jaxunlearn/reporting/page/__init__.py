@@ -12,33 +12,29 @@ MISSING = "no report.html: it needs the extra `report` (pip install 'jaxunlearn[
 """What is said where the libraries of the page are not installed."""
 
 
-def write(source: Source, file: Path) -> bool:
-    """Writes the page, whole or not at all.
+def is_installed() -> bool:
+    """Whether the extra `report` is installed, without which no page is written."""
+    return all(importlib.util.find_spec(name) is not None for name in LIBRARIES)
+
+
+def write(source: Source, file: Path) -> None:
+    """Writes the page, whole or not at all; not where `is_installed` says no.
 
     Args:
       source: what it shows, from `source.read`.
       file: where it goes.
-
-    Returns:
-      Whether it was written; not where the extra `report` is not installed.
     """
-    if not _installed():
-        return False
+    if not is_installed():
+        return
     from jaxunlearn.reporting.page import render  # imports the libraries
 
     files.write_text(file, render.render(source))
-    return True
 
 
-def write_comparison(compared: Comparison, file: Path) -> bool:
+def write_comparison(compared: Comparison, file: Path) -> None:
     """The same for the page that compares runs, from `compare.compare`."""
-    if not _installed():
-        return False
+    if not is_installed():
+        return
     from jaxunlearn.reporting.page import comparison
 
     files.write_text(file, comparison.render(compared))
-    return True
-
-
-def _installed() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in LIBRARIES)
