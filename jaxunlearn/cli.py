@@ -49,6 +49,7 @@ from jaxunlearn.core.interrupts import EXIT_STATUS, INTERRUPTED, Interrupts, Sto
 from jaxunlearn.core.limits import SEEDS
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
+from jaxunlearn.core.progress import say
 from jaxunlearn.record.folder import RunFolder, is_run, of_seed, seeds
 
 DESCRIPTION = (
@@ -154,8 +155,7 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
     with Interrupts().catching() as interrupts:
         _run_seeds(config, out, options, console, interrupts)
     if options.no_report:
-        where = f"`jaxunlearn report {out}` writes the report"
-        console.print(where, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"`jaxunlearn report {out}` writes the report")
 
 
 def _run_seeds(
@@ -179,9 +179,8 @@ def _run_seeds(
     with BackgroundReports() as reports:
         begin = None if options.no_report else reports.begin
         for seed, folder in zip(numbers, folders, strict=True):
-            console.print(f"seed {seed}", style="bold", highlight=False)
             interrupts.check(f"before seed {seed}")
-            run_one(dataclasses.replace(config, seed=seed), folder, begin)
+            run_one(dataclasses.replace(config, seed=seed), folder, begin, title=f"seed {seed}")
         reports.finish()
     # The tables of all seeds together: each run's are in its report, to which the page has a link.
     if hosts.is_first() and not options.no_report:
@@ -196,11 +195,15 @@ def _run_one(
     options: RunOptions,
     console: Console,
     interrupts: Interrupts,
+    title: str = "",
 ) -> None:
     from jaxunlearn.pipeline import recipe
 
+    begun = recipe.begin(config, out, overwrite=options.overwrite, debug_nans=options.debug_nans)
+    if title:
+        say(console, title, style="bold")
     recipe.execute(
-        recipe.begin(config, out, overwrite=options.overwrite, debug_nans=options.debug_nans),
+        begun,
         console,
         profile=options.profile,
         peak=options.peak,

@@ -257,6 +257,13 @@ def test_a_negative_number_of_profiled_steps(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_of_seeds_with_bad_input_nothing_is_said_but_the_error(tmp_path, capsys):
+    source = ["--data.source", str(tmp_path / "nowhere")]
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), *source]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "nowhere" in said.err and not list(tmp_path.iterdir())
+
+
 def test_what_the_system_says_begins_with_the_path(capsys):
     assert cli._refused(IsADirectoryError(21, "Is a directory", "/a/inputs.json")) == 2
     assert capsys.readouterr().err == "jaxunlearn: /a/inputs.json: is a directory\n"

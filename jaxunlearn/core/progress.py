@@ -13,6 +13,21 @@ def quiet_console() -> Console:
     return Console(quiet=True)
 
 
+def say(console: Console, *lines: str, style: str | None = None) -> None:
+    """Prints lines as they are: nothing in them is markup, and none is broken.
+
+    Lines hold names and texts of users, paths that people copy, and sentences that they search logs
+    for.
+
+    Args:
+      console: where they go.
+      *lines: one print each.
+      style: of rich, for all of them.
+    """
+    for line in lines:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 EVERY = 60.0
 """Seconds between two lines where the output is not a terminal, at least."""
 
@@ -88,5 +103,4 @@ class _Lines:
             return
         self._last = now
         time_left = "" if left is None else f"  {left / 60:.0f} min left"
-        line = f"{self._name} {text}{time_left}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{self._name} {text}{time_left}")

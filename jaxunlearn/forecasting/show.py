@@ -5,7 +5,7 @@ import math
 from rich.console import Console
 
 from jaxunlearn.config import Config, ConfigError
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.forecasting import resident
 from jaxunlearn.forecasting.advice import GIB, advise
 from jaxunlearn.forecasting.programs import Program, programs
@@ -64,8 +64,7 @@ def forecast(
     console = console or quiet_console()
     # --- compile every program --------------------------------------------------------------------
     prepared = sketch(config)
-    for note in prepared.notes:
-        console.print(f"assumed: {note}", markup=False, highlight=False)
+    say(console, *(f"assumed: {note}" for note in prepared.notes))
     compiled = list(programs(prepared))
     steps = (program for program in compiled if program.function is train_step)
     speed = measured_speed(next(steps)) if measure else stated_speed(prepared, peak)
@@ -78,22 +77,19 @@ def forecast(
     )
     print_wide(table, console)
     platform = devices.flat[0].platform
-    console.print(
+    say(
+        console,
         f"{devices.size} devices, compiled for {platform}; {size / GIB:.3g} GiB of parameters on"
         " each",
-        highlight=False,
+        f"products: {prepared.model.arithmetic} (compute.dtype, compute.precision)",
+        "not covered: compilation, evaluation suites, generated text, relearning attacks, files",
+        _time(compiled, speed),
     )
-    console.print(f"products: {prepared.model.arithmetic} (compute.dtype, compute.precision)")
-    console.print(
-        "not covered: compilation, evaluation suites, generated text, relearning attacks, files"
-    )
-    console.print(_time(compiled, speed), markup=False, highlight=False)
     if platform == "cpu":
-        console.print("temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
+        say(console, "temp is the CPU compiler's: an accelerator's differs (docs/scale.md)")
     _print_totals(config, prepared, compiled, console)
     if memory is not None:
-        for line in advise(config, memory, compiled):
-            console.print(line, markup=False, highlight=False)
+        say(console, *advise(config, memory, compiled))
     return compiled
 
 
@@ -117,16 +113,11 @@ def _print_totals(
 ) -> None:
     """Prints what the run as a whole needs of devices, host and disk."""
     worst = max(compiled, key=lambda program: program.total_bytes)
-    console.print(f"most at once: {worst.total_bytes / GIB:.3g} GiB on each device, {worst.name}")
+    say(console, f"most at once: {worst.total_bytes / GIB:.3g} GiB on each device, {worst.name}")
     if parked := resident.host_bytes(prepared):
-        console.print(
-            f"parked in host memory: {parked / GIB:.3g} GiB for each device", highlight=False
-        )
+        say(console, f"parked in host memory: {parked / GIB:.3g} GiB for each device")
     disk, checkpoints = resident.disk_bytes(prepared), config.unlearn.keep_checkpoints
-    console.print(
-        f"disk: {disk / GIB:.3g} GiB at most (unlearn.keep_checkpoints: {checkpoints})",
-        highlight=False,
-    )
+    say(console, f"disk: {disk / GIB:.3g} GiB at most (unlearn.keep_checkpoints: {checkpoints})")
 
 
 def _time(compiled: list[Program], speed: Speed | None) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxunlearn.config import Config
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.measurement.step_effects import StepTables, step_tables
 from jaxunlearn.models import sharding
@@ -75,8 +75,7 @@ def checkpoint_effects(
     folder = RunFolder(user_path(out or Path("effects") / name))
     prepared = prepare(config, devices, unlearns=False)
     check_shape("after", folders["after"], prepared)
-    for note in prepared.notes:
-        console.print(note, markup=False, highlight=False)
+    say(console, *prepared.notes)
     digests = inputs.of_models(folders)
     layout, model = prepared.layout, prepared.model
     with open_results(folder, digests, config), jax.set_mesh(prepared.mesh):
@@ -90,5 +89,5 @@ def checkpoint_effects(
         record.write(folder.path, found._asdict())
     title = f"{before} to {after}"
     terminal.print_wide(terminal.rich_table(step_table(found.g_effect), title), console)
-    console.print(f"the tables are in {folder.path}", markup=False, highlight=False)
+    say(console, f"the tables are in {folder.path}")
     return found

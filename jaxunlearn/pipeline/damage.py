@@ -7,6 +7,7 @@ from rich.console import Console
 
 from jaxunlearn.core import hosts
 from jaxunlearn.core.files import is_torn
+from jaxunlearn.core.progress import say
 from jaxunlearn.record import manifest
 from jaxunlearn.record.erase import has_results
 from jaxunlearn.record.folder import RunFolder
@@ -46,7 +47,7 @@ def check(folder: RunFolder, console: Console, *, without: Iterable[str] = ()) -
             manifest.check(folder, only=[manifest.REFERENCES])
         except ValueError as error:
             note = f"{error}: they are removed, and the next start computes what it needs of them"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
+            say(console, note)
             shutil.rmtree(folder.references)
 
     hosts.first_does(drop_references, f"{folder.references}: the first process cannot remove them")

@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxunlearn.config import Config, ConfigError, Splits, Train, reader
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.models import sharding
 from jaxunlearn.pipeline import inputs, stored
 from jaxunlearn.pipeline.evaluation_stage import (
@@ -144,8 +144,7 @@ def _evaluate_run(
     """Measures the models of a run."""
     names = _names(folder, config, only, console)
     prepared = prepare(config, devices, unlearns=False)
-    for note in prepared.notes:
-        console.print(note, markup=False, highlight=False)
+    say(console, *prepared.notes)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared, console)
         evaluation = build_run_evaluation(prepared, folder, requested, RETRAINED in names)
@@ -169,8 +168,7 @@ def _evaluate_model(
     models = {MODEL: config.model or "", **others}
     folders = {name: model_folder(keys[name], model) for name, model in models.items()}
     subject = open_subject(config, devices)
-    for note in idle_note(subject.mesh, devices):
-        console.print(note, markup=False, highlight=False)
+    say(console, *idle_note(subject.mesh, devices))
     for name in others:
         check_shape(keys[name], folders[name], subject)
     shardings = sharding.param_shardings(subject.model, subject.mesh)
@@ -216,6 +214,6 @@ def _names(
     unfinished = [name for name in absent if name not in diverged]
     for words, which in (("not finished", unfinished), ("diverged", diverged)):
         if which:
-            console.print(f"{words}, not measured: {', '.join(which)}", markup=False)
+            say(console, f"{words}, not measured: {', '.join(which)}")
     finished = [name for name in config.objectives if name in objectives and name in done]
     return models_of(finished, folder.model(RETRAINED).is_dir())

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxunlearn.config import Config
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.models import hf
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline import stored
@@ -73,8 +73,7 @@ def export(
     else:
         params = stored.final_params(source_run, config, objective, model, place, dtype)
         hf.save_params(target, params, model, source=source)
-    console = console or quiet_console()
-    console.print(f"{objective} of {source_run.path} is in {target}", markup=False, highlight=False)
+    say(console or quiet_console(), f"{objective} of {source_run.path} is in {target}")
     return target
 
 

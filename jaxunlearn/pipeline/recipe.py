@@ -18,7 +18,7 @@ from jaxunlearn.config import Config, check_readable
 from jaxunlearn.core import hosts
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.rows import title
 from jaxunlearn.evaluation.suite import Evaluation
@@ -184,8 +184,7 @@ def execute(
 
 def _execute(run: Run, stages: Stages, profile: int) -> None:
     console = stages.console
-    for note in (*run.prepared.notes, *run.notes):
-        console.print(note, markup=False, highlight=False)
+    say(console, *run.prepared.notes, *run.notes)
     starts.note(run.folder, stages.devices)
     _write_texts(run.prepared, run.folder)
     config = run.prepared.config
@@ -293,9 +292,9 @@ def _describe(splits: Splits, console: Console) -> None:
     for name, split in splits._asdict().items():
         rows, width = split.packed[0].tokens.shape
         share = packing.real_token_share(split.packed)
-        console.print(
+        say(
+            console,
             f"{name}: {split.samples} samples in {len(split.packed)}"
             f" batch{'es' * (len(split.packed) != 1)} of {rows} x {width} tokens,"
             f" {share:.1%} real",
-            highlight=False,
         )

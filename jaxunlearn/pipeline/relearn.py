@@ -18,7 +18,7 @@ from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.names import check_list
 from jaxunlearn.core.paths import user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.attacks import ROUNDING, Attack, AttackContext, make_attacks
 from jaxunlearn.measurement import statistics
@@ -89,8 +89,7 @@ def relearn(
     config = stored.on_mesh(stored.configuration(folder), mesh)
     names = _names(folder, config, only)
     prepared = prepare(config, devices, unlearns=False)
-    for note in prepared.notes:
-        console.print(note, markup=False, highlight=False)
+    say(console, *prepared.notes)
     requested = request(config, len(prepared.sets.forget), samples, steps, lr, benign)
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared, console, without=[manifest.RELEARNING])
@@ -248,10 +247,10 @@ def attack_models(
 
     # --- every model under every attack -----------------------------------------------------------
     attacks = make_attacks(runner.context, requested.counts, requested.benign)
-    stages.console.print(
+    say(
+        stages.console,
         f"relearning: {settings.steps} steps of AdamW at lr {settings.lr:g}, batches of at most"
         f" {settings.batch_size}",
-        highlight=False,
     )
     retrained = [RETRAINED] if folder.model(RETRAINED).is_dir() else []
     for name in [*names, *retrained]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from jaxunlearn.config import Config, check_distinct, differences, dump, load
 from jaxunlearn.core import files, hosts
 from jaxunlearn.core.paths import check_folder, user_path
+from jaxunlearn.core.progress import say
 from jaxunlearn.pipeline import damage, inputs
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest, shapes
@@ -183,8 +184,7 @@ def check_finished(
         lambda: _check_same_inputs(folder, inputs.digests(prepared)),
         f"{folder.path}: the first process found other inputs; it says which",
     )
-    for note in damage.notes(folder):
-        console.print(note, markup=False, highlight=False)
+    say(console, *damage.notes(folder))
     damage.check(folder, console, without=without)
 
 

@@ -195,7 +195,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     steps = {"steps": int(trainer.state.step), "of_steps": plan.steps}
     result: dict[str, Any] = stats.summary() | steps
     if divergence is not None:
-        context.stages.console.print(f"{name}: {divergence.sentence()}", markup=False)
+        progress.say(context.stages.console, f"{name}: {divergence.sentence()}")
         result["diverged"] = divergence._asdict()
     files.write_json(folder.result(name), result)
     _seal(folder, name, manifest.ALL_STEPS)

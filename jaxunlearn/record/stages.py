@@ -17,7 +17,7 @@ from rich.console import Console
 from jaxunlearn.core import devices as device_facts
 from jaxunlearn.core.files import append
 from jaxunlearn.core.interrupts import Interrupts
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.record.folder import RunFolder
 
@@ -168,7 +168,7 @@ class Stages:
             stage.close()
             for part_name, part in {**stage.parts, None: stage.whole}.items():
                 append(self.folder.timings, self._record(name, part_name, part))
-        self.console.print(self._line(name, stage), markup=False, highlight=False)
+        say(self.console, self._line(name, stage))
 
     def _record(self, name: str, part_name: str | None, part: Part) -> dict[str, Any]:
         """A record of the timings.

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from rich.console import Console
 
+from jaxunlearn.core.progress import say
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import page
 
@@ -80,8 +81,7 @@ class BackgroundReports:
                 reason = words[-1].removeprefix("jaxunlearn: ")
                 raise ChildProcessError(f"{begun.run}: no report was written: {reason}")
             file = RunFolder(begun.run).html
-            where = f"report: {file}" if page.is_installed() else page.MISSING
-            begun.console.print(where, markup=False, highlight=False, soft_wrap=True)
+            say(begun.console, f"report: {file}" if page.is_installed() else page.MISSING)
 
 
 class _Begun(NamedTuple):

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
 from jaxunlearn.core.paths import check_folder, user_path
-from jaxunlearn.core.progress import quiet_console
+from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.record import attack_results, tables, texts
 from jaxunlearn.record.folder import BASE, MODEL, RETRAINED, RunFolder
 from jaxunlearn.reporting import (
@@ -76,10 +76,9 @@ def write_report(
     if print_tables:
         terminal.print_wide(terminal.rich_table(overview, config.name), console)
     if warning := figure_tables["meta"]["warning"]:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
-    console.print(f"{len(figures)} figures in {folder.figures}", markup=False, highlight=False)
+        say(console, f"warning: {warning}", style="yellow")
     where = f"report: {folder.html}" if page.is_installed() else page.MISSING
-    console.print(where, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{len(figures)} figures in {folder.figures}", where)
     if not print_tables:
         return
     attacks = attack_results.read(run)
@@ -112,9 +111,9 @@ def compare_runs(
     files.write_text(folder / "comparison.md", _markdown(compared.tables))
     for title, table in compared.tables:
         terminal.print_wide(terminal.rich_table(table, title), console)
-    page.write_comparison(compared, folder / "comparison.html")
-    where = f"comparison: {folder / 'comparison.html'}" if page.is_installed() else page.MISSING
-    console.print(where, markup=False, highlight=False, soft_wrap=True)
+    html = folder / "comparison.html"
+    page.write_comparison(compared, html)
+    say(console, f"comparison: {html}" if page.is_installed() else page.MISSING)
 
 
 def print_evaluation(
@@ -133,10 +132,8 @@ def print_evaluation(
         return
     for title, table in titled:
         terminal.print_wide(terminal.rich_table(table, title), console)
-    for text in evaluation_table.reasons(_evaluated_models(run, config, names)):
-        console.print(text, markup=False, highlight=False)
-    file = RunFolder(run).evaluation
-    console.print(f"all numbers are in {file}", markup=False, highlight=False)
+    reasons = evaluation_table.reasons(_evaluated_models(run, config, names))
+    say(console, *reasons, f"all numbers are in {RunFolder(run).evaluation}")
 
 
 def report_relearning(run: Path, config: Config, console: Console) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from jaxunlearn.config import reader, schema
 from jaxunlearn.core import files
+from jaxunlearn.core.progress import say
 from jaxunlearn.models import decoder
 from jaxunlearn.record import manifest, shapes, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
@@ -41,14 +42,13 @@ def warning(base: Mapping[str, float]) -> str | None:
 
 def print_starting_point(base: Mapping[str, float], console: Console) -> None:
     """Prints the results of the model before unlearning, and the warning if there is one."""
-    text = warning(base)
-    console.print(
+    say(
+        console,
         f"before unlearning: forget NLL {base['forget_nll']:.3f}, ES {base['forget_es']:.3f};"
         f" retain NLL {base['retain_nll']:.3f}, ES {base['retain_es']:.3f}",
-        markup=False,
     )
-    if text:
-        console.print(f"warning: {text}", style="yellow", markup=False)
+    if text := warning(base):
+        say(console, f"warning: {text}", style="yellow")
 
 
 def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:

@@ -51,3 +51,10 @@ def test_a_quiet_console_stays_quiet(monkeypatch):
 def test_the_quiet_console_prints_nothing(capsys):
     progress.quiet_console().print("loud")
     assert capsys.readouterr().out == ""
+
+
+def test_lines_are_printed_as_they_are():
+    text = io.StringIO()
+    names = ["[red]npo[/red]", "[/]", "a/folder/with a name/longer/than/the/console"]
+    progress.say(Console(file=text, width=10), *names, style="bold")
+    assert text.getvalue().splitlines() == names
