@@ -43,6 +43,11 @@ class ArrayReader(Protocol):
         """The field of `Batch` that it is a loss of."""
         ...
 
+    @property
+    def substitutes_alone(self) -> bool:
+        """Whether it reads substitute answers, and nothing of the original ones."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelValue:
@@ -181,9 +186,9 @@ class LossInputs:
         }
         if "substitute_ref_logp" in names:
             arrays["substitute_ref_logp"] = unpack(rows.values[REF_LOGP.name], rows.packed)
-        if "logp" not in names:
+        if self.term.substitutes_alone:
             return arrays
-        # The loss compares both answers of a sample, but the two packings put a sample in different
+        # The loss reads both answers of a sample, but the two packings put a sample in different
         # slots: the substitutes are brought to the slots of the originals.
         assert self.batch.partner is not None
         partner = self.batch.partner.reshape(-1)

@@ -211,8 +211,8 @@ class StepBatches:
             entries = np.array([self._references.entries[draw] for draw in draws])
             values = {v.name: cache.lay_out(packed, entries) for v in substitute_values([term])}
         # A loss that reads both answers of a sample needs the slot of each in the other packing.
-        compares = "logp" in term.objective.arrays
-        partner = partner_slots(batch.forget.packed, packed) if compares else None
+        alone = term.substitutes_alone
+        partner = None if alone else partner_slots(batch.forget.packed, packed)
         return batch._replace(substitute=Rows(packed, values), partner=partner)
 
     def _forget_ids(self, step: int) -> np.ndarray:

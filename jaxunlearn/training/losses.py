@@ -21,6 +21,9 @@ from jaxunlearn.training.batch import Batch, Rows
 GROUPING = effects.Grouping(stacked=STACKED)
 """The layers that the decoder's parameters form, for every effect by layer."""
 
+ORIGINALS = frozenset({"logp", "ref_logp", "mask", "guide"})
+"""The arrays of the original answers that a loss of log-probabilities may take."""
+
 SumCount = tuple[jax.Array, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -91,8 +94,9 @@ class Term:
 
     @property
     def substitutes_alone(self) -> bool:
-        """Whether the loss reads substitute answers and no original ones."""
-        return self.kind == "log_probs" and "mask" not in self.objective.arrays
+        """Whether the loss reads substitute answers, and nothing of the original ones."""
+        of_originals = ORIGINALS.intersection(self.objective.arrays)
+        return self.kind == "log_probs" and not of_originals
 
     @property
     def blocks(self) -> int | None:
@@ -181,7 +185,9 @@ class UnlearnLoss:
         self, params: Tree, batch: Batch, counts: Counts | None = None
     ) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, or the share of a larger batch whose counts are given."""
-        counts = self.counts(batch) if counts is None else counts
+        whole = self.counts(batch) if counts is None else counts
+        # Only now at least 1: the counts of parts must add up to the batch's.
+        counts = Counts(*jax.tree.map(lambda count: jnp.maximum(count, 1), tuple(whole)))
         of_forget, of_retain = self._final_hidden(params, batch)
         unlearn = self.unlearn(params, batch, of_forget)[0] / counts.unlearn
         gamma, retain_weight = (
@@ -215,9 +221,9 @@ class UnlearnLoss:
         return pairs[:, 0], pairs[:, 1]
 
     def counts(self, batch: Batch) -> Counts:
-        """The denominators of the batch's sums, at least 1."""
-        retain = None if self.retain is None else jnp.maximum(self.retain.count(batch), 1)
-        return Counts(jnp.maximum(self.unlearn.count(batch), 1), retain)
+        """The denominators of the batch's sums; 0 without labels."""
+        retain = None if self.retain is None else self.retain.count(batch)
+        return Counts(self.unlearn.count(batch), retain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +237,12 @@ class RetainLoss:
     ) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, or the share of a larger batch whose count is given."""
         count = self.counts(batch) if counts is None else counts
-        loss = self.term(params, batch)[0] / count
+        loss = self.term(params, batch)[0] / jnp.maximum(count, 1)
         return loss, {"retain_loss": loss}
 
     def counts(self, batch: Batch) -> jax.Array:
-        """The denominator of the batch's sum, at least 1."""
-        return jnp.maximum(self.term.count(batch), 1)
+        """The denominator of the batch's sum; 0 without labels."""
+        return self.term.count(batch)
 
 
 @dataclasses.dataclass(frozen=True)

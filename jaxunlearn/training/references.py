@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.config import Unlearn
@@ -176,9 +177,15 @@ def _read(path: Path, values: Sequence[LabelValue]) -> Caches | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as saved:
-            return {value.name: LabelCache(saved[value.name], saved["offsets"]) for value in values}
+            offsets = saved["offsets"]
+            return {v.name: LabelCache(_typed(saved[v.name]), offsets) for v in values}
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _typed(array: np.ndarray) -> np.ndarray:
+    """An array with its type: numpy's files keep bfloat16, which numpy does not know, as bytes."""
+    return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 def _write(path: Path, caches: Caches) -> None:

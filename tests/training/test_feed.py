@@ -92,6 +92,66 @@ def test_cached_references_read_back(setting, tmp_path):
         np.testing.assert_array_equal(cache.values, again.forget[key].values)
 
 
+def test_cached_references_of_a_bfloat16_model_read_back(setting, tmp_path):
+    """Numpy's files keep them as bytes, with which a run that went on once could not compute."""
+    prepared, params, _, _ = setting
+    config = replace(prepared.config, compute={"dtype": "bfloat16"})
+    rounded = prepare(config, jax.devices()[:1])
+    with jax.set_mesh(prepared.mesh):
+        first, again = (references_of(rounded, params, tmp_path) for _ in range(2))
+        kinds = set()
+        for mine, theirs in ((first.forget, again.forget), (first.retain, again.retain)):
+            for key, cache in mine.items():
+                kinds.add(cache.values.dtype)
+                assert theirs[key].values.dtype == cache.values.dtype
+                np.testing.assert_array_equal(cache.values, theirs[key].values)
+        assert np.dtype(jnp.bfloat16) in kinds
+        for name in ("kl", "rr"):
+            (task,) = (t for t in rounded.tasks if t.name == name)
+            assert batches_of(rounded, task, again).step(0).tokens
+
+
+def weighted_po(substitute_logp, substitute_mask, ref_logp, mask):
+    """PO times the reference's NLL of the original answer, which needs pairs of answers."""
+    return objectives.po(substitute_logp, substitute_mask) * -jnp.where(mask, ref_logp, 0).sum(-1)
+
+
+def weighted_po_of_logp(logp, substitute_logp, substitute_mask, ref_logp, mask):
+    extra = 0 * jnp.where(mask, logp, 0).sum(-1)
+    return weighted_po(substitute_logp, substitute_mask, ref_logp, mask) + extra
+
+
+def test_substitutes_stand_by_their_samples_for_every_loss_of_both(setting):
+    """They once did only where the loss read log p of the original answer."""
+    prepared, params, references, _ = setting
+    names = ("weighted_po", "weighted_po_of_logp")
+    own = {name: Objective(loss=f"{__name__}:{name}") for name in names}
+    config = dataclasses.replace(prepared.config, objectives=own)
+    mine = prepare(config, jax.devices()[:1])
+    losses_of_step = []
+    with jax.set_mesh(prepared.mesh):
+        for task in mine.tasks:
+            batch, _, _ = batches_of(mine, task, references).step(3)
+            assert not task.loss.unlearn.substitutes_alone and batch.partner is not None
+            losses_of_step.append(task.loss.unlearn(params, batch))
+    np.testing.assert_allclose(*losses_of_step, rtol=1e-6)
+
+
+def test_a_part_without_labels_counts_nothing(setting):
+    """The counts of parts add up to the batch's, also where one of them is 0."""
+    prepared, params, _, _ = setting
+    task, batches = task_feed(setting, "npo")
+    with jax.set_mesh(prepared.mesh):
+        batch, _, _ = batches.step(0)
+        packed = batch.forget.packed
+        empty = packed._replace(mask=np.zeros_like(packed.mask))
+        nothing = batch._replace(forget=batch.forget._replace(packed=empty))
+        parts = [task.loss.counts(part).unlearn for part in (batch, nothing)]
+        assert float(sum(parts)) == float(parts[0]) > 0
+        value, _ = task.loss(params, nothing)
+    assert float(value) == 0
+
+
 @pytest.mark.parametrize("name", ["npo", "tnpo", "dpo"])
 def test_train_batches_carry_their_references(setting, name):
     """At theta_0 every ratio is 1, whatever the packing: losses are their constants."""
