@@ -11,7 +11,7 @@ from jaxunlearn.core import files
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.evaluation.suite import Evaluation, MetricRows, all_finite
 from jaxunlearn.evaluation.suites import DURING_UNLEARNING
-from jaxunlearn.metrics.uwc import SHARE
+from jaxunlearn.metrics.uwc import least_retention
 from jaxunlearn.record import shapes, tables
 from jaxunlearn.record.folder import BASE, RunFolder
 
@@ -90,7 +90,8 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
         forget, retain = (_value(by_step[step], *STRENGTH, over) for over in ("forget", "retain"))
         if not retained_before or forget is None or retain is None:
             continue
-        if retain >= SHARE * retained_before and (least is None or forget < least["forget_es"]):
+        keeps = retain >= least_retention(retained_before)
+        if keeps and (least is None or forget < least["forget_es"]):
             least = {"step": step, "forget_es": forget, "retain_es": retain}
 
     # --- the best forget quality ------------------------------------------------------------------

@@ -147,7 +147,7 @@ def holdout_name(forget: str) -> str:
 
 
 def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
-    """Checks that no held-out row is in the data that the run forgets or fine-tunes on.
+    """Checks that no held-out row is in the data that the run forgets, fine-tunes on or retains.
 
     Args:
       context: of the evaluation.
@@ -165,12 +165,17 @@ def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
         # model was probably trained on them before.
         rows = sources.require(name, "finetune.splits") if spec.epochs else sources.find(name)
         training_rows.append(rows or [])
+    if any(spec.retain is not None for spec in context.config.objectives.values()):
+        # Retain terms draw from what is not measured.
+        measured = {row_key(row) for row in sources.find(data.measured_retain) or []}
+        pool = sources.find(data.retain) or []
+        training_rows.append([row for row in pool if row_key(row) not in measured])
     training_keys = {row_key(row) for rows in training_rows for row in rows}
     for i, row in enumerate(holdout):
         if row_key(row) in training_keys:
             raise ValueError(
-                f"{split}:{i}: the row is also in the data that the run forgets or was fine-tuned"
-                f" on, so it is not held out: {title(row)!r}"
+                f"{split}:{i}: the row is also in the data that the run forgets, was fine-tuned on"
+                f" or has retain terms of, so it is not held out: {title(row)!r}"
             )
 
 

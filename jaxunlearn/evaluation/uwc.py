@@ -81,7 +81,7 @@ def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConf
         return statistics.statistics(mixture, splits[over], model).extraction_strength
 
     def retention(mixture: Tree) -> float:
-        return float(strengths(mixture, "retain").mean())
+        return float(strengths(mixture, "retain").mean(dtype=np.float64))
 
     retained_before = retention(base)
     if not retained_before:
@@ -89,7 +89,7 @@ def _rows(base: Tree, params: Tree, splits: dict[str, Split], model: DecoderConf
         return _missing(reason)
     calibration = uwc.calibrate(
         lambda alpha: retention(uwc.mix(base, params, alpha)),
-        uwc.SHARE * retained_before,
+        uwc.least_retention(retained_before),
         steps=STEPS,
     )
     forgotten = strengths(uwc.mix(base, params, calibration.alpha), "forget")

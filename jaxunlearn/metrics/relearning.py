@@ -25,6 +25,7 @@ from jaxunlearn.metrics.definitions import Definition
 
 Status = Literal["recovered", "not recovered", "nothing forgotten"]
 LEAST = 0.01
+ROUNDING = 1e-6  # of differences of strengths, which are float32
 """A model whose ES fell by less than this has forgotten nothing."""
 LEVELS = 127
 """The codes of int8 are -127 .. 127."""
@@ -95,6 +96,8 @@ def steps_to_recover(
 
     >>> steps_to_recover({0: 0.1, 1: 0.4, 2: 0.7}, before=0.9, unlearned=0.1)
     Recovery(status='recovered', step=2, tried=2, target=0.5)
+    >>> steps_to_recover({5: 0.3}, before=0.4, unlearned=0.2).step
+    5
     >>> steps_to_recover({0: 0.9, 1: 0.9}, before=0.9, unlearned=0.9).status
     'nothing forgotten'
     """
@@ -103,10 +106,10 @@ def steps_to_recover(
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be in (0, 1]")
     tried = max(es_by_step)
-    if before - unlearned < LEAST:
+    if before - unlearned < LEAST - ROUNDING:
         return Recovery("nothing forgotten", None, tried, None)
     target = unlearned + share * (before - unlearned)
-    reached = [step for step, es in es_by_step.items() if es >= target]
+    reached = [step for step, es in es_by_step.items() if es >= target - ROUNDING]
     if not reached:
         return Recovery("not recovered", None, tried, target)
     return Recovery("recovered", min(reached), tried, target)

@@ -15,16 +15,28 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.metrics.definitions import Definition
 
 SHARE = 0.95
+ROUNDING = 1e-6
 """tau, the share of the retention before unlearning that must be kept."""
 
 DEFINITIONS = {
     d.name: d
     for d in (
-        Definition("uwc.alpha", 1, "largest alpha (bisection) with ES_retain >= 0.95 before's"),
-        Definition("uwc.retention", 1, "retain ES (suffix) at uwc.alpha"),
-        Definition("uwc.extraction_strength", 1, "forget ES (suffix) at uwc.alpha"),
+        Definition("uwc.alpha", 2, "largest alpha (bisection) with ES_retain >= 0.95 before's"),
+        Definition("uwc.retention", 2, "retain ES (suffix) at uwc.alpha"),
+        Definition("uwc.extraction_strength", 2, "forget ES (suffix) at uwc.alpha"),
     )
 }
+
+
+def least_retention(before: float) -> float:
+    """The retain ES that a model must keep: SHARE of that before unlearning, up to rounding.
+
+    Strengths of samples are float32, so that a mean of exactly the share may come out below it.
+
+    >>> least_retention(1.0) < float(jnp.float32(0.95)) < 0.95
+    True
+    """
+    return SHARE * before - ROUNDING
 
 
 class Calibration(NamedTuple):
@@ -59,7 +71,8 @@ def calibrate(
         unlearned one.
       target: the least retention allowed.
       steps: halvings; the function is called at most steps + 2 times.
-      tolerance: stop as soon as the retention is no more than this above the target.
+      tolerance: if positive, stop as soon as the retention is no more than this above the target:
+        the result may then be further below the largest alpha.
 
     Returns:
       Calibration; alpha is 1 where the unlearned model keeps the target.
@@ -87,7 +100,7 @@ def calibrate(
         )
     best, over = trace[-1], 1.0
     for _ in range(steps):
-        if best[1] <= target + tolerance:
+        if tolerance and best[1] <= target + tolerance:
             break
         middle = (best[0] + over) / 2
         if keeps(middle):

@@ -6,7 +6,7 @@ p_i is the probability of label token i under the model; all losses are minimise
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import label_values, weighted_sum
+from jaxunlearn.objectives.likelihood import LOG_ZERO, label_values, weighted_sum
 
 
 def ga(logp: jax.Array, mask: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def wga_weight(logp: jax.Array, mask: jax.Array, *, alpha: float = 1.0) -> jax.A
       [B, S].
     """
     (logp,) = label_values(mask, logp=logp)
-    return jnp.where(mask, jnp.exp(alpha * logp), 0)
+    return jnp.where(mask, jnp.exp(alpha * jnp.maximum(logp, LOG_ZERO)), 0)
 
 
 def satimp(
@@ -86,17 +86,19 @@ def satimp(
       logp: log p_i, [B, S].
       mask: [B, S] bool, True at labels.
       beta1: exponent of saturation.
-      beta2: exponent of importance.
+      beta2: exponent of importance, not negative: at p = 1 the weight would be infinite.
 
     Returns:
       [B], nats; 0 without labels.
 
     Raises:
-      ValueError: shapes that differ, or a mask that is not bool.
+      ValueError: shapes that differ, a mask that is not bool, or beta2 < 0.
 
     >>> print(satimp(jnp.log(jnp.array([[0.5]])), jnp.array([[True]]), beta1=1.0).round(4))
     [-0.1733]
     """
+    if isinstance(beta2, int | float) and beta2 < 0:
+        raise ValueError(f"beta2 must not be negative, got {beta2}")
     weight = satimp_weight(logp, mask, beta1=beta1, beta2=beta2)
     (logp,) = label_values(mask, logp=logp)
     return weighted_sum(weight, logp)
@@ -113,7 +115,8 @@ def satimp_weight(
     (logp,) = label_values(mask, logp=logp)
     # Rounding can leave log p a little above 0, where 1 - p has no real power.
     doubt = jnp.maximum(-jnp.expm1(logp), 0)
-    return jnp.where(mask, jnp.exp(beta1 * logp) * doubt**beta2, 0)
+    saturation = jnp.exp(beta1 * jnp.maximum(logp, LOG_ZERO))
+    return jnp.where(mask, saturation * doubt**beta2, 0)
 
 
 def guided(logp: jax.Array, guide: jax.Array, mask: jax.Array) -> jax.Array:

@@ -45,7 +45,9 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     # an index of -100 would count from the end.
     at_label = is_label(logits, labels)
     label_logits = jnp.sum(jnp.where(at_label, logits, 0), axis=-1)
-    others = jax.nn.logsumexp(jnp.where(at_label, -jnp.inf, logits), axis=-1)
+    # Not -inf: where all others are impossible, the gradient of their sum would be NaN.
+    others = jnp.where(at_label, LOG_ZERO, jnp.maximum(logits, LOG_ZERO))
+    others = jax.nn.logsumexp(others, axis=-1)
     # Not z_label - logsumexp(z): where p is near 1, its gradient 1 - p would lose its digits.
     return -jax.nn.softplus(others - label_logits)
 
@@ -109,13 +111,17 @@ def label_values(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def log_ratio(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
-    """log p/q by token, [B, S]; q is a constant, and q = 0 gives a large finite value."""
-    return logp - jnp.maximum(jax.lax.stop_gradient(ref_logp), LOG_ZERO)
+    """log p/q by token, [B, S]; q is a constant. 0 stands for exp(-1e30), so that it is finite."""
+    return jnp.maximum(logp, LOG_ZERO) - jnp.maximum(jax.lax.stop_gradient(ref_logp), LOG_ZERO)
 
 
 def weighted_sum(weight: jax.Array, logp: jax.Array) -> jax.Array:
-    """sum_i sg(w_i) log p_i, [B], from two arrays [B, S] that are 0 where there is no label."""
-    return jnp.sum(jax.lax.stop_gradient(weight) * logp, axis=-1)
+    """sum_i sg(w_i) log p_i, [B], from two arrays [B, S] that are 0 where there is no label.
+
+    Where w_i is 0 so is the product, as in the limit p^a log p of p = 0.
+    """
+    weight = jax.lax.stop_gradient(weight)
+    return jnp.sum(jnp.where(weight == 0, 0, weight * logp), axis=-1)
 
 
 def has_labels(mask: jax.Array) -> jax.Array:

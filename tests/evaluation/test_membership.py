@@ -58,6 +58,22 @@ def test_a_model_that_was_given_needs_no_fine_tuning_data(from_files):
         membership.check_unseen(context, ROWS[1:], "holdout")
 
 
+def test_held_out_rows_must_not_be_those_of_a_retain_term(from_files):
+    context = from_files(0, forget=ROWS[:1], retain=ROWS[1:], measured=ROWS[2:])
+    data = dataclasses.replace(context.config.data, retain="retain", measured_retain="measured")
+    terms = {"npo": schema.Objective(), "npo_gd": schema.Objective(loss="npo", retain="gd")}
+    for names, stops in ((["npo"], False), (["npo", "npo_gd"], True)):
+        objectives = {name: terms[name] for name in names}
+        config = dataclasses.replace(context.config, data=data, objectives=objectives)
+        changed = dataclasses.replace(context, config=config)
+        membership.check_unseen(changed, ROWS[2:], "holdout")  # measured, and never drawn
+        if stops:
+            with pytest.raises(ValueError, match=r"holdout:0: .*retain terms"):
+                membership.check_unseen(changed, ROWS[1:], "holdout")
+        else:
+            membership.check_unseen(changed, ROWS[1:], "holdout")
+
+
 def test_a_contaminated_split_stops_the_suite(from_files):
     context = from_files(1, forget=ROWS[:1], full=ROWS, holdout=ROWS[1:])
     with pytest.raises(ValueError, match="holdout:0: the row is also in the data"):

@@ -53,3 +53,18 @@ def test_nothing_known_is_nothing_to_keep(measured):
     assert {row["reason"] for row in rows} == {
         "the model before unlearning has a retain ES of 0: there is nothing to keep"
     }
+
+
+def test_exactly_the_share_is_enough(monkeypatch, context_of):
+    """19 of 20 samples at ES 1, whose float32 mean is below 0.95."""
+
+    def strength(params, split, model):
+        kept = np.ones(20, np.float32)
+        kept[: 1 if params == 1.0 else (0 if params == 0.0 else 10)] = 0
+        return Strengths(kept)
+
+    monkeypatch.setattr(statistics, "statistics", strength)
+    monkeypatch.setattr(uwc, "mix", lambda base, tree, alpha: (1 - alpha) * base + alpha * tree)
+    suite = suite_uwc.uwc_suite(context_of(load=lambda name: 0.0))
+    alpha, retention, _ = suite.measure("ga", 1.0)
+    assert alpha["value"] == 1.0 and retention["value"] == pytest.approx(0.95)

@@ -47,6 +47,19 @@ def test_closed_forms(es, before, expected):
     assert steps_to_recover(dict(enumerate(es)), before, es[0]) == expected
 
 
+def test_exact_shares_are_reached_whatever_they_round_to():
+    for n in (10, 20, 40, 100):
+        for low in range(n):
+            for high in range(low + 2, n + 1, 2):
+                if (high - low) / n < relearning.LEAST:
+                    continue
+                middle = (high + low) // 2 / n
+                ends = {"before": high / n, "unlearned": low / n}
+                assert relearning.steps_to_recover({5: middle}, **ends).step == 5
+                whole = relearning.steps_to_recover({5: high / n}, **ends, share=1.0)
+                assert whole.step == 5
+
+
 def test_another_share():
     es = {0: 0.0, 4: 0.5, 8: 0.75, 12: 1.0}
     result = [steps_to_recover(es, 1.0, 0.0, share=share).step for share in (0.25, 0.6, 1.0)]

@@ -66,11 +66,16 @@ def test_who_keeps_the_target_is_not_mixed():
     assert result == (1, 2, ((1, 2),))
 
 
+def test_without_a_tolerance_a_plateau_at_the_target_is_followed_to_its_end():
+    found = calibrate(lambda alpha: 1.0 if alpha < 0.4 else 0.95 if alpha < 0.97 else 0.5, 0.95)
+    assert 0.97 - 2.0**-6 <= found.alpha < 0.97
+
+
 def test_a_tolerance_stops_early():
     result = calibrate(lambda alpha: 1 - alpha, 0.45, steps=20, tolerance=0.1)
     assert result.alpha == 0.5 and len(result.trace) == 3
     exact = calibrate(lambda alpha: 1 - alpha, 0.5, steps=20)
-    assert exact.alpha == 0.5 and len(exact.trace) == 3
+    assert exact.alpha == 0.5 and len(exact.trace) == 22  # more might keep it too
 
 
 def test_no_crossing_and_bad_options():

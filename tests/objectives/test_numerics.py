@@ -359,3 +359,36 @@ def test_beta_divides_and_so_is_positive(name):
     arrays = random_arrays(name)
     with pytest.raises(ValueError, match="beta must be positive, got 0"):
         getattr(objectives, name)(**arrays, beta=0)
+
+
+def test_impossible_tokens_have_the_limits_of_the_formulas():
+    """p = 0 at a label, under the model and under the reference."""
+    zero, mask = jnp.full((1, 1), -jnp.inf), jnp.ones((1, 1), bool)
+    for name, hyper in (("wga", {}), ("satimp", {}), ("wtnpo", {})):
+        objective = registry.get(name, **hyper)
+        arrays = {"logp": zero, "ref_logp": zero, "mask": mask}
+        inputs = {n: arrays[n] for n in objective.arrays}
+        assert float(objective.loss(**inputs)[0]) == 0.0  # p^a log p
+        assert float(objective.weight(**inputs)[0, 0]) == 0.0
+        gradient = jax.grad(lambda p, o=objective, c=inputs: o.loss(**c | {"logp": p}).sum())(zero)
+        assert float(gradient[0, 0]) == 0.0
+    assert float(objectives.wga_weight(zero, mask, alpha=0.0)[0, 0]) == 1.0  # `ga`
+    assert float(objectives.satimp_weight(zero, mask, beta1=0.0, beta2=0.0)[0, 0]) == 1.0
+    # p = q: the weights are 1, as at any other value.
+    assert float(objectives.tnpo_weight(zero, zero, mask)[0, 0]) == 1.0
+    assert float(objectives.npo_weight(zero, zero, mask)[0]) == 1.0
+    np.testing.assert_allclose(objectives.npo(zero, zero, mask, beta=0.5), 4 * np.log(2), rtol=1e-6)
+
+
+def test_a_certain_token_has_no_gradient():
+    """p = 1, as all others are impossible."""
+    logits = jnp.array([[[0.5, -jnp.inf, -jnp.inf], [0.0, 0.0, 0.0]]])
+    total = lambda z: objectives.token_log_probs(z, jnp.zeros((1, 2), int)).sum()
+    assert float(total(logits)) == 0.0
+    np.testing.assert_array_equal(jax.grad(total)(logits), jnp.zeros_like(logits))
+
+
+def test_importance_is_not_negative():
+    one = jnp.zeros((1, 1))
+    with pytest.raises(ValueError, match="beta2 must not be negative, got -1"):
+        objectives.satimp(one, one == 0, beta2=-1)
