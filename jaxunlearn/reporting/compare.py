@@ -1,6 +1,7 @@
 """Runs compared: seeds of one configuration joined, objectives ranked at equal retention."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.config import Config
+from jaxunlearn.metrics.relearning import attack_kind
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 from jaxunlearn.reporting import evaluation_table, relearn_table, summary
@@ -128,8 +130,8 @@ def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
     groups: dict[str, list[Member]] = {}
     for found in repeats:
         name = found[0].config.name
-        same = sum(label == name or label.startswith(f"{name} (") for label in groups)
-        label = f"{name} ({same + 1})" if same else name
+        labels = itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2)))
+        label = next(label for label in labels if label not in groups)
         groups[label] = sorted(found, key=lambda member: member.config.seed)
     return groups
 
@@ -179,13 +181,26 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     keep = (0, 1, *filled)
     columns = ("model", "seeds", *metrics)
     notes = (
-        "Mean ± standard deviation over seeds. |e_r / e_u|: the total G-effects at the last"
-        " measured step, harm over removal. UWC ES: forget ES where 95 % of the retain ES is kept."
-        " ES relearned: forget ES after an attack by few samples.",
+        "Mean ± standard deviation over seeds. |e_r / e_u|: the sizes of the total G-effects at the"
+        " last measured step, harm over removal where both are negative. UWC ES: forget ES where"
+        f" 95 % of the retain ES is kept. ES relearned: forget ES after {_attacks(groups)}."
+        ' "(2 of 3)": the other seeds have no such number, as where they diverged.',
     )
     return TextTable(
         tuple(columns[i] for i in keep), [tuple(row[i] for i in keep) for row in rows], notes
     )
+
+
+def _attacks(groups: Mapping[str, Sequence[Member]]) -> str:
+    """What `relearned` is measured after, in words."""
+    attacks = [
+        relearn_table.headline(member.attacks)
+        for members in groups.values()
+        for member in members
+        if member.attacks is not None
+    ]
+    data = dict.fromkeys(attack_kind(attack).trains_on for attack in attacks if attack)
+    return f"fine-tuning on {' or '.join(map(str, data)) or 'some of the samples'}"
 
 
 def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
@@ -197,7 +212,7 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         if measured and name not in (BASE, RETRAINED):
             # Samples are drawn, each with the mean over its seeds.
             values = np.mean([by_sample for _, by_sample in measured], axis=0)
-            found.append((label, values, measured[0][0].config.data))
+            found.append((label + _share(measured, members), values, measured[0][0].config.data))
     found.sort(key=lambda entry: entry[1].mean())
     rows = []
     for place, (label, values, data) in enumerate(found, 1):
@@ -210,7 +225,8 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "UWC ES: forget ES of the mixture with the model before unlearning that keeps 95 % of the"
         f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
         " set, the same ones for both of a difference; no difference is taken between other"
-        " samples. An objective is behind the first where the bracket lies above 0.",
+        ' samples. An objective is behind the first where the bracket lies above 0. "(2 of 3)":'
+        " the other seeds diverged or were not evaluated, which the place does not count.",
     )
     return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
 
@@ -299,14 +315,19 @@ def _uwc_row(member: Member, model: str) -> Mapping[str, Any] | None:
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
+    """Mean and deviation of the seeds that have a number, and how many have where some lack it."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return "-"
-    mean = three_decimals(statistics.fmean(known))
-    # A seed that diverged may have a number that is not finite, and then so is the mean.
-    if len(known) < 2 or not all(map(math.isfinite, known)):
-        return mean
-    return f"{mean} ± {statistics.stdev(known):.3f}"
+    text = three_decimals(statistics.fmean(known))
+    if len(known) > 1:
+        text += f" ± {statistics.stdev(known):.3f}"
+    return text + _share(known, values)
+
+
+def _share(some: Sequence[Any], every: Sequence[Any]) -> str:
+    """Says how many of the seeds there are, where some are missing."""
+    return f" ({len(some)} of {len(every)})" if len(some) < len(every) else ""
 
 
 # --------------------------------------------------------------------------- configurations

@@ -170,6 +170,7 @@ def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dic
         "title": f"{config.name}, seed {config.seed}",
         "warning": summary.warning(results[BASE]),
         "groups": summary.layer_groups(config, layers),
+        "warm_up": summary.warm_up(run, config),
     }
     forget = [text for text in texts.read(run) if text.split == "forget"]
     content["texts"] = {

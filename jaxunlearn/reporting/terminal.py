@@ -108,12 +108,12 @@ def probability(value: float) -> str:
 def two_digits(value: float) -> str:
     """Two significant digits of a number of any size.
 
-    >>> [two_digits(value) for value in (-5432.0, -83.0, 0.2149, float("inf"))]
-    ['-5.4e3', '-83', '0.21', 'inf']
+    >>> [two_digits(value) for value in (-5432.0, -83.0, 0.2149, 99.6, float("inf"))]
+    ['-5.4e3', '-83', '0.21', '100', 'inf']
     """
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 0.01 <= abs(value) < 1000:
-        return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+        return f"{value:.2g}" if abs(value) < 99.5 else f"{value:.0f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"

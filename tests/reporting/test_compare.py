@@ -166,13 +166,32 @@ def test_the_page_has_a_point_a_seed_and_bands(tmp_path):
     assert html.escape("<i>other</i>") in text and "<i>other</i>" not in text
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_a_seed_with_a_number_that_is_not_finite_is_shown(broken):
-    """The deviation of such numbers once was a traceback."""
-    runs = [member(0), member(1)]
+@pytest.mark.parametrize("broken", [None, math.nan, math.inf])
+def test_a_seed_without_a_number_is_not_counted_in_silence(broken):
+    """Means of the seeds that went well once stood under the number of all of them."""
+    runs = [member(0), member(1), member(2)]
     runs[1].models["npo"]["forget_nll"] = broken
-    (_, npo) = compare.models_table(compare.grouped(runs)).rows
-    assert npo[2] == f"{broken:.3f}" and npo[3] == "0.200 ± 0.000"
+    runs[1].evaluation.clear()
+    groups = compare.grouped(runs)
+    (_, npo) = compare.models_table(groups).rows
+    assert npo[1:4] == ("3", "2.000 ± 0.000 (2 of 3)", "0.200 ± 0.000")
+    assert npo[-1] == "0.200 ± 0.000 (2 of 3)"
+    assert compare.ranking(groups).rows[0][1] == "npo (2 of 3)"
+
+
+def test_no_run_takes_the_label_of_another():
+    names = ["a (2)", "a", "a", "b (x)", "b"]
+    runs = [member(0, name=name, model=str(i)) for i, name in enumerate(names)]
+    assert list(compare.grouped(runs)) == ["a (2)", "a", "a (3)", "b (x)", "b"]
+
+
+def test_the_table_says_what_was_relearned_from():
+    tries = {"samples": 20, "final_forget_es": 0.5}
+    for attack, words in (("5", "5 forget samples"), ("benign", "data to retain")):
+        attacks = {"models": {"npo": {"attacks": {attack: tries}}}}
+        table = compare.models_table(compare.grouped([member()._replace(attacks=attacks)]))
+        assert table.rows[1][-1] == "0.500"
+        assert f"forget ES after fine-tuning on {words}." in table.captions[0]
 
 
 def test_marks_are_means_over_seeds():

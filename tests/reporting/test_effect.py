@@ -48,10 +48,7 @@ class TestGEffect:
         assert titles == ["ga", "npo", "po", "rmu"]
 
     def test_the_warm_up_is_shaded(self, tables):
-        rates = {0: 0.0, 5: 5e-6, 10: 1e-5, 15: 9e-6}
-        table = {**tables["g_effect"]}
-        table["lr"] = [rates.get(step, 1e-6) for step in table["step"]]
-        figure = g_effect({**tables, "g_effect": table})
+        figure = g_effect({**tables, "meta": tables["meta"] | {"warm_up": 10}})
         for ax in figure.axes[:4]:
             (shade,) = ax.patches
             assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0, 10)
@@ -137,6 +134,16 @@ class TestHarmRatio:
         }
         np.testing.assert_allclose(line[:, 1], at["retain"] / at["unlearn"])
         assert [text.get_text() for text in ax.texts] == ["npo", "rmu", "po", "ga"]  # upwards
+
+    def test_every_line_has_a_label_of_its_own(self):
+        names = [f"npo_beta_0.1_retain_weight_{i}" for i in (1, 2)]
+        rows = [
+            g_effect_row(name, risk, 5, "total", -1.0)
+            for name in names
+            for risk in ("unlearn", "retain")
+        ]
+        (ax,) = harm_ratio({"g_effect": columns(rows)}).axes
+        assert {text.get_text()[-9:] for text in ax.texts} == {"_weight_1", "_weight_2"}
 
     def test_a_ratio_with_zero_is_counted_and_not_drawn(self):
         values = {("unlearn", 5): -2.0, ("retain", 5): 1.0, ("unlearn", 10): 0.0}

@@ -19,6 +19,7 @@ from tests.reporting.synthetic import GROUPS
 altair = pytest.importorskip("altair", reason="needs the extra report")
 vl_convert = pytest.importorskip("vl_convert", reason="needs the extra report")
 render = pytest.importorskip("jaxunlearn.reporting.page.render").render
+charts = pytest.importorskip("jaxunlearn.reporting.page.charts")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,15 @@ def test_a_verdict_tells_of_relearning(step, words):
     models = {"base": result(1.0, 1.0), "ga": result(0.2, 1.0)}
     attacks = {"models": {"ga": {"attacks": {"int8": attack(1, 0), "5": attack(step)}}}}
     assert words in verdict("ga", models, attacks).sentence
+
+
+def test_a_verdict_says_on_what_a_model_was_fine_tuned():
+    models = {"base": result(1.0, 1.0), "ga": result(0.2, 1.0)}
+    benign = {"models": {"ga": {"attacks": {"benign": attack(3, 2)}}}}
+    words = "3 steps of fine-tuning on data to retain bring half of it back"
+    assert words in verdict("ga", models, benign).sentence
+    benign["models"]["ga"]["attacks"]["5"] = attack(4, 5)
+    assert "4 steps of fine-tuning on 5 forget samples" in verdict("ga", models, benign).sentence
 
 
 # --------------------------------------------------------------------------- data
@@ -285,3 +295,11 @@ def test_the_page_of_a_large_run_is_small():
     assert len(data["profiles"]["rows"]) == len(steps) * 32 * (
         content.MOST_ROWS // len(steps) // 32
     )
+
+
+def test_lines_of_one_colour_have_dashes_of_their_own():
+    names = [f"npo{i}" for i in range(12)]
+    assert "strokeDash" not in charts._line(names[:10])
+    scales = [channel.to_dict()["scale"]["range"] for channel in charts._line(names).values()]
+    assert len(set(scales[0])) == 10
+    assert len({(color, *dash) for color, dash in zip(*scales, strict=True)}) == 12

@@ -137,6 +137,25 @@ class TestPgDensity:
         assert np.bincount(bins).tolist() == [10] * 5 and spans[0] == "0.9–0.92"
         assert _weight_bins(np.ones(3))[1] == ["1"]
 
+    @pytest.mark.parametrize(
+        ("weights", "counts"),
+        [
+            ([0] * 10 + [1] * 10, [10, 10]),
+            ([0] * 17 + [0.5, 1, 2], [17, 3]),
+            ([0] + [1] * 19, [1, 19]),
+            ([2] * 19 + [3], [19, 1]),
+        ],
+    )
+    def test_weights_of_two_values_share_no_bin(self, weights, counts):
+        """They once all fell into one, where the quantiles were equal."""
+        bins, _ = _weight_bins(np.array(weights, float))
+        assert np.bincount(bins).tolist() == counts
+
+    def test_weights_that_differ_by_rounding_are_equal(self):
+        rounded = np.float32(20 / 15) * (1 + np.array([-1, 0, 1, 2, -2] * 3) * 2.0**-24)
+        bins, spans = _weight_bins(np.concatenate([np.zeros(5), rounded]))
+        assert np.bincount(bins).tolist() == [5, 15] and len(spans) == 2
+
     def test_one_point_and_equal_points_are_drawn(self, tables, tmp_path):
         same = with_values(tables, "pg_effect", "value", lambda row: 0.0)
         pg_density(same, "npo").savefig(tmp_path / "same.png")

@@ -2,8 +2,9 @@
 
 All figures take the same argument, `tables`: a dict of tables by name (`record.tables` lists those
 that figures need), each a dict of columns in which None is a null, and `tables["meta"]`, which is
-{"title": str, "warning": str or None, "groups": {group: [layer names]}}. Every figure is a pure
-function of `tables`, and None where its table is missing or has nothing to show.
+{"title": str, "warning": str or None, "groups": {group: [layer names]}, "warm_up": the steps in
+which learning rates rise, or None}. Every figure is a pure function of `tables`, and None where its
+table is missing or has nothing to show.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import effect_series, panels, scales, series
-from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, plain, swatch
+from jaxunlearn.reporting.figures.panels import RISK_NAMES, RISKS, STYLE, swatch
 
 UNIT = "[nats$^2$ / param.$^2$]"
 LABELS = {
@@ -57,10 +57,10 @@ def g_effect(tables: Mapping[str, Any]) -> Figure | None:
     values = series.numbers(total, "value")[0]
     width = scales.linear_width(values)
     for name, stack in axes.items():
-        _draw_stack(stack, series.select(table, objective=name), groups)
+        _draw_stack(stack, series.select(table, objective=name), groups, meta.get("warm_up"))
         scales.scale_axis(stack["total"].yaxis, values, width)
     _label_rows(axes, kinds)
-    caption = _effect_caption(table, width)
+    caption = _effect_caption(table, width, meta.get("warm_up"))
     return panels.finish(figure, meta, "G-effect by step", caption, _effect_legend(groups))
 
 
@@ -138,7 +138,7 @@ def harm_ratio(tables: Mapping[str, Any]) -> Figure | None:
         style = panels.objective_style(name, every)
         ax.plot(path.steps[some], ratios, marker="o", **style)
         if len(ratios):
-            ends[plain(name, 24, 1)], colors[plain(name, 24, 1)] = float(ratios[-1]), style["color"]
+            ends[name], colors[name] = float(ratios[-1]), style["color"]
         dropped += path.dropped + int((~some).sum())
     if not ends:
         return None
@@ -149,7 +149,7 @@ def harm_ratio(tables: Mapping[str, Any]) -> Figure | None:
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="optimiser step", ylabel=r"$|e_r|\,/\,|e_u|$")
     scales.steps_axis(ax)
-    panels.label_ends(ax, ends, colors)
+    panels.label_ends(ax, ends, colors, panels.end_label)
     panels.note(ax, dropped)
     caption = (
         f"Totals over all layers ({series.provenance(table)}), on a log scale. Below 1 a step acts"
@@ -168,13 +168,15 @@ def _present(table: series.Table, groups: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _draw_stack(
-    stack: Mapping[str, Axes], table: series.Table, groups: Mapping[str, Sequence[str]]
+    stack: Mapping[str, Axes],
+    table: series.Table,
+    groups: Mapping[str, Sequence[str]],
+    warm_up: int | None,
 ) -> None:
     """One objective's column: e and its cosine on both sets, then e by group on each."""
-    warm = effect_series.warm_up(table)
     for kind, ax in stack.items():
-        if warm:
-            ax.axvspan(0, warm, color="#000000", alpha=0.05, linewidth=0)
+        if warm_up:
+            ax.axvspan(0, warm_up, color="#000000", alpha=0.05, linewidth=0)
         ax.axhline(0.0, color="#777777", linewidth=0.7)
         if kind in RISKS:
             lines = _share_lines(series.select(table, risk=kind), groups)
@@ -220,7 +222,7 @@ def _effect_legend(groups: Mapping[str, Sequence[str]]) -> list[Any]:
     return handles + [swatch(group, **panels.group_style(group, list(groups))) for group in groups]
 
 
-def _effect_caption(table: series.Table, width: float | None) -> str:
+def _effect_caption(table: series.Table, width: float | None, warm_up: int | None) -> str:
     return (
         r"$e_u=\nabla R(D_u)\cdot\nabla L_u$ and $e_r=\nabla R(D_r)\cdot\nabla L_u$; $R$: NLL in"
         f" nats ({series.provenance(table)}). An SGD step of size η changes $R$ by about −η$e$:"
@@ -228,7 +230,7 @@ def _effect_caption(table: series.Table, width: float | None) -> str:
         " is no likelihood, as for RMU, in nats times its unit): its size compares within an"
         " objective, the cosine between objectives. A group's share is its $e$ over the sum of all"
         " groups' magnitudes."
-        + (" Grey: warm-up of the learning rate." if effect_series.warm_up(table) else "")
+        + (" Grey: warm-up of the learning rate." if warm_up else "")
         + (f" First row: symmetric log, linear within ±{scales.decade(width)}." if width else "")
     )
 

@@ -32,16 +32,6 @@ class EffectPath(NamedTuple):
     dropped: int
 
 
-def warm_up(table: Table) -> float:
-    """The first measured step at which the learning rate is largest; 0 where it is not known."""
-    if "lr" not in table or not len(table["lr"]):
-        return 0.0
-    rates, null = numbers(table, "lr")
-    steps = numbers(table, "step")[0]
-    known = ~null & np.isfinite(rates)
-    return float(steps[known][np.argmax(rates[known])]) if known.any() else 0.0
-
-
 def effect_path(total: Table) -> EffectPath:
     """The path of (e_u, e_r) over the steps measured for both, from `total` rows."""
     unlearn, retain = (series(select(total, risk=risk), "value") for risk in ("unlearn", "retain"))

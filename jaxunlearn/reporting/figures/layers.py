@@ -177,7 +177,9 @@ def _label_layers(ax: Axes, layers: Sequence[str], room: float) -> None:
     for place in (0, last, *parts, *blocks):
         if all(abs(place - other) >= apart for other in labelled):
             labelled.append(place)
-    labels = [plain(layers[place].removeprefix("block_"), 12, 1) for place in sorted(labelled)]
+    labels = [
+        panels.shortened(layers[place].removeprefix("block_"), 12) for place in sorted(labelled)
+    ]
     ax.set_xticks(sorted(labelled), labels, rotation=90, fontsize=6.5)
 
 

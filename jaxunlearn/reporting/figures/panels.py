@@ -3,7 +3,7 @@
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from jaxunlearn.reporting import palette
 
 BLACK, WARNING = "#000000", "#D55E00"
-MISSING = "#C4C4C4"
+MISSING = "#EADFA6"  # no colour of the scales, which are blue, red and grey
 """What a heat map has no value for."""
 DIVERGING = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)
 """Values of both signs: blue below zero, red above."""
@@ -79,6 +79,19 @@ def plain(text: Any, width: int = 0, max_lines: int | None = None) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
+def shortened(text: Any, width: int) -> str:
+    """`plain` text of at most so many letters, without its middle: names often differ at the end.
+
+    >>> shortened("npo_beta_0.1_retain_weight_2", 16), shortened("npo", 16)
+    ('npo_bet…weight_2', 'npo')
+    """
+    words = " ".join(str(text).split())
+    if len(words) > width:
+        head = (width - 1) // 2
+        words = f"{words[:head]}…{words[head + 1 - width :]}"
+    return plain(words)
+
+
 def visible_length(text: str) -> int:
     """The approximate width of a text with mathtext, in letters.
 
@@ -116,13 +129,19 @@ def group_style(group: str, groups: Sequence[str]) -> dict[str, Any]:
     return GROUPS.get(group) or objective_style(group, groups)
 
 
-def label_ends(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) -> None:
+def label_ends(
+    ax: Axes,
+    ends: Mapping[str, float],
+    colors: Mapping[str, str],
+    text: Callable[[str], str] = str,
+) -> None:
     """Writes names next to the right ends of lines, moved apart where they would overlap.
 
     Args:
       ax: with its final limits and scale.
-      ends: {name, as matplotlib has texts: the value at which its line ends}.
+      ends: {name: the value at which its line ends}.
       colors: {name: of its line}.
+      text: makes what matplotlib writes of a name.
     """
     if not ends:
         return
@@ -133,7 +152,7 @@ def label_ends(ax: Axes, ends: Mapping[str, float], colors: Mapping[str, str]) -
     places = spread_out([float(height) for height in heights], gap)
     for name, place in zip(names, places, strict=True):
         options: dict[str, Any] = {"color": colors[name], "fontsize": 7, "va": "center"}
-        ax.text(1.01, place, name, transform=ax.transAxes, **options)
+        ax.text(1.01, place, text(name), transform=ax.transAxes, **options)
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:
@@ -152,6 +171,11 @@ def spread_out(places: Sequence[float], gap: float) -> list[float]:
         moved[i] = min(moved[i], limit)
         limit = moved[i] - gap
     return moved
+
+
+def end_label(name: str) -> str:
+    """The name of an objective or model at the end of its line."""
+    return shortened(name, 24)
 
 
 def columns_for(count: int, most: int = 4) -> int:

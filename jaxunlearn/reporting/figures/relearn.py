@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxunlearn.metrics.relearning import LEAST
 from jaxunlearn.record.folder import RETRAINED
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import panels, scales, series
@@ -60,11 +61,11 @@ def relearn(tables: Mapping[str, Any]) -> Figure | None:
         _draw_effect(stack["effect"], rows, styles, effects, width)
     # The models by name, next to the last column's lines.
     rows, stack = series.select(table, attack=attacks[-1]), axes[titles[attacks[-1]]]
-    colors = {plain(name, 24, 1): style["color"] for name, style in styles.items()}
+    colors = {name: style["color"] for name, style in styles.items()}
     for kind, ax in stack.items():
         lines = {m: series.series(series.select(rows, model=m), kind) for m in styles}
-        ends = {plain(m, 24, 1): float(x.values[-1]) for m, x in lines.items() if len(x.values)}
-        panels.label_ends(ax, ends, colors)
+        ends = {m: float(x.values[-1]) for m, x in lines.items() if len(x.values)}
+        panels.label_ends(ax, ends, colors, panels.end_label)
     for title in list(axes)[:: panels.columns_for(len(axes), most=6)]:
         for kind, label in KINDS.items():
             axes[title][kind].set_ylabel(label)
@@ -118,7 +119,7 @@ def _draw_strength(
 
 
 def _draw_half(ax: Axes, line: series.Series, before: float, color: str) -> None:
-    if line.values[0] >= before:
+    if before - line.values[0] < LEAST:
         return  # nothing was forgotten
     half = line.values[0] + 0.5 * (before - line.values[0])
     ax.axhline(half, color=color, linestyle=":", linewidth=0.8, alpha=0.7)

@@ -16,6 +16,7 @@ Table = dict[str, np.ndarray]
 SGD = "sgd_change"
 
 WEIGHT_BINS = 5
+SAME_WEIGHT = 1e-6
 """The most bins of weights, see `weight_bins`."""
 
 
@@ -375,20 +376,28 @@ def finite_series(steps: np.ndarray, values: np.ndarray, null: np.ndarray) -> Se
 def weight_bins(weights: np.ndarray) -> np.ndarray:
     """The bin of each weight, from 0 for the smallest; bins have as many samples each.
 
-    The borders are quantiles; a weight on a border belongs to the bin above it, the largest to the
-    last. Equal quantiles make one border, so that no bin is empty.
+    A weight's bin follows from its rank, equal weights have the mean of their ranks. So they share
+    a bin, and weights of two values never do. Weights are equal where they differ by no more than
+    rounding, `SAME_WEIGHT` of the largest: that of a sample is a mean over its tokens.
 
     Args:
-      weights: [n], finite.
+      weights: [n], finite, n > 0.
 
     Returns:
       [n] int, below `WEIGHT_BINS`; fewer bins where weights are equal.
 
     >>> weight_bins(np.arange(6.0)).tolist(), weight_bins(np.ones(3)).tolist()
     ([0, 1, 2, 3, 4, 4], [0, 0, 0])
+    >>> weight_bins(np.array([0.0, 0.0, 0.0, 1.0, 1.0 + 1e-8])).tolist()
+    [0, 0, 0, 1, 1]
     """
-    # Of `linspace` 0.6 is a little too large, and a weight on that border would fall below it.
-    shares = np.arange(WEIGHT_BINS + 1) / WEIGHT_BINS
-    edges = np.unique(np.quantile(weights, shares))
-    bins = np.searchsorted(edges[1:-1], weights, side="right")
+    order = np.argsort(weights, kind="stable")
+    gaps = np.diff(weights[order]) > SAME_WEIGHT * np.abs(weights).max()
+    value = np.concatenate([[0], np.cumsum(gaps)])  # which of the different values, by rank
+    first = np.searchsorted(value, value, side="left")
+    last = np.searchsorted(value, value, side="right") - 1
+    # Twice the mean rank, in whole numbers: a rank on a border belongs to the bin above it.
+    most = max(2 * (len(weights) - 1), 1)
+    bins = np.empty(len(weights), int)
+    bins[order] = np.minimum(WEIGHT_BINS * (first + last) // most, WEIGHT_BINS - 1)
     return np.unique(bins, return_inverse=True)[1]

@@ -20,6 +20,9 @@ TOTALS, SAMPLES = 0.01, 1e-5
 """Effects below this share of the largest one are drawn on the linear part of the axis. Those of
 samples differ more, by step and by objective."""
 
+DASHES = ([1, 0], [6, 3], [2, 2])
+"""Of lines, for objectives beyond the number of colours."""
+
 Spec = dict[str, Any]
 
 
@@ -75,8 +78,8 @@ def pareto(
     return _spec(
         chart,
         "Forgetting against retention: extraction strength of the forget set and of the retain set"
-        " for every model. Wanted is the upper left. The dashed line is the front: no model is to"
-        " its upper left.",
+        " for every model. Wanted is the upper left. The dashed line is the front: no"
+        " unlearned model is to its upper left.",
     )
 
 
@@ -272,7 +275,7 @@ def risks(objectives: Sequence[str]) -> Spec:
         .encode(
             x=_steps_axis(),
             y=alt.Y("nll:Q", title="risk [nats]"),
-            color=_objective(objectives),
+            **_line(objectives),
             tooltip=["objective:N", "step:Q", _digits("nll")],
         )
     )
@@ -285,15 +288,17 @@ def risks(objectives: Sequence[str]) -> Spec:
     return _spec(chart, "Both risks of every objective over the steps.", width=False)
 
 
-def relearning(models: Sequence[str], objectives: Sequence[str], before: float) -> Spec:
-    """The forget ES of every model while it is fine-tuned on forgotten samples."""
+def relearning(
+    models: Sequence[str], objectives: Sequence[str], attacks: Sequence[str], before: float
+) -> Spec:
+    """The forget ES of every model while it is fine-tuned, a chart for each kind of data."""
     line = (
         alt.Chart()
         .mark_line(point=True)
         .encode(
             x=_steps_axis("steps of fine-tuning"),
             y=alt.Y("es:Q", title="forget ES"),
-            color=_objective(objectives, "model", models),
+            **_line(objectives, "model", models),
             tooltip=["model:N", "attack:N", "step:Q", alt.Tooltip("es:Q", format=".3f")],
         )
     )
@@ -302,7 +307,7 @@ def relearning(models: Sequence[str], objectives: Sequence[str], before: float) 
         alt.layer(line, rule)
         .properties(width=300, height=240)
         .facet(
-            facet=alt.Facet("attack:N", title="samples shown"),
+            facet=alt.Facet("attack:N", title="fine-tuning on", sort=list(attacks)),
             columns=3,
             data=alt.NamedData("relearning"),
         )
@@ -358,7 +363,7 @@ def _effect_lines(objectives: Sequence[str], largest: float, *more: str) -> Any:
         .encode(
             x=_steps_axis(),
             y=_effect_axis("value", "G-effect e", largest),
-            color=_objective(objectives),
+            **_line(objectives),
             tooltip=["objective:N", "step:Q", _digits("value"), *more],
         )
     )
@@ -387,6 +392,20 @@ def _objective(
     names = list(objectives if shown is None else shown)
     scale = alt.Scale(domain=names, range=[colors.get(name, palette.OTHER) for name in names])
     return alt.Color(f"{field}:N", title=None, scale=scale)
+
+
+def _line(
+    objectives: Sequence[str], field: str = "objective", shown: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The colour of an objective's line, and its dash where there are more than colours."""
+    channels: dict[str, Any] = {"color": _objective(objectives, field, shown)}
+    if len(objectives) > len(palette.OBJECTIVES):
+        laps = {name: i // len(palette.OBJECTIVES) for i, name in enumerate(objectives)}
+        names = list(objectives if shown is None else shown)
+        dashes = [DASHES[laps.get(name, 0) % len(DASHES)] for name in names]
+        scale = alt.Scale(domain=names, range=dashes)
+        channels["strokeDash"] = alt.StrokeDash(f"{field}:N", title=None, scale=scale)
+    return channels
 
 
 def _risk_facet() -> alt.Column:

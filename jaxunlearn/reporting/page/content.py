@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn.metrics.relearning import attack_kind
 from jaxunlearn.reporting.figures import series
 
 MOST_ROWS = 40_000
@@ -267,7 +268,7 @@ def tokens(table: Columns) -> Data:
 def relearning(table: Columns) -> Data:
     """The forget ES of every model while it is attacked."""
     rows = [
-        [model, attack, step, _short(es), _short(nll)]
+        [model, attack_kind(attack).trains_on, step, _short(es), _short(nll)]
         for model, attack, step, es, nll in _rows(
             table, "model", "attack", "step", "forget_es", "forget_nll"
         )

@@ -168,7 +168,7 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
             "pareto",
             "Forgetting against retention",
             "Each point is a model. The retrained model never saw the forget set. The dashed line"
-            " is the front: no model is to its upper left.",
+            " is the front: no unlearned model is to its upper left.",
             charts.pareto(models, objectives, data["models"].distinct("side")),
             "models",
         )
@@ -216,8 +216,9 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
             Chart("risks", "Risks over the steps", text, charts.risks(objectives), "risks")
         )
     if "relearning" in data:
-        text = "Fine-tuning on a few forgotten samples: how fast does the rest come back?"
-        chart = charts.relearning(models, objectives, source.models[BASE]["forget_es"])
+        text = "Fine-tuning of the unlearned models: how fast does what they forgot come back?"
+        attacks = data["relearning"].distinct("attack")
+        chart = charts.relearning(models, objectives, attacks, source.models[BASE]["forget_es"])
         found.append(Chart("relearning", "Relearning attacks", text, chart, "relearning"))
     return found
 

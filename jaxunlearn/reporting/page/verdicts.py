@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxunlearn.metrics.relearning import attack_kind
+from jaxunlearn.record import attack_results
 from jaxunlearn.record.folder import BASE, RETRAINED
 
 REMOVED, KEPT = 0.5, 0.9
@@ -86,14 +88,18 @@ def _share(value: float, of: float) -> float | None:
 
 
 def _relearned(name: str, attacks: Mapping[str, Any] | None) -> str:
-    """What the attack that fine-tunes on the fewest samples brought back."""
+    """What the attack that fine-tunes on the fewest forget samples brought back.
+
+    Where there was none, the attack on data to retain.
+    """
     found = {} if attacks is None else attacks["models"].get(name, {}).get("attacks", {})
-    shown = [attack for attack in found.values() if attack["samples"]]
-    if not shown:
+    order = [] if attacks is None else attack_results.fine_tuning_attacks(attacks)
+    attack = next((attack for attack in order if attack in found), None)
+    if attack is None:
         return ""
-    first = min(shown, key=lambda attack: attack["samples"])
+    first = found[attack]
     step, tried = first["whole"]["step"], first["whole"]["tried"]
-    on = f"fine-tuning on {first['samples']} of the samples"
+    on = f"fine-tuning on {attack_kind(attack).trains_on}"
     if first["whole"]["status"] == "nothing forgotten":
         return ""
     if step is None:
