@@ -95,9 +95,11 @@ class ForecastCommand:
     memory: Annotated[float | None, _flag("GIB")] = None
     """Memory of one device in GiB; prints which settings fit it."""
     peak: Annotated[float | None, _flag("TFLOPS")] = None
-    """Peak of one device in TFLOP/s, for the seconds; default: the published one, if known."""
+    """Peak of one device in TFLOP/s, for the seconds; default: the published one in bfloat16, where
+    JAX_PLATFORMS names an accelerator and it is known. Else forecasts use the CPU."""
     measure: Switch = False
-    """Run a train step here instead, and take its speed for all programs."""
+    """Run a train step here instead, on the CPU unless JAX_PLATFORMS names an accelerator, and take
+    its speed for all programs."""
     own_code: Switch = False
     """Import the losses of your own, module:NAME, that the configuration names. Their code runs."""
     keys: Switch = False
@@ -109,8 +111,8 @@ class EvaluateCommand:
     """Evaluate the models of a run, or any model, with suites of metrics.
 
     Flags that are left out have the values of the run's configuration, or of --config. A run has
-    its data and its mesh; only a model takes --config, --out, --retrained, --base, --data.* and
-    --compute.*.
+    its data and its precision; only a model takes --config, --out, --retrained, --base, --data.*
+    and --compute.*. The key --every is for `jaxunlearn run` alone.
     """
 
     model: Annotated[Positional[str], arg(metavar="RUN|MODEL")]
@@ -211,7 +213,7 @@ class ExportCommand:
     objective: Annotated[Positional[str], arg(metavar="OBJECTIVE")]
     """Objective whose final model is written; or `base`, or `retrained`."""
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """Folder to write, which must not exist or be empty."""
+    """Folder to write: absent or empty."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the tensors written."""
     adapter: Switch = False

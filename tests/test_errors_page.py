@@ -51,9 +51,10 @@ SECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "Data, tokenizers and prompts": (
         ("data",),
-        "The message names the file and the row, counted from 0, or the key of the configuration"
-        " that asks for the data. What a file may hold, and how columns are named:"
-        " [data.md](data.md). A download that failed may pass: try again, or give a local folder.",
+        "The message names the file and the line, counted from 1, in JSON lines, and else the row,"
+        " counted from 0; or the key of the configuration that asks for the data. What a file may"
+        " hold, and how columns are named: [data.md](data.md). A download that failed may pass: try"
+        " again, or give a local folder.",
     ),
     "Model files and sizes": (
         ("models",),

@@ -42,8 +42,8 @@ class Compute:
     """Precision, memory and device mesh. Beyond rounding, they do not change what is computed."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the factors of matrix products. Parameters, losses and effects are float32 in any
-    case."""
+    """Type of the factors of matrix products. Losses, effects and the parameters that train are
+    float32 in any case."""
     precision: Literal["highest", "high", "default"] = "highest"
     """Precision of float32 products: `highest` is float32 on every device. GPUs compute `high` and
     `default` with TF32 factors; TPUs `high` with three passes in bfloat16, `default` with one. CPUs
@@ -67,9 +67,9 @@ class Compute:
     programs."""
     save_minutes: float = 30.0
     """Save the state of a training again when so many minutes have passed since it was saved last.
-    It is saved at every measurement and at every evaluation of fine-tuning in any case, and from
-    the first measurement of an objective on nowhere else: what one measurement starts the next one
-    ends."""
+    It is saved in any case at every evaluation of fine-tuning, and in unlearning at every
+    measurement, or once an epoch where nothing is measured. From the first measurement of an
+    objective on it is saved nowhere else: what one measurement starts the next one ends."""
     data: int = 1
     """Devices along the mesh axis `data`, each with whole copies of the parameters."""
     fsdp: int = 1
@@ -268,9 +268,10 @@ class Objective:
     layer: int | None = None
     """For `rmu` and `rr`: the hidden state after this many blocks; default: half of the blocks."""
     scale: float = 5.0
-    """For `rmu`: length c of the target c u."""
+    """For `rmu`: the factor c of the target c u. The entries of u are uniform in [0, 1), so the
+    target's length is about c sqrt(hidden_size / 3)."""
     unit_norm: bool = False
-    """For `rmu`: normalise the random direction u to length 1."""
+    """For `rmu`: normalise the random direction u to length 1, so that the target's length is c."""
     guide: Guide = Guide()
     """For `guided`: how its weights are computed."""
     lr: float | None = None
@@ -331,8 +332,8 @@ class Evaluate:
     """How models are evaluated when the objectives are done, and during unlearning."""
 
     suites: tuple[str, ...] = ()
-    """Suites with which a run ends: tofu, memorization, mia, uwc, or `all`; default: none. For
-    `jaxunlearn evaluate` the default is all."""
+    """Suites with which a run ends: tofu, memorization, mia, uwc, or `all`; default: none.
+    `jaxunlearn evaluate` takes those of the run, or all where it names none."""
     generate: Literal["all"] | int = 40
     """Questions of each set that are answered in text, for ROUGE, or `all`, which TOFU's model
     utility needs."""
@@ -354,8 +355,9 @@ class Relearn:
     """Relearning attacks: how many steps of fine-tuning bring the forgotten data back."""
 
     samples: tuple[Literal["all"] | int, ...] = ()
-    """Numbers of forget samples to fine-tune on, one attack each; default: no attacks. For
-    `jaxunlearn relearn` the default is 1 5 20 all."""
+    """Numbers of forget samples to fine-tune on, one attack each; default: no attacks. `jaxunlearn
+    relearn` takes those of the run; where it names none (nor `benign`), those of 1, 5 and 20 that
+    are fewer than all, and all."""
     steps: int = 20
     """Fine-tuning steps of every attack."""
     lr: float | None = None

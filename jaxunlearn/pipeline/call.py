@@ -68,8 +68,9 @@ def unlearn(
       retain: the rows to retain, likewise.
       objective: the name of an objective; {name: its settings, the fields of `Objective`}, such as
         {"npo": {"hyper": {"beta": 0.5}, "retain": "gd"}}; or several names.
-      measured_retain: the rows D_r on which retention is measured, from which nothing else draws.
-        Default: of rows, the first half of `retain`; of a source, its split retain_perturbed.
+      measured_retain: the rows D_r on which retention is measured, from which no retain term or
+        guide draws (a new model is fine-tuned on them too). Default: of rows, the first half of
+        `retain`; of a source, its split retain_perturbed.
       source: where splits that are named come from: "fictional", a folder or a hub name.
       hyper: hyper-parameters, where `objective` is one name.
       lr: peak learning rate, the key `unlearn.lr`.

@@ -153,7 +153,7 @@ class SampleRow(TypedDict):
       log_prob: sum of log p over the label tokens, nats.
       tokens: how many label tokens there are.
       extraction_strength: 1 - k/L, teacher forced.
-      weight: as in `PgEffectRow`; null for samples of D_r.
+      weight: as in `pg_effect.parquet`; null for samples of D_r.
     """
 
     step: int
