@@ -75,7 +75,9 @@ def strength(rows, over):
 def test_a_run_ends_with_one_table(ended):
     out, said = ended
     last = said[said.rindex(": evaluation") :]
-    assert max(map(len, said.splitlines())) <= 80 and "…" not in last
+    # Its rows fit the console; sentences and paths are unbroken.
+    rows = [line for line in last.splitlines() if line.startswith(" ")]
+    assert len(rows) > 5 and max(map(len, rows)) <= 80 and "…" not in last
     for word in ("quality", "utility", "forget", "retain", "UWC", "relearn", "(1)"):
         assert word in last, last
     for model in ("before", "retrained", "ga"):
