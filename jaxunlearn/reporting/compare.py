@@ -5,9 +5,10 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "Mean ± standard deviation over seeds. |e_r / e_u|: the sizes of the total G-effects at the"
         " last measured step, harm over removal where both are negative. UWC ES: forget ES where"
         f" 95 % of the retain ES is kept. ES relearned: forget ES after {_attacks(groups)}."
-        ' "(2 of 3)": the other seeds have no such number, as where they diverged.',
+        + _missing(cell for row in rows for cell in row[2:]),
     )
     return TextTable(
         tuple(columns[i] for i in keep), [tuple(row[i] for i in keep) for row in rows], notes
@@ -225,8 +226,8 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "UWC ES: forget ES of the mixture with the model before unlearning that keeps 95 % of the"
         f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
         " set, the same ones for both of a difference; no difference is taken between other"
-        ' samples. An objective is behind the first where the bracket lies above 0. "(2 of 3)":'
-        " the other seeds diverged or were not evaluated, which the place does not count.",
+        " samples. An objective is behind the first where the bracket lies above 0."
+        + _missing(label for _, label, *_ in rows),
     )
     return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
 
@@ -323,6 +324,13 @@ def _spread(values: Sequence[float | None]) -> str:
     if len(known) > 1:
         text += f" ± {statistics.stdev(known):.3f}"
     return text + _share(known, values)
+
+
+def _missing(cells: Iterable[str]) -> str:
+    """What `_share` means, where it says something."""
+    found = (re.search(r"\(\d+ of \d+\)$", cell) for cell in cells)
+    mark = next((match[0] for match in found if match), None)
+    return f' "{mark}": the other seeds have no such number, as where they diverged.' * bool(mark)
 
 
 def _share(some: Sequence[Any], every: Sequence[Any]) -> str:

@@ -177,6 +177,9 @@ def test_a_seed_without_a_number_is_not_counted_in_silence(broken):
     assert npo[1:4] == ("3", "2.000 ± 0.000 (2 of 3)", "0.200 ± 0.000")
     assert npo[-1] == "0.200 ± 0.000 (2 of 3)"
     assert compare.ranking(groups).rows[0][1] == "npo (2 of 3)"
+    for table in (compare.models_table(groups), compare.ranking(groups)):
+        assert '"(2 of 3)": the other seeds have no such number' in table.captions[0]
+    assert "other seeds" not in compare.models_table(compare.grouped([member()])).captions[0]
 
 
 def test_no_run_takes_the_label_of_another():

@@ -30,7 +30,7 @@ def render(compared: Comparison) -> str:
             "runs",
             "Forgetting against retention",
             "Large marks are means over seeds, small ones single runs. The dashed line is the front"
-            " of the means: that of no unlearned model is to its upper left."
+            " of the means: no unlearned model's mean is to its upper left."
             if several
             else "The dashed line is the front: no unlearned model is to its upper left.",
             charts.pareto(
