@@ -1,8 +1,9 @@
 """Names that users type: hints for misspelt ones, and modules named in configurations."""
 
 import difflib
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -19,6 +20,21 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
     return f"; perhaps you meant {close[0]!r}" if close else ""
+
+
+def numbered(name: str, taken: Container[str], pattern: str) -> str:
+    """Returns a name, or the first of name 2, name 3, .. that is not taken.
+
+    Args:
+      name: the name.
+      taken: the names that are.
+      pattern: how a number is added, such as "{} ({})".
+
+    >>> numbered("a", ["a", "a (2)"], "{} ({})"), numbered("b", ["a"], "{} ({})")
+    ('a (3)', 'b')
+    """
+    more = (pattern.format(name, number) for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], more) if free not in taken)
 
 
 def shortened(text: str) -> str:

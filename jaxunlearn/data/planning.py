@@ -202,7 +202,7 @@ def checked_lengths(sequences: Sequence[Sample], width: int | None) -> list[int]
     """Returns the number of tokens of every sequence, after checking all of them.
 
     Raises:
-      ValueError: no sequences, one whose first label is neither a later token nor its end, or one
+      ValueError: no sequences, one whose first label is not in 1 .. its length, or one
         over `width`.
     """
     if len(sequences) == 0:

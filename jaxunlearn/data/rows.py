@@ -133,6 +133,12 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["question"], row["answer"], *turns
 
 
+def without(rows: DataRows, others: DataRows) -> DataRows:
+    """The rows that are not among others; of documents, whole documents are compared."""
+    keys = {row_key(row) for row in others}
+    return [row for row in rows if row_key(row) not in keys]
+
+
 def used_columns(row: Mapping[str, Any], columns: Columns) -> list[str]:
     """Returns what the data call the columns that a row in its normal form was made of.
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.packing import unpack
-from jaxunlearn.data.rows import DataRows, row_key, title
+from jaxunlearn.data.rows import DataRows, row_key, title, without
 from jaxunlearn.evaluation.suite import (
     NO_RETRAINED,
     Context,
@@ -167,15 +167,14 @@ def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
         training_rows.append(rows or [])
     if any(spec.retain is not None for spec in context.config.objectives.values()):
         # Retain terms draw from what is not measured.
-        measured = {row_key(row) for row in sources.find(data.measured_retain) or []}
-        pool = sources.find(data.retain) or []
-        training_rows.append([row for row in pool if row_key(row) not in measured])
+        pool, measured = (sources.find(name) or [] for name in (data.retain, data.measured_retain))
+        training_rows.append(without(pool, measured))
     training_keys = {row_key(row) for rows in training_rows for row in rows}
     for i, row in enumerate(holdout):
         if row_key(row) in training_keys:
             raise ValueError(
                 f"{split}:{i}: the row is also in the data that the run forgets, was fine-tuned on"
-                f" or has retain terms of, so it is not held out: {title(row)!r}"
+                f" or draws from for retain terms, so it is not held out: {title(row)!r}"
             )
 
 

@@ -11,7 +11,7 @@ from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.rows import DataRows, row_key
+from jaxunlearn.data.rows import DataRows, without
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import sharding
 from jaxunlearn.models.decoder import DecoderConfig
@@ -97,7 +97,7 @@ def prepare(
     # --- fine-tuning, only where the run fine-tunes -----------------------------------------------
     finetune_rows = _finetune_rows(config, sources)
     finetune, _ = encoder.encode(finetune_rows, "finetune.splits")
-    retrain_rows = _without(finetune_rows, forget_rows) if config.finetune.retrained else []
+    retrain_rows = without(finetune_rows, forget_rows) if config.finetune.retrained else []
     retrain, _ = encoder.encode(retrain_rows, "retraining")
 
     encoded_rows = [forget_rows[i] for i in forget_ids]
@@ -170,7 +170,7 @@ class _LeftOut:
           ValueError: there are none; names the key.
         """
         rows = sources.require(split, key)
-        kept = _without(rows, self._forget)
+        kept = without(rows, self._forget)
         if not kept:
             raise ValueError(
                 f"{key}: every row of {split!r} is also in data.forget; name a split with"
@@ -184,7 +184,7 @@ class _LeftOut:
 
 def _pool(config: Config, sources: Sources, left_out: _LeftOut, eval_rows: DataRows) -> DataRows:
     """The rows that retain terms draw from, without those that retention is measured on."""
-    rows = _without(left_out.retained(sources, "data.retain", config.data.retain), eval_rows)
+    rows = without(left_out.retained(sources, "data.retain", config.data.retain), eval_rows)
     if not rows:
         raise ValueError(
             f"data.retain: every row of {config.data.retain!r} is also in data.measured_retain"
@@ -199,9 +199,3 @@ def _finetune_rows(config: Config, sources: Sources) -> DataRows:
         return []
     splits = config.finetune.splits
     return [row for split in splits for row in sources.require(split, "finetune.splits")]
-
-
-def _without(rows: DataRows, others: DataRows) -> DataRows:
-    """The rows that are not among others; of documents, whole documents are compared."""
-    keys = {row_key(row) for row in others}
-    return [row for row in rows if row_key(row) not in keys]

@@ -1,11 +1,9 @@
 """Runs compared: seeds of one configuration joined, objectives ranked at equal retention."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
-import re
 import statistics
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.config import Config
+from jaxunlearn.core.names import numbered
 from jaxunlearn.metrics.relearning import attack_kind
 from jaxunlearn.record import attack_results, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
@@ -130,9 +129,7 @@ def grouped(members: Sequence[Member]) -> dict[str, list[Member]]:
             group.append(member)
     groups: dict[str, list[Member]] = {}
     for found in repeats:
-        name = found[0].config.name
-        labels = itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2)))
-        label = next(label for label in labels if label not in groups)
+        label = numbered(found[0].config.name, groups, "{} ({})")
         groups[label] = sorted(found, key=lambda member: member.config.seed)
     return groups
 
@@ -172,12 +169,11 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "UWC ES": uwc_strength,
         "ES relearned": relearned,
     }
-    rows = []
+    rows, shares = [], []
     for label, name, members in labelled(groups):
-        cells = [
-            _spread([metric(member, name) for member in members]) for metric in metrics.values()
-        ]
-        rows.append((label, str(len(members)), *cells))
+        values = [[metric(member, name) for member in members] for metric in metrics.values()]
+        rows.append((label, str(len(members)), *map(_spread, values)))
+        shares += [_share(known, each) for each in values if (known := _known(each))]
     filled = [i for i in range(2, 2 + len(metrics)) if any(row[i] != "-" for row in rows)]
     keep = (0, 1, *filled)
     columns = ("model", "seeds", *metrics)
@@ -185,7 +181,7 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "Mean ± standard deviation over seeds. |e_r / e_u|: the sizes of the total G-effects at the"
         " last measured step, harm over removal where both are negative. UWC ES: forget ES where"
         f" 95 % of the retain ES is kept. ES relearned: forget ES after {_attacks(groups)}."
-        + _missing(cell for row in rows for cell in row[2:]),
+        + _explained(shares),
     )
     return TextTable(
         tuple(columns[i] for i in keep), [tuple(row[i] for i in keep) for row in rows], notes
@@ -207,13 +203,15 @@ def _attacks(groups: Mapping[str, Sequence[Member]]) -> str:
 def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     """Objectives by UWC ES, with bootstrap intervals over samples; empty where none has it."""
     found: list[tuple[str, np.ndarray, Any]] = []
+    shares = []
     for label, name, members in labelled(groups):
         scores = [(member, uwc_samples(member, name)) for member in members]
         measured = [(member, by_sample) for member, by_sample in scores if by_sample]
         if measured and name not in (BASE, RETRAINED):
             # Samples are drawn, each with the mean over its seeds.
             values = np.mean([by_sample for _, by_sample in measured], axis=0)
-            found.append((label + _share(measured, members), values, measured[0][0].config.data))
+            shares.append(_share(measured, members))
+            found.append((label + shares[-1], values, measured[0][0].config.data))
     found.sort(key=lambda entry: entry[1].mean())
     rows = []
     for place, (label, values, data) in enumerate(found, 1):
@@ -227,7 +225,7 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
         " set, the same ones for both of a difference; no difference is taken between other"
         " samples. An objective is behind the first where the bracket lies above 0."
-        + _missing(label for _, label, *_ in rows),
+        + _explained(shares),
     )
     return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
 
@@ -317,7 +315,7 @@ def _uwc_row(member: Member, model: str) -> Mapping[str, Any] | None:
 
 def _spread(values: Sequence[float | None]) -> str:
     """Mean and deviation of the seeds that have a number, and how many have where some lack it."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
+    known = _known(values)
     if not known:
         return "-"
     text = three_decimals(statistics.fmean(known))
@@ -326,16 +324,22 @@ def _spread(values: Sequence[float | None]) -> str:
     return text + _share(known, values)
 
 
-def _missing(cells: Iterable[str]) -> str:
-    """What `_share` means, where it says something."""
-    found = (re.search(r"\(\d+ of \d+\)$", cell) for cell in cells)
-    mark = next((match[0] for match in found if match), None)
-    return f' "{mark}": the other seeds have no such number, as where they diverged.' * bool(mark)
+def _known(values: Sequence[float | None]) -> list[float]:
+    """The numbers of the seeds that have one."""
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _share(some: Sequence[Any], every: Sequence[Any]) -> str:
     """Says how many of the seeds there are, where some are missing."""
     return f" ({len(some)} of {len(every)})" if len(some) < len(every) else ""
+
+
+def _explained(shares: Iterable[str]) -> str:
+    """The sentence of a caption on the results of `_share`, where one of them says something."""
+    share = next(filter(None, shares), "").strip()
+    return (
+        f' "{share}": the other seeds have no such number, as where they diverged.' if share else ""
+    )
 
 
 # --------------------------------------------------------------------------- configurations

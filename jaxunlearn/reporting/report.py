@@ -27,6 +27,7 @@ from jaxunlearn.reporting.compare import RANKING
 from jaxunlearn.reporting.figures import draw, series
 from jaxunlearn.reporting.page import source
 from jaxunlearn.reporting.terminal import TextTable
+from jaxunlearn.training.schedule import unlearning_steps, warmup_steps
 
 
 def write_report(
@@ -166,13 +167,13 @@ def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dic
     stored = [name for name in tables.FIGURE_COLUMNS if name in tables.SCHEMAS]
     content: dict[str, Any] = {name: tables.read(run, name) for name in stored}
     layers = [*content["g_effect"]["layer"], *map(series.layer_of, content["pg_effect"]["layer"])]
+    forget = [text for text in texts.read(run) if text.split == "forget"]
     meta = {
         "title": f"{config.name}, seed {config.seed}",
         "warning": summary.warning(results[BASE]),
         "groups": summary.layer_groups(config, layers),
-        "warm_up": summary.warm_up(run, config),
+        "warm_up": _warm_up(config, len(forget)),
     }
-    forget = [text for text in texts.read(run) if text.split == "forget"]
     content["texts"] = {
         key: [getattr(text, key) for text in forget] for key in ("sample", "tokens")
     }
@@ -181,6 +182,13 @@ def _figure_tables(run: Path, config: Config, results: Mapping[str, Any]) -> dic
         return content | {"meta": meta}
     relearning = relearn_table.figure_tables(run, config, attacks)
     return content | relearning | {"meta": relearning["meta"] | meta}
+
+
+def _warm_up(config: Config, samples: int) -> int | None:
+    """The steps in which learning rates rise; None where the forget samples are not known."""
+    if not samples:
+        return None
+    return min(warmup_steps(config.unlearn, samples), unlearning_steps(config, samples))
 
 
 def _evaluation_tables(

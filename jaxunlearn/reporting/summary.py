@@ -51,17 +51,6 @@ def print_starting_point(base: Mapping[str, float], console: Console) -> None:
         say(console, f"warning: {text}", style="yellow")
 
 
-def warm_up(run: Path, config: schema.Config) -> int | None:
-    """The steps of an objective in which its learning rate rises; None where none are recorded."""
-    rates: dict[str, list[float]] = {}
-    for record in files.records(RunFolder(run).metrics):
-        if record["objective"] in config.objectives and "lr" in record:
-            rates.setdefault(record["objective"], []).append(record["lr"])
-    # All objectives have one schedule, some their own rate; one that diverged has a part of it.
-    whole = max(rates.values(), key=len, default=[])
-    return whole.index(max(whole)) if whole else None
-
-
 def read_run(run: Path) -> tuple[dict[str, Any], schema.Config]:
     """The results of every model of a finished run, and its configuration.
 

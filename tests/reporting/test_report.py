@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxunlearn.config import Config, Objective, reader
+from jaxunlearn.config import Config, Objective, reader, schema
 from jaxunlearn.core import files
 from jaxunlearn.metrics.relearning import Settings
 from jaxunlearn.record import attack_results, tables
@@ -93,6 +93,15 @@ class TestSummary:
         files.write_text(RunFolder(tmp_path).config, reader.dump(CONFIG))
         with pytest.raises(FileNotFoundError, match=r"\(results.json is missing\)"):
             report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "epochs", "warmup", "steps"), [(20, 12, 1.0, 5), (20, 1, 3.0, 5), (20, 1, 0.0, 0)]
+)
+def test_the_warm_up_is_that_of_the_configuration(samples, epochs, warmup, steps):
+    unlearn = schema.Unlearn(epochs=epochs, batch_size=4, warmup_epochs=warmup)
+    assert report._warm_up(Config(unlearn=unlearn), samples) == steps
+    assert report._warm_up(Config(unlearn=unlearn), 0) is None
 
 
 class TestReport:

@@ -8,7 +8,6 @@ table is missing or has nothing to show.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import re
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 
 from jaxunlearn.config import between, check_number
 from jaxunlearn.core import files
+from jaxunlearn.core.names import numbered
 from jaxunlearn.record.tables import FIGURE_COLUMNS
 from jaxunlearn.reporting.figures import series
 from jaxunlearn.reporting.figures.effect import g_effect, harm_ratio, plane
@@ -114,7 +114,7 @@ def draw_all(
 
 
 def _shares(figures: Sequence[Any], processes: int, *, ahead: int) -> list[list[Any]]:
-    """Deals figures to processes, of which the first gets fewer by `ahead`; none but it is empty.
+    """Deals figures to processes, of which the first gets fewer by `ahead`, perhaps none.
 
     Neighbours take about the same time, so that all get about the same work.
 
@@ -174,8 +174,7 @@ def _stems(names: list[str]) -> list[str]:
     stems: list[str] = []
     for name in names:
         stem = re.sub(r"[^a-z0-9.=+-]+", "_", str(name).lower()).strip("._")[:60] or "objective"
-        numbered = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        stems.append(next(free for free in numbered if free not in stems))
+        stems.append(numbered(stem, stems, "{}-{}"))
     return stems
 
 
