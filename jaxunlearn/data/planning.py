@@ -12,6 +12,11 @@ import numpy as np
 TARGET_SHARE = 0.95
 """Fewest tokens over those of the chosen width, at least: attention costs more in wider rows."""
 
+LABEL_STEP = 8
+"""Labels of a row of a training batch are a multiple of this. Other draws from the same samples, as
+another seed makes them, differ by a few labels: rounded up their shapes come out equal, and one
+compiled program serves all."""
+
 
 class Sample(NamedTuple):
     """One encoded sample: BOS, prompt, answer, EOS; or BOS and a chunk of a document.
@@ -129,7 +134,7 @@ def plan_steps(
       width_step: the width is a multiple of this, or ``max_width``.
 
     Returns:
-      The plan for `pack_step`.
+      The plan for `pack_step`. The labels of a row are a multiple of 8, or as many as its tokens.
 
     Raises:
       ValueError: no steps, an empty step, or a sequence over ``max_width``.
@@ -153,7 +158,8 @@ def plan_steps(
         plan_layout(step, best_fit(size, width), rows=rows, width=width)
         for step, size in zip(steps, lengths, strict=True)
     ]
-    return Plan(*map(max, zip(*plans, strict=True)))
+    plan = Plan(*map(max, zip(*plans, strict=True)))
+    return plan._replace(labels=min(_round_up(plan.labels, LABEL_STEP), width))
 
 
 def plan_any(
