@@ -92,12 +92,16 @@ def _adam(runs: Sequence[Facts]) -> str:
 
 
 PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
-    "e_u at its peak": lambda run, name: abs(run.peak(name)[0]),
-    "e_r at its peak": lambda run, name: abs(run.peak(name, "retain")[0]),
+    "size of e_u at its peak": lambda run, name: abs(run.peak(name)[0]),
+    "size of e_r at its peak": lambda run, name: abs(run.peak(name, "retain")[0]),
     "|e_r| / |e_u|": lambda run, name: run.ratio(name),
-    "cosine on D_u, third measurement": lambda run, name: -run.curve(name, column="cosine")[2],
-    "cosine on D_r, third measurement": lambda r, n: -r.curve(n, "retain", "cosine")[2],
-    "cosine on D_u, last measurement": lambda run, name: -run.curve(name, column="cosine")[-1],
+    "minus the cosine on D_u, third measurement": lambda run, name: (
+        -run.curve(name, column="cosine")[2]
+    ),
+    "minus the cosine on D_r, third measurement": lambda r, n: -r.curve(n, "retain", "cosine")[2],
+    "minus the cosine on D_u, last measurement": lambda run, name: (
+        -run.curve(name, column="cosine")[-1]
+    ),
     "rise of the forget NLL at the end": lambda run, name: run.rise(name, "forget"),
     "distance from theta_0": lambda run, name: run.distance(name),
 }

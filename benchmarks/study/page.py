@@ -131,13 +131,18 @@ def verdicts(studies: Studies, source: str) -> str:
 
 
 def _verdict(claim: Claim, runs: Sequence[Facts]) -> str:
-    """The verdicts of a study's seeds, with the number of the first."""
+    """The verdicts of a study's seeds, with the number of the first that could be judged."""
     judged = [claim.verdict(run) for run in runs]
     # A seed that ran the six methods alone says nothing of the others.
-    known = [v for v in judged if v[0] != UNKNOWN] or judged[:1]
+    known = [v for v in judged if v[0] != UNKNOWN]
+    if not known:
+        verdict, reason = judged[0]
+        return f"**{verdict}**: {reason}"
     counts = {verdict: sum(v == verdict for v, _ in known) for verdict, _ in known}
     words = ", ".join(
-        f"**{verdict}**" + (f" ({n} of {len(known)})" if len(known) > 1 else "")
+        f"**{verdict}**" + (f" ({n} of {len(runs)})" if len(runs) > 1 else "")
         for verdict, n in counts.items()
     )
-    return f"{words}: {known[0][1]}"
+    others = len(runs) - len(known)
+    rest = f", {others} cannot be judged" if others else ""
+    return f"{words}{rest}: {known[0][1]}"

@@ -10,6 +10,7 @@ from benchmarks.study.facts import SETTLED, SIX, Facts, Missing
 HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "partly", "does not hold", "cannot be judged"
 
 LIKELIHOODS = ("GA", "WGA", "NPO", "TNPO")
+FEWEST = 5  # samples of a bin whose mean is compared with another's
 SMALL, LARGE = 0.3, 2.0
 """`|e_r| << |e_u|` is a ratio of at most SMALL; effects that differ do so by a factor of LARGE."""
 
@@ -85,8 +86,8 @@ def inverse_confidence(run: Facts) -> Judged:
 
 def shallow_carries_most(run: Facts) -> Judged:
     firsts = {}
-    for label in LIKELIHOODS:
-        shares = run.shares(run.one(label))
+    for label, name in _likelihoods(run).items():
+        shares = run.shares(name)
         thirds = {k: shares[k] for k in ("shallow", "middle", "deep")}
         firsts[label] = (max(thirds, key=lambda k: thirds[k]), thirds["shallow"])
     found = ", ".join(f"{label} {first} (shallow {s:.0%})" for label, (first, s) in firsts.items())
@@ -94,8 +95,16 @@ def shallow_carries_most(run: Facts) -> Judged:
 
 
 def embedding_is_small(run: Facts) -> Judged:
-    shares = {label: run.shares(run.one(label))["embed"] for label in LIKELIHOODS}
+    shares = {label: run.shares(name)["embed"] for label, name in _likelihoods(run).items()}
     return verdict_of(*(abs(s) <= 0.05 for s in shares.values())), _listed(shares, "{:.0%}")
+
+
+def _likelihoods(run: Facts) -> dict[str, str]:
+    """The objective that stands for each of the likelihood methods that were run."""
+    names = {label: name for label, name in run.ran().items() if label in LIKELIHOODS}
+    if not names:
+        raise Missing("none of GA, WGA, NPO and TNPO was run")
+    return names
 
 
 def comes_to_rest(label: str) -> Callable[[Facts], Judged]:
@@ -131,7 +140,7 @@ def larger_beta(run: Facts) -> Judged:
 def beta_turns_the_ratio(run: Facts) -> Judged:
     ratios = [run.ratio(run.find("npo", beta=beta)) for beta in (0.1, 1.0, 2.0)]
     found = "|e_r| / |e_u| for beta 0.1, 1, 2: " + ", ".join(f"{r:.2g}" for r in ratios)
-    return verdict_of(ratios[0] > 1, ratios[1] < 1, ratios[2] < 1), found
+    return verdict_of(*(ratios[0] > 1 and ratio < 1 for ratio in ratios[1:])), found
 
 
 def _npo_facts(run: Facts) -> dict[str, dict]:
@@ -155,10 +164,11 @@ def high_weights_retain(run: Facts) -> Judged:
 def middle_weights_fail(run: Facts) -> Judged:
     worst = {}
     for step, facts in _npo_facts(run).items():
-        if any(b["from"] == 0.4 for b in facts["bins"]) and len(facts["bins"]) > 1:
-            worst[step] = min(facts["bins"], key=lambda b: b["retain"])["from"]
+        bins = [b for b in facts["bins"] if b["samples"] >= FEWEST]
+        if any(b["from"] == 0.4 for b in bins) and len(bins) > 1:
+            worst[step] = min(bins, key=lambda b: b["retain"])["from"]
     if not worst:
-        raise Missing("no step has samples with weights in [.4, .6] and others")
+        raise Missing(f"no step has {FEWEST} samples with weights in [.4, .6], and others")
     found = ", ".join(f"[{low:.1f}, {low + 0.2:.1f}] at step {s}" for s, low in worst.items())
     return verdict_of(*(low == 0.4 for low in worst.values())), f"most negative PG_r: {found}"
 
@@ -167,12 +177,15 @@ def turns_positive(risk: str) -> Callable[[Facts], Judged]:
     def judge(run: Facts) -> Judged:
         name = run.one("PO")
         values, steps = run.curve(name, risk), run.measured(name)
-        positive = values > 0
-        later = positive.any() and (values[: int(np.argmax(positive))] < 0).any()
+        negative = np.flatnonzero(values < 0)
+        after = negative[0] if negative.size else len(values)
+        turned = [int(at) for at in np.flatnonzero(values > 0) if at > after]
         found = f"from {values.min():.2g} to {values.max():.2g}"
-        if positive.any():
-            found += f", first positive at step {steps[int(np.argmax(positive))]}"
-        return verdict_of(bool(positive.any()), bool(later)), found
+        if turned:
+            found += f", first positive at step {steps[turned[0]]}"
+        elif (values > 0).any():
+            found += ", positive before it is negative"
+        return verdict_of(bool(turned)), found
 
     return judge
 
@@ -181,13 +194,19 @@ def rmu_depends(run: Facts) -> Judged:
     names = run.all_with("rmu")
     settings = [(run.entry(n)["layer"], run.entry(n)["scale"], abs(run.peak(n)[0])) for n in names]
     layers, scales = (sorted({s[i] for s in settings}, key=lambda v: v or 0) for i in (0, 1))
+    if not names:
+        raise Missing("no run of rmu")
     if len(layers) < 3 or len(scales) < 3:
         raise Missing("RMU ran at one depth and one c alone")
-    by_layer = [p for layer, scale, p in settings if scale == scales[1]]
-    by_scale = [p for layer, scale, p in settings if layer == layers[1]]
-    spreads = [max(peaks) / min(peaks) for peaks in (by_layer, by_scale)]
-    found = f"peaks differ by {spreads[0]:.2g}x over layers and {spreads[1]:.2g}x over c"
-    return verdict_of(*(spread >= LARGE for spread in spreads)), found
+    by_layer = [_spread([p for _, c, p in settings if c == scale]) for scale in scales]
+    by_scale = [_spread([p for at, _, p in settings if at == layer]) for layer in layers]
+    texts = [f"{min(s):.2g}x to {max(s):.2g}x" for s in (by_layer, by_scale)]
+    found = f"peaks differ by {texts[0]} over layers and by {texts[1]} over c"
+    return verdict_of(*(spread >= LARGE for spread in (*by_layer, *by_scale))), found
+
+
+def _spread(peaks: list[float]) -> float:
+    return max(peaks) / min(peaks)
 
 
 def last_layer_flips(run: Facts) -> Judged:
@@ -257,7 +276,8 @@ def stops_early(run: Facts) -> Judged:
 def sensitive(run: Facts) -> Judged:
     names = run.all_with("wga")
     if len(names) < 3:
-        raise Missing("WGA ran with one alpha alone")
+        alphas = " and ".join(f"{run.entry(n)['hyper']['alpha']:g}" for n in names)
+        raise Missing(f"WGA ran with alpha {alphas} alone" if names else "no run of wga")
     peaks = {f"alpha {run.entry(n)['hyper']['alpha']:g}": abs(run.peak(n)[0]) for n in names}
     spread = max(peaks.values()) / min(peaks.values())
     return verdict_of(spread >= 10), f"{_listed(peaks, '{:.2g}')}: {spread:.2g}x"
@@ -266,9 +286,12 @@ def sensitive(run: Facts) -> Judged:
 def early_steps_only(run: Facts) -> Judged:
     name = run.one("PO")
     values, steps = run.curve(name), run.measured(name)
-    removing = steps[values < 0]
-    found = f"e_u is negative at steps {', '.join(map(str, removing)) or 'none'} of {run.steps}"
-    return verdict_of(len(removing) > 0, bool((removing <= run.steps / 2).all())), found
+    removing, late = values < 0, steps > run.steps / 2
+    texts = ", ".join(map(str, steps[removing])) or "none"
+    verdict = HOLDS if not removing[late].any() else FAILS if removing[late].all() else PARTLY
+    if not removing[~late].any():
+        verdict = FAILS
+    return verdict, f"e_u is negative at steps {texts} of {run.steps}"
 
 
 def no_issue(run: Facts) -> Judged:

@@ -138,8 +138,13 @@ def test_what_was_not_run_cannot_be_judged(key):
         ("N2", "npo_2", {"unlearn": [-9, -99, 0, 0]}, rules.FAILS),
         ("N3", "npo_2", {"retain": [-10, 0, 0, 0]}, rules.PARTLY),
         ("P1", "po", {"unlearn": [-9, -5, -1, -1]}, rules.FAILS),
-        ("P1", "po", {"unlearn": [9, 5, 1, 1]}, rules.PARTLY),
-        ("S15", "po", {"unlearn": [-9, -5, -1, -1]}, rules.PARTLY),
+        ("P1", "po", {"unlearn": [9, 5, 1, 1]}, rules.FAILS),
+        ("P1", "po", {"unlearn": [9, -5, -1, -1]}, rules.FAILS),
+        ("P1", "po", {"unlearn": [9, -5, -1, 3]}, rules.HOLDS),
+        ("N3", "npo", {"retain": [-1, -20, -0.2, 0]}, rules.FAILS),
+        ("S15", "po", {"unlearn": [-9, -5, -1, -1]}, rules.FAILS),
+        ("S15", "po", {"unlearn": [-9, -5, -1, 1]}, rules.PARTLY),
+        ("S15", "po", {"unlearn": [9, 5, 1, 1]}, rules.FAILS),
     ],
 )
 def test_other_curves_do_not(key, objective, curves, expected):
@@ -164,6 +169,10 @@ def test_rmu_is_judged_over_layers_and_scales():
     run = Facts(content)
     assert run.one("RMU") == "rmu_2_5"
     assert verdict("R1", run) == verdict("R2", run) == rules.HOLDS
+    # One depth at which c hardly matters, though it does at the others.
+    for scale in ("2", "5", "10"):
+        content["objectives"][f"rmu_1_{scale}"]["unlearn"] = effect([-2, -2, -2, -2])
+    assert verdict("R1", run) == rules.PARTLY
 
 
 def test_retain_terms_are_ordered_by_what_they_retain():
@@ -181,7 +190,7 @@ def test_retain_terms_are_ordered_by_what_they_retain():
 def test_weights_in_the_middle_are_judged_where_there_are_some():
     content = as_in_the_paper()
     bins = [
-        {"from": low, "samples": 2, "unlearn": -1.0, "retain": harm}
+        {"from": low, "samples": 5, "unlearn": -1.0, "retain": harm}
         for low, harm in ((0.2, -1.0), (0.4, -5.0), (0.6, -2.0))
     ]
     facts = {"weight_retain_size": -0.5, "bins": bins}
@@ -189,6 +198,23 @@ def test_weights_in_the_middle_are_judged_where_there_are_some():
     assert verdict("N4", Facts(content)) == verdict("N5", Facts(content)) == rules.HOLDS
     bins[0]["retain"] = -9.0
     assert verdict("N5", Facts(content)) == rules.FAILS
+    bins[0]["samples"] = 1  # the mean of one sample decides nothing
+    assert verdict("N5", Facts(content)) == rules.HOLDS
+    bins[1]["samples"] = 1
+    assert verdict("N5", Facts(content)) == rules.UNKNOWN
+
+
+def test_layers_are_judged_on_the_methods_that_ran_and_unjudged_seeds_are_counted():
+    """A seed without TNPO may contradict the one that has it."""
+    whole, part = as_in_the_paper(), as_in_the_paper()
+    del part["objectives"]["tnpo"], part["models"]["tnpo"]
+    groups = part["objectives"]["npo"]["unlearn"]["groups"]
+    groups["middle"], groups["shallow"] = groups["shallow"], groups["middle"]
+    assert verdict("L1", Facts(part)) == rules.PARTLY
+    lines = page.verdicts(load([whole, part | {"seed": 1}]), "paper").splitlines()
+    (layers,), (tnpo,) = ([ln for ln in lines if ln.startswith(f"| {k} |")] for k in ("L1", "T1"))
+    assert "**holds** (1 of 2), **partly** (1 of 2): GA shallow" in layers
+    assert "**holds** (1 of 2), 1 cannot be judged: e_u" in tnpo
 
 
 def test_updates_are_compared_with_both_rises():
@@ -248,6 +274,7 @@ def test_a_method_that_was_not_run_is_left_out_of_the_tables(tmp_path):
         assert "TNPO" in make(studies) and "RMU" not in make(studies)
     assert "2026-02-02, NVIDIA H200, jax 0.11.2" in page.runs(studies)
     assert [verdict(key, studies["made"][0]) for key in ("R1", "R2", "G2")] == [rules.UNKNOWN] * 3
+    assert "no run of rmu" in page.verdicts(studies, "paper").split("| R1 |")[1].splitlines()[0]
     assert verdict("S5", studies["made"][0]) == rules.HOLDS  # GA and WGA alone are compared
     figures.draw(studies, [], tmp_path)
     assert (tmp_path / "curves_made.png").stat().st_size > 10_000
