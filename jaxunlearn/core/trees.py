@@ -40,7 +40,7 @@ def scaled(a: Tree) -> tuple[Tree, jax.Array]:
     Squares of the quotients neither overflow nor vanish. The magnitude is 1 for a tree of zeros,
     and for one that holds infinities or NaN, so that these stay what they are.
     """
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(x))) for x in _leaves(a)]))
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(x)), initial=0) for x in _leaves(a)]))
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return jax.tree.map(lambda x: wide(x) / scale, a), scale
 

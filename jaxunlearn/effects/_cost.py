@@ -5,7 +5,7 @@ Nothing is allocated: arguments may be `jax.ShapeDtypeStruct`, with shardings of
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -86,7 +86,8 @@ def count_flops(fn: Callable[..., Any], /, *args: Any, **static: Any) -> int:
     """FLOPs of a function: 2 x multiply-adds of every matrix product that its results need.
 
     Scans are multiplied out and dead code is left out, as the compiler does; its own cost analysis
-    counts the body of a loop once. Element-wise work, 1-2 % of a transformer, does not count.
+    counts the body of a loop once. Of a `cond` the dearest branch counts, of a `while_loop`, whose
+    length is not known, one turn. Element-wise work, 1-2 % of a transformer, does not count.
 
     Args:
       fn: a function, compiled or not.
@@ -110,13 +111,36 @@ def _count(program: Any) -> int:
     """FLOPs of the matrix products in a jaxpr and in those nested in it."""
     total = 0
     for equation in program.eqns:
+        name, params = equation.primitive.name, equation.params
         # A model's own primitive for a product is named like JAX's, and has its parameters.
-        if equation.primitive.name.endswith("dot_general"):
-            # Each element of the result is a sum of as many products as the contracted axes hold.
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)
-            total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            total += times * _count(inner)
+        if name.endswith("dot_general"):
+            total += _product(equation)
+        inner = [_count(nested) for nested in jax.extend.core.jaxprs_in_params(params)]
+        if name == "cond":
+            total += max(inner)  # one branch runs
+        else:
+            total += _times(name, params) * sum(inner)
     return total
+
+
+def _times(name: str, params: Mapping[str, Any]) -> int:
+    """How often the program nested in an equation runs, on all devices together."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # its program is that of one device
+        axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return 1
+
+
+def _product(equation: Any) -> int:
+    """FLOPs of a matrix product: an element of the result is a sum over the contracted axes."""
+    params, groups = equation.params, 1
+    ragged = params.get("ragged_dot_dimension_numbers")
+    numbers = params["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
+    (contracted, _), _ = numbers
+    if ragged is not None and set(ragged.lhs_ragged_dimensions) & set(contracted):
+        # The groups share the contracted axis, and each has a result of its own.
+        groups = equation.outvars[0].aval.shape[0]
+    depth = math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+    return 2 * depth * math.prod(equation.outvars[0].aval.shape) // groups

@@ -94,13 +94,16 @@ def pg_effect(
     Raises:
       ValueError: no batches, no directions, one that is not like the parameters, log-probabilities
         of another shape, another `by` or `method`, a method that cannot give what `by` asks, a
-        grouping that does not fit the parameters, or another precision.
+        grouping that does not fit the parameters, another precision, `microbatch` below 1, batches
+        whose tokens differ in number, or a function with a `probe` that it does not read.
       TypeError: method="gates" and the function has no argument `probe`, or method="jvp" and the
         function holds a `jax.custom_vjp`, such as fused attention, which has no forward mode; one
         batch instead of several, one direction instead of a mapping, or a call under `jax.jit`.
     """
     _checks.check_choice("pg_effect", "by", by, get_args(By))
     _checks.check_choice("pg_effect", "method", method, get_args(Method))
+    if microbatch < 1:
+        raise ValueError(f"pg_effect: microbatch={microbatch} must be 1 or more")
     _checks.check_host(*_NAMES, params, directions)
     batches = list(_checks.each_batch(*_NAMES, batches))
     if not batches:
@@ -157,6 +160,12 @@ def _over_batches(
         if method == "jvp" and _is_reverse_only(error):
             raise TypeError(_no_forward_mode(fn, by)) from error
         raise
+    lengths = sorted({part.shape[2] for part in parts}) if by == "token" else []
+    if len(lengths) > 1:
+        raise ValueError(
+            f"pg_effect(by='token'): batches with {' and '.join(map(str, lengths))} tokens a sample"
+            " have no table in common; pad them to one number, or call it for each"
+        )
     return np.concatenate(parts, axis=1)
 
 
@@ -289,6 +298,7 @@ def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
         # depend on them. As tangents of the parameters they would have to be stacked, a copy of all
         # directions; as tangents of K gates each layer reads its own directions where they are.
         probe = _probes.make(params, directions, grouping=grouping)
+        _probes.check_read(fn, params, batch, probe, "one direction at a time, or method='vmap'")
         gated = lambda gates: fn(params, batch, probe=probe | {"gates": gates})
         push = lambda tangent: jax.jvp(gated, (probe["gates"],), (tangent,))[1]
         tangents = jax.vmap(push)(_probes.basis(probe["gates"]))
@@ -324,6 +334,7 @@ def pg_by_gates(params, batch, directions, frozen=None, *, fn, by, grouping):
     samples = shape[0]
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     probe = _probes.make(params, directions, samples=samples, by=rows, grouping=grouping)
+    _probes.check_read(fn, params, batch, probe, "method='vmap'", frozen=frozen)
 
     # A sample's gates touch that sample alone, so the gradient of the sum over samples holds the
     # derivative of each.

@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.effects import _checks
 from jaxunlearn.effects._grouping import BY_PATH, Grouping
 from jaxunlearn.effects._rows import concatenate, tensor_rows
+from jaxunlearn.effects._trainable import combine
 
 Probe = dict[str, Any]
 By = Literal["sample", "layer", "tensor"]
@@ -147,6 +149,55 @@ def require(function: Callable[..., Any], caller: str, others: str) -> None:
         raise TypeError(
             f"{caller}(method='gates') needs a function with an argument `probe`, and {name} has"
             f" none; add `probe=None` and pass it to the model, or use {others}"
+        )
+
+
+def check_read(
+    function: Callable[..., Any],
+    params: Tree,
+    batch: Any,
+    probe: Probe,
+    others: str,
+    *,
+    frozen: Tree = None,
+) -> None:
+    """Checks that a function reads the gates of all parameters that it computes with.
+
+    Of a gate that is not read every derivative is 0, whatever the effect. That a layer reads its
+    gate in some of its linear maps and not in others cannot be seen.
+
+    Args:
+      function: (params, batch, probe=) -> arrays.
+      params: the parameters that have gates.
+      batch: one batch.
+      probe: from `make`.
+      others: the methods that work without gates, for the message.
+      frozen: the leaves that `params` lacks, see `partition`; None where it has all.
+
+    Raises:
+      ValueError: names the parameters and the methods that work without gates.
+    """
+
+    def run(gates: Any, params: Tree) -> Any:
+        return function(combine(params, frozen), batch, probe=probe | {"gates": gates})
+
+    inputs = (probe["gates"], params)
+    program = jax.make_jaxpr(run)(*inputs).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    read, needed = jax.tree.unflatten(jax.tree.structure(inputs), used)
+
+    def is_read(gates: Any, leaves: Any) -> bool:
+        """A gate of a whole layer stands for all its leaves; else each leaf has its own."""
+        if isinstance(gates, bool):
+            return gates or not any(jax.tree.leaves(leaves))
+        return all(jax.tree.leaves(jax.tree.map(is_read, gates, leaves)))
+
+    unread = [str(key) for key in read if not is_read(read[key], needed[key])]
+    if unread:
+        raise ValueError(
+            f"{getattr(function, '__qualname__', repr(function))} does not read the gates of"
+            f" {', '.join(unread)} from its argument `probe`, so that their effects would be 0;"
+            f" pass `probe` on to the model, which has to read them, or use {others}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.trees import Tree
@@ -102,7 +103,7 @@ def _picks(
     if callable(trainable) and jax.tree_util.all_leaves([trainable]):
         return [bool(trainable(name)) for name in names]
     flags = jax.tree.leaves(trainable)
-    if not flags or not all(isinstance(flag, bool) for flag in flags):
+    if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
         raise TypeError(
             f"trainable={trainable!r}: expected a function of a leaf's path, a regular expression,"
             " or a pytree of bools like the parameters"

@@ -180,6 +180,63 @@ def test_fewer_results_than_rows_are_refused(method):
         pg_effect(PARAMS, gated, method)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fn, v: effects.pg_effect(fn, PARAMS, BATCHES, v, method="gates"),
+        lambda fn, v: effects.pg_effect(fn, PARAMS, BATCHES, v | {"w": PARAMS}, method="jvp"),
+        lambda fn, v: effects.g_effect(
+            lambda p, b, probe=None: (fn(p, b, probe).sum(), 4.0),
+            PARAMS,
+            BATCHES,
+            PARAMS,
+            method="gates",
+        ),
+    ],
+)
+def test_gates_that_are_not_read_are_no_effects_of_zero(call):
+    ignores = lambda params, batch, probe=None: sample_logp(params, batch)
+    with pytest.raises(ValueError, match=r"does not read the gates of .*; pass `probe` on to"):
+        call(ignores, {"v": PARAMS})
+    effects.pg_effect(ignores, PARAMS, BATCHES, {"v": PARAMS}, method="jvp")  # needs no gates
+
+
+def test_a_parameter_that_nothing_reads_needs_no_gate():
+    def logp(params, batch, probe=None):
+        value = batch @ params["a"]["w"]
+        if probe is not None:
+            value = value + probe["gates"]["a"][0] * (batch @ probe["directions"][0]["a"]["w"])
+        return value
+
+    params = {"a": {"w": jnp.ones(3)}, "unused": {"w": jnp.ones(2)}}
+    found = effects.pg_effect(logp, params, [jnp.ones((2, 3))], {"v": params}, method="gates")
+    np.testing.assert_allclose(found["v"], [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"microbatch": 0}, "microbatch=0 must be 1 or more"),
+        ({"by": "token"}, "batches with 2 and 3 tokens a sample"),
+    ],
+)
+def test_batches_that_have_no_table_in_common(options, words):
+    logp = lambda params, batch: batch * params
+    batches = [jnp.ones((1, 2)), jnp.ones((1, 3))]
+    with pytest.raises(ValueError, match=words):
+        effects.pg_effect(logp, jnp.ones(()), batches, {"v": jnp.ones(())}, **options)
+
+
+def test_flags_of_numpy_and_leaves_without_elements():
+    params = {"a": jnp.ones(3), "b": jnp.ones(3), "none": jnp.zeros((0,))}
+    chosen = {"a": np.bool_(True), "b": np.bool_(False), "none": np.bool_(True)}
+    logp = lambda p, batch: batch @ p["a"] + batch @ p["b"]
+    along = {"v": {"a": jnp.ones(3), "b": None, "none": jnp.zeros((0,))}}
+    found = effects.pg_effect(logp, params, [jnp.ones((2, 3))], along, trainable=chosen)
+    np.testing.assert_allclose(found["v"], [3, 3])
+    np.testing.assert_allclose(effects.g_effect_between(params, params).value.sum(), 6)
+
+
 def test_vmap_wants_one_result_a_row():
     double = lambda params, batch: jnp.concatenate([sample_logp(params, batch)] * 2)
     with pytest.raises(ValueError, match="one sequence a row, but a row holds 2"):

@@ -318,3 +318,23 @@ def test_running_sums_take_the_place_of_the_gradients(samples):
     # Next to a program that returns its batch's gradients, the sums so far would be kept as well.
     separate = alone.peak + 2 * size
     assert running.peak < separate - 1.5 * size
+
+
+def test_flops_of_groups_branches_and_devices():
+    """A group's matrix meets its own rows alone, one branch runs, and a shard is one of several."""
+    x, w = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
+    sizes = jax.ShapeDtypeStruct((2,), jnp.int32)
+    of_groups = jax.ShapeDtypeStruct((2, 16, 4), jnp.float32)
+    dense = 2 * 8 * 16 * 4
+    grouped = lambda x, w, n: jax.lax.ragged_dot(x, w, n).sum()
+    assert count_flops(grouped, x, of_groups, sizes) == dense
+    # Of the gradient with respect to the matrices the groups share the rows, too.
+    assert count_flops(jax.grad(grouped, argnums=1), x, of_groups, sizes) == dense
+    either = lambda yes, x, w: jax.lax.cond(yes, lambda: x @ w, lambda: 2 * (x @ w) @ w.T @ w)
+    flag = jax.ShapeDtypeStruct((), bool)
+    assert count_flops(either, flag, x, w) == 3 * dense
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(jax.P("d"), jax.P()), out_specs=jax.P("d")
+    )
+    assert count_flops(spread, x, w) == dense
