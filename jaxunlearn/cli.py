@@ -20,6 +20,7 @@ from rich.console import Console
 
 from jaxunlearn import __version__, flags
 from jaxunlearn.commands import (
+    LISTS,
     Command,
     DemoCommand,
     EffectsCommand,
@@ -35,6 +36,7 @@ from jaxunlearn.commands import (
 )
 from jaxunlearn.config import (
     DEMO,
+    RANGES,
     Config,
     ConfigError,
     between,
@@ -129,6 +131,10 @@ def _parse(arguments: list[str]) -> tuple[Any, list[str]]:
     read: its objectives have flags, and its values are the defaults.
     """
     options: dict[str, Any] = {"prog": "jaxunlearn", "description": DESCRIPTION}
+    # Of a flag that is given twice the last one counts, which drops the values of the first.
+    for flag in LISTS:
+        if sum(word.partition("=")[0] == flag for word in arguments) > 1:
+            raise ConfigError(f"{flag}: is given twice; write all its values after one")
     command, unknown = tyro.cli(Command, args=arguments, return_unknown_args=True, **options)
     if isinstance(command, RunCommand | DemoCommand | ForecastCommand):
         return command, unknown
@@ -148,8 +154,13 @@ def _run(command: RunCommand | DemoCommand, overrides: list[str]) -> None:
         name, config = "demo", load(DEMO)
     config = flags.read(name, config, overrides, keys=options.keys)
     check_number("--seeds", between(1, SEEDS), options.seeds)
-    config = only(config, options.only) if options.only else config
+    # A name of the configuration chooses all its copies of a sweep, a name of a copy that one.
+    before = all(name in config.objectives for name in options.only)
+    if before and options.only:
+        config = only(config, options.only)
     config = sweep(config, options.sweep) if options.sweep else config
+    if not before:
+        config = only(config, options.only)
     out = user_path(options.out or Path("runs") / config.name)
     console = _start(command.processes, small_model=config.model is None)
     with Interrupts().catching() as interrupts:
@@ -175,6 +186,7 @@ def _run_seeds(
         raise ConfigError(f"{out}: is a run by itself; choose another --out for several seeds")
     # One process: what is compiled for the first seed serves the others.
     numbers = range(config.seed, config.seed + options.seeds)
+    check_number("--seeds: the last seed", RANGES["seed"], numbers[-1])
     folders = [of_seed(out, seed) for seed in numbers]
     with BackgroundReports() as reports:
         begin = None if options.no_report else reports.begin

@@ -18,6 +18,9 @@ def _flag(metavar: str) -> Any:
 ConfigFile = Annotated[Positional[tuple[Path, ...]], _flag("CONFIG")]
 Switch = Annotated[bool, FlagCreatePairsOff]
 Names = Annotated[tuple[str, ...], _flag("OBJECTIVE [OBJECTIVE ...]")]
+LISTS = ("--only", "--sweep")
+"""Flags that take several values after one mention."""
+
 Mesh = Annotated[tuple[int, int, int] | None, _flag("DATA FSDP TENSOR")]
 
 
@@ -49,7 +52,8 @@ class RunOptions:
     keys: Switch = False
     """List the keys of the configuration, which --KEY VALUE overrides, and exit."""
     only: Names = ()
-    """Run only these objectives; default: all."""
+    """Run only these objectives; default: all. With --sweep, one of the configuration means all its
+    copies; a copy can be named too."""
     sweep: Annotated[tuple[str, ...], _flag("KEY=VALUE,VALUE [..]")] = ()
     """Run an objective once for every value of one of its keys, such as
     objectives.npo.hyper.beta=0.1,1; several keys make all combinations."""

@@ -251,6 +251,42 @@ def test_only_some_objectives(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag", ["--only", "--sweep"])
+def test_a_list_is_given_once(flag, tmp_path, capsys):
+    """Of two the last would count, and the first be dropped."""
+    twice = [flag, "ga", f"{flag}=npo"]
+    assert cli.main(["demo", "--out", str(tmp_path), *twice]) == 2
+    assert f"{flag}: is given twice; write all its values after one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "ran"),
+    [
+        (["npo"], ["npo_beta_1", "npo_beta_2"]),
+        (["npo_beta_2"], ["npo_beta_2"]),
+        (["ga", "npo_beta_1"], ["ga", "npo_beta_1"]),
+    ],
+)
+def test_only_some_copies_of_a_sweep(names, ran, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(cli, "_run_seeds", lambda config, *_: begun.append(list(config.objectives)))
+    sweep = ["--sweep", "objectives.npo.hyper.beta=1,2"]
+    assert cli.main(["demo", "--out", str(tmp_path), "--only", *names, *sweep]) == 0
+    assert begun == [ran]
+
+
+def test_the_last_seed_is_checked_before_the_first_runs(tmp_path, capsys):
+    seeds = ["--seed", str(2**63 - 1), "--seeds", "2"]
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), *seeds]) == 2
+    assert "--seeds: the last seed: 9223372036854775808 must" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_number_of_any_length_is_out_of_range(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "out"), "--seed", "1" + 400 * "0"]) == 2
+    assert "seed: 1000" in capsys.readouterr().err
+
+
 def test_a_negative_number_of_profiled_steps(tmp_path, capsys):
     assert cli.main(["demo", "--out", str(tmp_path), "--profile", "-1"]) == 2
     assert "--profile: -1 must not be negative" in capsys.readouterr().err

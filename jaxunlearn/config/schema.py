@@ -235,8 +235,9 @@ class Guide:
     """How much harm to the retain set counts against removal from the forget set, both measured
     along the gradients of the risks; 0 looks at removal alone."""
     power: float = 0.0
-    """Exponent of the weights: 0 gives weight 1 to every token that removes more than it harms, 1
-    makes weights proportional to the effects, so that the best known tokens weigh most."""
+    """Exponent of the weights, whose mean is 1: 0 makes those of all tokens equal that remove more
+    than `penalty` times what they harm, 1 makes weights proportional to the effects, so that the
+    tokens that are known worst weigh most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +286,7 @@ class Measure:
     every: int = 5
     """Steps between two measurements of the G-effect; 0 measures nothing, not even at pg_steps."""
     steps: tuple[int, ...] | None = None
-    """Measure the G-effect at these steps instead, from 0; default: as `every` says."""
+    """Measure the G-effect at these steps, from 0, and at pg_steps; default: as `every` says."""
     gradients: Literal["full", "gates"] = "full"
     """How the G-effect is computed. `full` forms both gradients, so it also knows their cosine and
     norms; `gates` differentiates one scalar a layer and stores no second gradient."""

@@ -28,7 +28,8 @@ def sweep(config: Config, specs: Sequence[str]) -> Config:
       The configuration; the copies of NAME stand in its place, as NAME_KEY_VALUE.
 
     Raises:
-      ConfigError: a spec that is not of this form, an unknown objective or key, or a bad value.
+      ConfigError: a spec that is not of this form, an unknown objective or key, one that is given
+        twice, or a bad value.
 
     >>> list(sweep(Config(), ["objectives.npo.hyper.beta=0.1,1"]).objectives)[2:4]
     ['npo_beta_0.1', 'npo_beta_1']
@@ -36,6 +37,9 @@ def sweep(config: Config, specs: Sequence[str]) -> Config:
     axes: dict[str, list[list[tuple[list[str], str]]]] = {}
     for spec in specs:
         name, path, values = _parsed(spec, config)
+        if any(path == other for axis in axes.get(name, []) for other, _ in axis):
+            key = ".".join(["objectives", name, *path])
+            raise ConfigError(f"{WHERE}: {key} is given twice; write all its values in one list")
         axes.setdefault(name, []).append([(path, value) for value in values])
     document = yaml.safe_load(dump(config))
     objectives: dict[str, Any] = {}

@@ -202,7 +202,8 @@ def check_number(key: str, allowed: Range, value: Any) -> None:
     Raises:
       ConfigError: names the key, the value and what is allowed.
     """
-    if not math.isfinite(value):
+    # A whole number of any size is finite, and may be too large for a float.
+    if not isinstance(value, int) and not math.isfinite(value):
         remedy = f"; {allowed.unlimited}" if allowed.unlimited else ""
         raise ConfigError(f"{key}: {value} must be a finite number{remedy}")
     if not allowed.holds(value):

@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+Decision = TypeVar("Decision", bool, int)
 
 MIN_CPU_THREADS = 64
 
@@ -190,12 +192,12 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(decision: bool) -> bool:
+def agreed(decision: Decision) -> Decision:
     """Returns process 0's decision on every process, so that all take the same branch."""
     if jax.process_count() == 1:
         return decision
     shared: Any = multihost_utils.broadcast_one_to_all(np.asarray(decision))
-    return bool(shared)
+    return type(decision)(shared)
 
 
 def first_does(work: Callable[[], object], otherwise: str) -> None:

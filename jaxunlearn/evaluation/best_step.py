@@ -67,7 +67,8 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
     retained_before = _value(_suite_rows(models.get(BASE, {})), *STRENGTH, "retain")
     summary = {}
     for name, by_step in by_objective.items():
-        if name in models:
+        # An objective that was removed, to be computed again, is still in the tables.
+        if name in models and folder.result(name).exists():
             last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
             every = by_step | {last: _suite_rows(models[name])}
             summary[name] = best_of(every, retained_before) | {"last": last}

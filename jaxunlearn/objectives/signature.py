@@ -12,10 +12,12 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.objectives.likelihood import check_known
 
@@ -71,7 +73,10 @@ ARRAYS: dict[str, ArraySpec] = {
     "ref_hidden": ArraySpec("hidden", _HIDDEN, needs=("ref",)),
 }
 """Every array that a loss may take. A new one is declared here and filled in by the training code
-(`jaxunlearn.training`); nothing else lists them."""
+(`jaxunlearn.training`); only `OF_WEIGHTS` lists some of them again."""
+
+OF_WEIGHTS = ("logp", "ref_logp", "mask", "guide")
+"""The arrays that a weight may take: what is known of a sample beside its PG-effects."""
 
 
 def load(name: str) -> Any:
@@ -166,14 +171,19 @@ def check_weight(
       hyper: its hyper-parameters, defaults included.
 
     Raises:
-      ValueError: a loss that is not on log-probabilities, a weight with other arrays or
-        hyper-parameters than the loss, one that cannot be traced, or does not return one float a
-        sequence or token.
+      ValueError: a loss that is not on log-probabilities, or reads others than `OF_WEIGHTS`; a
+        weight with other arrays or hyper-parameters than the loss, one that cannot be traced, or
+        does not return one float a sequence or token.
     """
     if kind_of(arrays) != "log_probs":
         raise ValueError(
             f"{name}: has a weight, but a weight multiplies gradients of log-probabilities, and"
             f" the loss takes ({', '.join(arrays)})"
+        )
+    if unknown := [array for array in arrays if array not in OF_WEIGHTS]:
+        raise ValueError(
+            f"{name}: has a weight, which is computed from {', '.join(OF_WEIGHTS)}, and the loss"
+            f" takes {', '.join(unknown)}; give the loss without a weight"
         )
     where = f"weight of {name}"
     for what, own, others in (
@@ -235,16 +245,37 @@ def _checked(where: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{where}: expected true or false, got {value!r}")
     elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
             raise ValueError(f"{where}: expected a number, got {value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: expected a finite number, got {value!r}")
-        return float(value)
+        return _single(where, value)
+    elif isinstance(default, int):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+            raise ValueError(f"{where}: expected a whole number, got {value!r}")
+        return int(value)
+    elif isinstance(default, str) and not isinstance(value, str):
+        raise ValueError(f"{where}: expected text, got {value!r}")
     try:
         hash(value)
     except TypeError as error:
         raise ValueError(f"{where}: expected a hashable value, got {value!r}") from error
     return value
+
+
+def _single(where: str, value: Real) -> float:
+    """A number that float32, in which losses compute, can hold."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: expected a finite number, got {number!r}")
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if number and not least <= abs(number) <= most:
+        raise ValueError(
+            f"{where}: {number!r} must be 0, or of a size from {least:.3g} to {most:.3g}, as"
+            " float32 holds no other"
+        )
+    return number
 
 
 def _check_shape(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxunlearn.config import DEMO, Config, ConfigError, load, override
+from jaxunlearn.config import DEMO, Config, ConfigError, Prompt, load, override
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.pipeline import memory, outcome, recipe
 from jaxunlearn.pipeline.outcome import Result
@@ -114,7 +114,10 @@ def unlearn(
     with _folder(out) as folder:
         before = set(folder.memory.glob("*"))
         try:
-            keys = _rows(sets, base, folder) if source is None else _names(sets, source)
+            if source is None:
+                keys = _rows(sets, base, folder)
+            else:
+                keys = _names(sets, source, learned=model is None)
             start = memory.model_path(model, folder.memory)
             # What the caller says goes before what follows from the rows.
             config = override(_base(model), {"model": start, **keys}, WHERE)
@@ -148,9 +151,12 @@ def _base(model: Any) -> Config:
 
 def _checked(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Refuses keys that have an argument of their own, or that `settings` holds already."""
+    given = set(settings)
+    if isinstance(settings.get("data.prompt"), str):
+        given.add(f"data.prompt.{Prompt.BARE}")  # which is what a word alone says
     for key, value in overrides.items():
         below = [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else [key]
-        if twice := [name for name in (key, *below) if name in settings]:
+        if twice := [name for name in (key, *below) if name in given]:
             raise ConfigError(f"{WHERE}: {twice[0]}: is given twice, also by its short name")
         if key.partition(".")[0] in ("objectives", "model"):
             argument = key.partition(".")[0].removesuffix("s")
@@ -182,15 +188,21 @@ def _objectives(
     if isinstance(objective, Mapping):
         return dict(objective)
     if isinstance(objective, list | tuple) and all(isinstance(name, str) for name in objective):
-        return {name.rpartition(":")[2]: {"loss": name} for name in objective}
+        names = [name.rpartition(":")[2] for name in objective]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                f"{WHERE}: objective: two are called {twice[0]!r}; give them names of their own:"
+                " {NAME: {'loss': ..}}"
+            )
+        return {name: {"loss": loss} for name, loss in zip(names, objective, strict=True)}
     raise ConfigError(
         f"{WHERE}: objective: expected a name, several names, or {{NAME: settings}}, got"
         f" {objective!r}"
     )
 
 
-def _names(sets: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """The keys of the splits of a source."""
+def _names(sets: Mapping[str, Any], source: str | Path, *, learned: bool) -> dict[str, Any]:
+    """The keys of the splits of a source; `learned` says whether the model learns them first."""
     for name, split in sets.items():
         if not isinstance(split, str) and not (name == MEASURED and split is None):
             raise ConfigError(
@@ -198,7 +210,8 @@ def _names(sets: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
                 f" {type(split).__name__}; rows in memory need no source"
             )
     keys = {f"data.{name}": split for name, split in sets.items() if split is not None}
-    return {"data.source": str(source), **keys}
+    splits = {"finetune.splits": list(dict.fromkeys(keys.values()))} if learned else {}
+    return {"data.source": str(source), **keys, **splits}
 
 
 def _rows(sets: Mapping[str, Any], config: Config, folder: RunFolder) -> dict[str, Any]:

@@ -68,12 +68,14 @@ def _check_schedules(prepared: Prepared) -> None:
     Warm-up begins at a learning rate of 0.
     """
     config = prepared.config
-    trainings: dict[str, tuple[Unlearn | FineTune, list[Sample]]] = {
-        "unlearn": (config.unlearn, prepared.sets.forget)
-    }
+    trainings: list[tuple[str, Unlearn | FineTune, list[Sample]]] = [
+        ("unlearn", config.unlearn, prepared.sets.forget)
+    ]
     if config.finetune.epochs:
-        trainings["finetune"] = (config.finetune, prepared.finetune)
-    for key, (spec, samples) in trainings.items():
+        trainings.append(("finetune", config.finetune, prepared.finetune))
+        if config.finetune.retrained:
+            trainings.append(("finetune", config.finetune, prepared.retrain))
+    for key, spec, samples in trainings:
         steps = order.num_steps(len(samples), spec.batch_size, spec.epochs)
         if steps > STEPS:
             raise ValueError(
@@ -85,7 +87,7 @@ def _check_schedules(prepared: Prepared) -> None:
         if not rates[-1] > 0:
             raise ValueError(
                 f"{key}.warmup_epochs: {spec.warmup_epochs} leaves a learning rate of 0 in all"
-                f" {steps} steps; set it to 0, or make more steps"
+                f" {steps} steps with {len(samples)} samples; set it to 0, or make more steps"
             )
 
 

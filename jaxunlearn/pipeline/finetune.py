@@ -17,7 +17,7 @@ from jaxunlearn.measurement.statistics import Splits
 from jaxunlearn.models import hf, sharding
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest, shapes
-from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.folder import BASE, RunFolder
 from jaxunlearn.record.stages import Stages
 from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
@@ -98,10 +98,11 @@ def _train(
     plan = plan_finetuning(prepared, samples)
     per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
     rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
+    last = plan.steps if name == BASE else _last_as_base(prepared, folder, len(samples))
     tx = optimizer(weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name), minutes=minutes) as checkpoints,
-        progress.bar(stages.console, name, plan.steps, checkpoints.latest or 0) as bar,
+        progress.bar(stages.console, name, last, checkpoints.latest or 0) as bar,
         stages.stage(name) as stage,
         Prefetch[FineTuneInput]() as ahead,
         stage.part("train") as train,
@@ -114,9 +115,9 @@ def _train(
         del state  # the trainer donates it
         files.cut_back(folder.metrics, name, first)  # records of steps that are done again
         make = partial(plan.placed, layout=prepared.layout, model=model)
-        ahead.plan(range(first, plan.steps), make)
-        for step in range(first, plan.steps + 1):
-            if step % (per_epoch * spec.evaluate_every) == 0 or step == plan.steps:
+        ahead.plan(range(first, last), make)
+        for step in range(first, last + 1):
+            if step % (per_epoch * spec.evaluate_every) == 0 or step == last:
                 # A state that is not finite is neither saved nor recorded.
                 with stage.part("evaluate", after=trainer.state):
                     numbers = splits.statistics(trainer.params, model).summary()
@@ -133,7 +134,7 @@ def _train(
                 record = {"step": step, "objective": name, **numbers}
                 files.append(folder.metrics, record, durable=True)
                 bar.advance(step, nll=numbers["forget_nll"], es=numbers["forget_es"])
-                if step == plan.steps or _stops(prepared, folder, name, step, per_epoch):
+                if step == last or (name == BASE and _stops(prepared, folder)):
                     break
             stops = stages.interrupts.asked(step)
             if stops or checkpoints.due(step):
@@ -206,30 +207,35 @@ def _blame(
     return ": " + trainer.blame((make(step).rows, rates[step]) for step in steps)
 
 
-def _stops(prepared: Prepared, folder: RunFolder, name: str, step: int, per_epoch: int) -> bool:
-    """Whether fine-tuning stops at this evaluation.
+def _stops(prepared: Prepared, folder: RunFolder) -> bool:
+    """Whether the fine-tuning of the base model stops at this evaluation.
 
     The decision depends on the recorded evaluations only, so a resumed run decides as the first
     start did. The first process, which writes them, decides, and the others get its decision.
     """
     stops = False
     if hosts.is_first():
-        records = files.records(folder.metrics, files.StepRecord)
-        evaluations = [record for record in records if record["objective"] == name]
-        for record in evaluations:
-            where = f"{folder.metrics}: step {record['step']} of {name}"
-            typed.check(record, shapes.Learned, where)
-        if name == RETRAINED:
-            stops = step >= _epochs_of_base(prepared, records) * per_epoch
-        else:
-            stops = has_learned(evaluations, prepared.config.finetune)
+        stops = has_learned(_evaluations(folder, BASE), prepared.config.finetune)
     return hosts.agreed(stops)
 
 
-def _epochs_of_base(prepared: Prepared, records: list[dict[str, Any]]) -> int:
-    """The number of epochs that the model before unlearning was fine-tuned for."""
-    per_epoch = order.num_steps(len(prepared.finetune), prepared.config.finetune.batch_size, 1)
-    return round(max(r["step"] for r in records if r["objective"] == "base") / per_epoch)
+def _last_as_base(prepared: Prepared, folder: RunFolder, samples: int) -> int:
+    """The steps in which a model sees its samples as often as the base model saw its own."""
+    last = 0
+    if hosts.is_first():
+        steps = max(record["step"] for record in _evaluations(folder, BASE))
+        last = max(steps * samples // len(prepared.finetune), 1)
+    return hosts.agreed(last)
+
+
+def _evaluations(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The recorded evaluations of the fine-tuning of a model."""
+    records = files.records(folder.metrics, files.StepRecord)
+    evaluations = [record for record in records if record["objective"] == name]
+    for record in evaluations:
+        where = f"{folder.metrics}: step {record['step']} of {name}"
+        typed.check(record, shapes.Learned, where)
+    return evaluations
 
 
 def has_learned(evaluations: list[dict[str, Any]], spec: FineTune) -> bool:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxunlearn.config import RANGES, Config, check_number
+from jaxunlearn.config import RANGES, Config, check_number, load
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.names import check_list
@@ -259,7 +259,8 @@ def attack_models(
     # --- the tables -------------------------------------------------------------------------------
     if hosts.is_first():
         manifest.open_stage(folder, manifest.RELEARNING)
-        attack_results.merge(folder.path, prepared.config, settings)
+        # The folder's objectives: this start may have run some of them alone.
+        attack_results.merge(folder.path, load(folder.config), settings)
         tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
         manifest.seal(folder, manifest.RELEARNING, tables, redo=folder.relearn)
     hosts.wait("relearning is done")

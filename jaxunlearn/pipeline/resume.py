@@ -15,7 +15,7 @@ from jaxunlearn.pipeline import damage, inputs
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.erase import erase, has_results
-from jaxunlearn.record.folder import RunFolder
+from jaxunlearn.record.folder import RunFolder, seeds
 from jaxunlearn.record.lock import locked, locked_here
 
 # Keys that may change between starts: they do not change the models of the run.
@@ -54,9 +54,7 @@ def open_folder(
     def open_here() -> None:
         _check_is_free_or_run(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
-        # Somebody's folder with a configuration gets no file of ours before it is known as a run.
-        foreign = folder.config.exists() and not folder.inputs.exists()
-        with contextlib.nullcontext() if foreign else locked_here(folder):
+        with locked_here(folder):
             if _is_noted(folder) and not has_results(folder):
                 _remove(folder, config)
             join()
@@ -196,8 +194,20 @@ def _check_is_free_or_run(folder: RunFolder) -> None:
     """
     path = folder.path
     check_folder(path)
-    if folder.config.exists() or _is_noted(folder) or not path.exists():
+    if _is_noted(folder) or not path.exists():
         return
+    if folder.config.exists():
+        if folder.inputs.exists():
+            return
+        raise ValueError(
+            f"{path}: has a {folder.config.name} and is no run of ours (there is no"
+            f" {folder.inputs.name}); choose another --out"
+        )
+    if of_seeds := seeds(path):
+        raise ValueError(
+            f"{path}: holds runs with several seeds, such as {of_seeds[0].name}; give --seeds, or"
+            " choose another --out"
+        )
     if not _only_begun(folder):
         raise ValueError(
             f"{path}: not empty and no run of ours (there is no config.yaml); choose another --out"

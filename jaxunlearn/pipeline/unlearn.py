@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxunlearn.core import files, hosts, progress
 from jaxunlearn.core.interrupts import Stopped
+from jaxunlearn.core.progress import say
 from jaxunlearn.evaluation import best_step
 from jaxunlearn.evaluation.suite import all_finite
 from jaxunlearn.measurement.interval import Interval
@@ -159,6 +160,7 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     if hosts.agreed(_is_done(folder, name)):
         if not manifest.holds(folder, name, folder.result(name)):
             _seal(folder, name, manifest.ALL_STEPS)  # a process was killed before it did so
+        _say_what_is_late(context, name, profile)
         return files.read_json(folder.result(name), shapes.ObjectiveResult)
     if not folder.objective(name).exists():
         manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
@@ -202,6 +204,16 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
     context.trackers.log(name, steps["steps"], result)
     hosts.wait(f"{name} is done")
     return result
+
+
+def _say_what_is_late(context: UnlearnContext, name: str, profile: int) -> None:
+    """Says which settings change nothing, as the steps of a finished objective are not repeated."""
+    console, every = context.stages.console, context.prepared.config.evaluate.every
+    parts = tables.parts_of(context.folder.path, name, manifest.ALL_STEPS)
+    if every and not any(part.parent.name == best_step.TABLE for part in parts):
+        say(console, f"evaluate.every: {name} is finished, so none of its steps is evaluated")
+    if profile:
+        say(console, f"--profile: {name} is finished, so nothing is traced")
 
 
 def _steps(

@@ -28,7 +28,7 @@ Leaf = tuple[tuple[int, ...], str]
 """The shape and the dtype of one array of a checkpoint."""
 
 
-CHECKSUMS = "checksums"
+CHECKSUMS = "bit_sums"
 """The key of a checkpoint's own metadata that holds {leaf: checksum}."""
 
 
@@ -227,8 +227,8 @@ def read_params(folder: Path, like: Tree) -> Tree:
 def checksums(tree: Tree) -> dict[str, int]:
     """A checksum of the bits of every array of a tree, by its dotted path.
 
-    Any change of one element changes it, and so does an exchange of two. It does not depend on how
-    the array is sharded: sums of integers have no order.
+    Any change of one element changes it, and so does any other but for one in 2^32. It does not
+    depend on how the array is sharded: sums of integers have no order.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = _checksums([x for _, x in leaves])
@@ -241,7 +241,7 @@ def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """sum_i (2 i + 1) bits_i mod 2^32, over the flat array."""
+    """sum_i mix(bits_i + mix(i)) mod 2^32, over the flat array."""
     x = jnp.asarray(x)
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     width = min(x.dtype.itemsize, 4)  # an element of 8 bytes is two of 4
@@ -250,8 +250,14 @@ def _checksum(x: jax.Array) -> jax.Array:
     for axis in reversed(range(bits.ndim)):
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         index, stride = index + along * np.uint32(stride % 2**32), stride * bits.shape[axis]
-    # An odd factor keeps every bit of a change.
-    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+    return jnp.sum(_mix(bits + _mix(index)), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A permutation of 32-bit integers of which every bit depends on all (that of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _check_sums(folder: Path, saved: Mapping[str, int], tree: Tree) -> None:

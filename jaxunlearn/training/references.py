@@ -179,7 +179,8 @@ def _read(path: Path, values: Sequence[LabelValue]) -> Caches | None:
         with np.load(path, allow_pickle=False) as saved:
             offsets = saved["offsets"]
             return {v.name: LabelCache(_typed(saved[v.name]), offsets) for v in values}
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    # A damaged archive may also claim to be encrypted, of a later version, or to go on elsewhere.
+    except (KeyError, ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -131,9 +131,17 @@ def _retain_objective(where: str, spec: ObjectiveConfig) -> dict[_Kind, objectiv
     if spec.retain is None:
         return {}
     try:
-        return {"retain": objectives.get_retain(spec.retain, **spec.retain_hyper)}
+        term = objectives.get_retain(spec.retain, **spec.retain_hyper)
     except ValueError as error:
         raise ValueError(f"{where}.retain: {error}") from error
+    # These are made for the samples to forget alone.
+    of_forget = {"substitute": "substitute answers", "guide": "weights that guide it"}
+    for need in of_forget.keys() & term.needs:
+        raise ValueError(
+            f"{where}.retain: {spec.retain} reads {of_forget[need]}, which samples to retain do not"
+            " have"
+        )
+    return {"retain": term}
 
 
 def _term(

@@ -51,3 +51,10 @@ def test_words_and_names_with_dots():
 def test_a_bad_sweep_is_one_clear_error(spec, message):
     with pytest.raises(ConfigError, match=message):
         sweep(CONFIG, [spec])
+
+
+def test_a_key_has_one_list_of_values():
+    """Else the last value of a combination would count, under the name of all."""
+    words = r"objectives\.npo\.hyper\.beta is given twice; write all its values in one list"
+    with pytest.raises(ConfigError, match=words):
+        sweep(CONFIG, ["objectives.npo.hyper.beta=0.1", "objectives.npo.hyper.beta=1"])

@@ -52,6 +52,10 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
         ("ga", "30", "0.300 (20)", "0.960", "0.400 (20)"),
         ("npo", "30", "none", "-", "-"),
     ]
+    # An objective that was removed, to be computed again, keeps no other from being summarised.
+    folder.result("npo").unlink()
+    models = {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated
+    assert best_step.summarise(folder, models) == {"ga": summary["ga"]}
 
 
 @pytest.mark.parametrize("retained_before", [None, 0.0])

@@ -132,6 +132,9 @@ def test_equal_settings_are_one_static_argument():
         (lambda: registry.get("npo", beta=True), "npo: beta: expected a number, got True"),
         (lambda: registry.get("npo", beta=None), "npo: beta: expected a number, got None"),
         (lambda: registry.get("npo", beta=float("nan")), "npo: beta: expected a finite number"),
+        (lambda: registry.get("npo", beta=10**400), "npo: beta: expected a finite number, got inf"),
+        (lambda: registry.get("npo", beta=1e39), "npo: beta: 1e+39 must be 0, or of a size from"),
+        (lambda: registry.get("npo", beta=1e-46), "npo: beta: 1e-46 must be 0, or of a size from"),
         (lambda: registry.get("npo", beta=0), "npo: beta must be positive, got 0.0"),
         (lambda: registry.get("simnpo", beta=-1), "simnpo: beta must be positive, got -1.0"),
         (
@@ -416,3 +419,44 @@ def test_every_declared_array_is_used_and_every_used_one_declared():
     everything = [objectives.get(n) for n in objectives.names()]
     everything += [objectives.get_retain(n) for n in objectives.retain_names()]
     assert {array for o in everything for array in o.arrays} == set(signature.ARRAYS)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), 1, np.int64(1)])
+def test_numbers_of_numpy_are_numbers(value):
+    assert registry.get("npo", beta=value).hyper == (("beta", float(value)),)
+
+
+def counted(logp, mask, *, times: int = 2, mode: str = "sum"):
+    return times * jnp.sum(jnp.where(mask, logp, 0), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"),
+    [
+        ({"times": "three"}, "times: expected a whole number, got 'three'"),
+        ({"times": True}, "times: expected a whole number, got True"),
+        ({"times": float("nan")}, "times: expected a whole number, got nan"),
+        ({"mode": 3}, "mode: expected text, got 3"),
+    ],
+)
+def test_a_hyper_parameter_has_the_kind_of_its_default(hyper, words):
+    assert registry.get(f"{__name__}:counted", times=3, mode="mean").hyper[1] == ("times", 3)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        registry.get(f"{__name__}:counted", **hyper)
+
+
+def answered(substitute_logp, substitute_mask):
+    return -jnp.sum(jnp.where(substitute_mask, substitute_logp, 0), axis=-1)
+
+
+def answered_weight(substitute_logp, substitute_mask):
+    return -substitute_mask.astype(substitute_logp.dtype)
+
+
+ANSWERED = objectives.Definition(answered, weight=answered_weight, per_token=True)
+
+
+def test_a_weight_of_what_no_measurement_knows_is_refused():
+    words = "which is computed from logp, ref_logp, mask, guide, and the loss takes substitute_logp"
+    with pytest.raises(ValueError, match=words):
+        registry.get(f"{__name__}:ANSWERED")

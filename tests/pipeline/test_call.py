@@ -149,6 +149,24 @@ def test_splits_of_a_source(ask):
     assert config.data.measured_retain == "retain_perturbed"
 
 
+def test_a_new_model_learns_the_splits_that_are_named(monkeypatch):
+    begun = []
+
+    def begin(config, *_, **__):
+        begun.append(config)
+        raise ValueError("begun")
+
+    monkeypatch.setattr(recipe, "begin", begin)
+    names = {"forget": "mine", "retain": "others", "source": "somewhere", "objective": "ga"}
+    for more in ({}, {"measured_retain": "measured"}):
+        with pytest.raises(ValueError, match="begun"):
+            jaxunlearn.unlearn(None, **names, **more)
+    assert [config.finetune.splits for config in begun] == [
+        ("mine", "others"),
+        ("mine", "others", "measured"),
+    ]
+
+
 CASES = {
     "a name without a source": (("forget05", RETAIN), {}, "forget: 'forget05' is the name of a s"),
     "rows with a source": ((FORGET, "b"), {"source": "x"}, "forget: expected the name of a split"),
@@ -176,6 +194,16 @@ CASES = {
         (FORGET, RETAIN),
         {"objective": ["ga"], "hyper": {"beta": 1}},
         "hyper: is for one objective",
+    ),
+    "two of one name": (
+        (FORGET, RETAIN),
+        {"objective": ["npo", "mine:npo"]},
+        "objective: two are called 'npo'",
+    ),
+    "a key below one that is given": (
+        (FORGET, RETAIN),
+        {"prompt": "chat", "data.prompt.style": "tofu"},
+        "data.prompt.style: is given twice",
     ),
     "no mesh": ((FORGET, RETAIN), {"mesh": (1, 2)}, "must be three numbers"),
     "a key twice": (

@@ -9,6 +9,7 @@ import pytest
 from jaxunlearn.config import ConfigError, Objective, schema
 from jaxunlearn.core import files
 from jaxunlearn.models import decoder, hf
+from jaxunlearn.pipeline import finetune as finetune_stage
 from jaxunlearn.pipeline import inputs
 from jaxunlearn.pipeline.checks import check
 from jaxunlearn.pipeline.evaluate import evaluate
@@ -142,6 +143,24 @@ def test_a_schedule_that_never_moves_is_refused(changed, key):
         check(run)
     still = {name: values | {"warmup_epochs": 0.0} for name, values in changed.items()}
     check(prepared(**still))
+
+
+def test_the_schedule_of_the_retrained_model_is_checked_too():
+    """It has fewer samples, here none but those of a warm-up, whose first rate is 0."""
+    schedule = {"epochs": 1, "batch_size": 6, "warmup_epochs": 1.0}  # 12 samples, 9 without D_u
+    check(prepared(finetune=schedule))
+    run = prepared(finetune=schedule | {"retrained": True})
+    with pytest.raises(ValueError, match=r"finetune\.warmup_epochs: .* in all 1 steps with 9 "):
+        check(run)
+
+
+def test_the_retrained_model_sees_its_samples_as_often_as_the_base_model_saw_its_own(tmp_path):
+    folder = RunFolder(tmp_path)
+    numbers = {"objective": "base", "forget_nll": 1.0, "forget_es": 0.1, "retain_nll": 1.0}
+    for step in (0, 12, 40):
+        files.append(folder.metrics, numbers | {"step": step})
+    run = dataclasses.replace(prepared(), finetune=[None] * 32)  # 40 steps of 16: 20 epochs
+    assert finetune_stage._last_as_base(run, folder, 30) == 37  # of 37.5
 
 
 def test_more_steps_than_can_be_planned_are_refused():

@@ -121,6 +121,24 @@ def test_overwrite_removes_runs_alone(folder, tmp_path):
     assert sorted(path.name for path in foreign.iterdir()) == ["config.yaml", "notes.txt"]
 
 
+def test_somebodys_configuration_is_not_written_over(folder, tmp_path):
+    """Even where it says what the run's does."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("# my comment\n" + folder.config.read_text())
+    with pytest.raises(ValueError, match=r"has a config.yaml and is no run of ours"):
+        open_folder(RunFolder(mine), TINY, {})
+    assert (mine / "config.yaml").read_text().startswith("# my comment")
+    assert [path.name for path in mine.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_of_seeds_is_told_from_one_of_somebody(folder, tmp_path):
+    seed = tmp_path / "seeds" / "seed-0"
+    shutil.copytree(folder.path, seed)
+    with pytest.raises(ValueError, match=r"holds runs with several seeds, such as seed-0; give"):
+        open_folder(RunFolder(seed.parent), TINY, {})
+
+
 def test_a_run_that_somebody_works_on_is_not_removed(folder):
     with locked(folder), pytest.raises(ValueError, match="another process works on this run"):
         open_folder(folder, OTHER, {}, overwrite=True)

@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxunlearn import objectives
+from jaxunlearn.config import Config, Objective
 from jaxunlearn.models import decoder
 from jaxunlearn.objectives import signature
 from jaxunlearn.training import arrays
 from jaxunlearn.training.arrays import label_values, substitute_values
 from jaxunlearn.training.losses import Term
+from jaxunlearn.training.tasks import make_task
 
 MODEL = decoder.DecoderConfig(8, 8, 8, 2, 1, 1, 8, 8)
 
@@ -56,3 +58,21 @@ def test_values_are_read_off_the_right_part_of_a_forward_pass():
         "ref_hidden": 2.0,
         "tap": 1.0,
     }
+
+
+def polite(substitute_logp, substitute_mask):
+    return -jnp.sum(jnp.where(substitute_mask, substitute_logp, 0), axis=-1)
+
+
+def guided(logp, mask, guide):
+    return jnp.sum(jnp.where(mask, guide * logp, 0), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [("polite", "substitute answers"), ("guided", "weights that guide it")],
+)
+def test_a_retain_term_reads_nothing_of_the_samples_to_forget(term, words):
+    spec = Objective(loss="ga", retain=f"{__name__}:{term}")
+    with pytest.raises(ValueError, match=rf"objectives\.mine\.retain: .*:{term} reads {words}"):
+        make_task("mine", spec, MODEL, Config())
