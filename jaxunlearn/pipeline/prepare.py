@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -84,23 +84,14 @@ def prepare(
     tasks = make_tasks(config, unlearn_model) if unlearns else ()
     _check_substitutes(config, tasks)
 
-    # --- the data: D_u, D_r, and the pool of retain samples without the rows of D_r ---------------
-    forget_rows = sources.require(config.data.forget, "data.forget")
-    left_out = _LeftOut(forget_rows)
-    eval_rows = left_out.retained(sources, "data.measured_retain", config.data.measured_retain)
-    needs_pool = any(task.reads_retain for task in tasks)
-    pool_rows = _pool(config, sources, left_out, eval_rows) if needs_pool else []
-    forget, forget_ids = encoder.encode(forget_rows, f"data.forget ({config.data.forget})")
-    retain, _ = encoder.encode(pool_rows, f"data.retain ({config.data.retain})")
-    retain_eval, retain_ids = encoder.encode(eval_rows, config.data.measured_retain)
+    rows = read_rows(config, sources, tasks)
+    forget, forget_ids = encoder.encode(rows.forget, f"data.forget ({config.data.forget})")
+    retain, _ = encoder.encode(rows.pool, f"data.retain ({config.data.retain})")
+    retain_eval, retain_ids = encoder.encode(rows.retain_eval, config.data.measured_retain)
+    finetune, _ = encoder.encode(rows.finetune, "finetune.splits")
+    retrain, _ = encoder.encode(rows.retrain, "retraining")
 
-    # --- fine-tuning, only where the run fine-tunes -----------------------------------------------
-    finetune_rows = _finetune_rows(config, sources)
-    finetune, _ = encoder.encode(finetune_rows, "finetune.splits")
-    retrain_rows = without(finetune_rows, forget_rows) if config.finetune.retrained else []
-    retrain, _ = encoder.encode(retrain_rows, "retraining")
-
-    encoded_rows = [forget_rows[i] for i in forget_ids]
+    encoded_rows = [rows.forget[i] for i in forget_ids]
     refusals = Refusals(encoded_rows, sources.refusals(), encoder.one, config.seed)
     shardings = sharding.param_shardings(model, subject.mesh)
     initial = lambda: initial_params(config, model, shardings, scope)
@@ -111,12 +102,53 @@ def prepare(
         sets=SampleSets(forget, retain, refusals),
         retain_eval=retain_eval,
         forget_rows=encoded_rows,
-        retain_rows=[eval_rows[i] for i in retain_ids],
+        retain_rows=[rows.retain_eval[i] for i in retain_ids],
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,
-        notes=(*idle_note(subject.mesh, devices), *left_out.notes, *encoder.notes),
+        notes=(*idle_note(subject.mesh, devices), *rows.notes, *encoder.notes),
     )
+
+
+class RunRows(NamedTuple):
+    """The rows of a run, by what they are for.
+
+    Attributes:
+      forget: D_u.
+      retain_eval: D_r.
+      pool: the rows that retain terms draw from, without those of D_r; empty where none draws.
+      finetune, retrain: those of fine-tuning, with and without D_u; empty where the run does not.
+      notes: sentences for the user on rows that were left out.
+    """
+
+    forget: DataRows
+    retain_eval: DataRows
+    pool: DataRows
+    finetune: DataRows
+    retrain: DataRows
+    notes: tuple[str, ...]
+
+
+def read_rows(config: Config, sources: Sources, tasks: Sequence[Task]) -> RunRows:
+    """Reads the splits that a run names, those alone that it needs.
+
+    Args:
+      config: the run.
+      sources: from `open_sources`.
+      tasks: the objectives.
+
+    Raises:
+      ValueError, OSError: a split that is missing, bad or empty once rows are left out of it; names
+        the key.
+    """
+    forget = sources.require(config.data.forget, "data.forget")
+    left_out = _LeftOut(forget)
+    retain_eval = left_out.retained(sources, "data.measured_retain", config.data.measured_retain)
+    needs_pool = any(task.reads_retain for task in tasks)
+    pool = _pool(config, sources, left_out, retain_eval) if needs_pool else []
+    finetune = _finetune_rows(config, sources)
+    retrain = without(finetune, forget) if config.finetune.retrained else []
+    return RunRows(forget, retain_eval, pool, finetune, retrain, tuple(left_out.notes))
 
 
 def make_stages(
