@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,13 +10,13 @@ from jaxunlearn.config import Config, validate
 from jaxunlearn.core.paths import user_path
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.sources import part_of
-from jaxunlearn.models import sizes
+from jaxunlearn.data.sources import Sources, part_of
+from jaxunlearn.models import hf, sizes
 from jaxunlearn.pipeline import prepare, subject
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.scope import make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
-from jaxunlearn.training.tasks import make_tasks
+from jaxunlearn.training.tasks import Task, make_tasks
 
 SPLITS = {
     "full": 4000,
@@ -44,36 +44,44 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
       Prepared, whose layout places nothing; `notes` say what is assumed.
 
     Raises:
-      ValueError, OSError: as `prepare`, or a model or split of unknown size.
+      ValueError, OSError: bad input, as for `run`, or a model or split of unknown size.
     """
     validate(config)
-    # --- with all files at hand the run is prepared as usual, but nothing is put on devices -------
     has_model = config.model is None or user_path(config.model).is_dir()
     has_data = config.data.source == "fictional" or user_path(config.data.source).exists()
     if has_model and has_data:
+        # Prepared as usual, but nothing is put on devices.
         prepared = prepare.prepare(config, devices)
         layout = dataclasses.replace(prepared.layout, abstract=True)
-        return dataclasses.replace(prepared, layout=layout)
+        prepared = dataclasses.replace(prepared, layout=layout)
+    else:
+        prepared = _by_assumption(config, devices, has_model=has_model, has_data=has_data)
+    return prepared
+
+
+def _by_assumption(
+    config: Config, devices: Sequence[Any] | None, *, has_model: bool, has_data: bool
+) -> Prepared:
+    """Prepares a run whose model or data this machine lacks: samples have assumed lengths."""
     if config.model is None:
         raise ValueError("model: a new model is sized by its data; give a local data.source")
     if config.data.text_key is not None:
-        raise ValueError(
-            "data.text_key: how long the documents are is not known; give a local"
-            " data.source and a local model"
-        )
-    # --- the model's shape, from its name ---------------------------------------------------------
-    mesh = subject.make_mesh(config, devices)
-    model = sizes.published_shape(config.model, subject.compute_options(config))
-    data, spec = config.data, config.finetune
+        there = {"data.source": has_data, "model": has_model}
+        missing = " and ".join(f"a local {key}" for key, is_there in there.items() if not is_there)
+        raise ValueError(f"data.text_key: how long the documents are is not known; give {missing}")
+    # --- the model's shape, from its folder or its name -------------------------------------------
+    mesh, options = subject.make_mesh(config, devices), subject.compute_options(config)
+    if has_model:
+        model = hf.load_config(subject.model_folder("model", config.model, trains=True), **options)
+    else:
+        model = sizes.published_shape(config.model, options)
     unlearn_model = with_adapters(config.train, model)
-    tasks = make_tasks(config, unlearn_model)
+    tasks, sources = make_tasks(config, unlearn_model), subject.open_sources(config)
     # --- samples of assumed lengths; every refusal has the mean length ----------------------------
-    forget = _assumed(data.forget)
-    finetune = [s for name in spec.splits for s in _assumed(name)] if spec.epochs else []
+    samples = _local(config, sources, tasks) if has_data else _published(config, tasks)
     refusals = Refusals(
-        [{"question": ""}] * len(forget), [""], lambda *_: _sample(MEAN), config.seed
+        [{"question": ""}] * len(samples.forget), [""], lambda *_: _sample(MEAN), config.seed
     )
-    needs_pool = any(task.reads_retain for task in tasks)
     return Prepared(
         forget_rows=[],
         retain_rows=[],
@@ -84,29 +92,77 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         unlearn_model=unlearn_model,
         scope=make_scope(config.train, unlearn_model),
         initial=lambda: None,
-        sources=subject.open_sources(config),
-        sets=SampleSets(forget, _assumed(data.retain) if needs_pool else [], refusals),
-        retain_eval=_assumed(data.measured_retain),
-        finetune=finetune,
-        retrain=finetune[len(forget) :] if spec.retrained else [],
+        sources=sources,
+        sets=SampleSets(samples.forget, samples.pool, refusals),
+        retain_eval=samples.retain_eval,
+        finetune=samples.finetune,
+        retrain=samples.retrain,
         tasks=tasks,
         notes=(
-            f"{config.model}: shape from its name; lengths assumed as TOFU's with the Llama-2"
-            f" tokenizer (mean {MEAN} tokens, {LABELS:.0%} of them labels)",
+            f"{config.model}: shape from its {'config.json' if has_model else 'name'}; lengths"
+            f" assumed as TOFU's with the Llama-2 tokenizer (mean {MEAN} tokens, {LABELS:.0%} of"
+            " them labels)",
+            *samples.notes,
         ),
     )
 
 
-def _assumed(split: str) -> list[Sample]:
-    """Samples of about TOFU's lengths, the same at every call."""
-    name, rows = part_of(split)
+class _Samples(NamedTuple):
+    """Samples of assumed lengths, by what they are for, as in `RunRows`."""
+
+    forget: list[Sample]
+    retain_eval: list[Sample]
+    pool: list[Sample]
+    finetune: list[Sample]
+    retrain: list[Sample]
+    notes: tuple[str, ...] = ()
+
+
+def _local(config: Config, sources: Sources, tasks: Sequence[Task]) -> _Samples:
+    """As many samples as there are rows here."""
+    rows = prepare.read_rows(config, sources, tasks)
+    return _Samples(
+        forget=_assumed(len(rows.forget)),
+        retain_eval=_assumed(len(rows.retain_eval)),
+        pool=_assumed(len(rows.pool)),
+        finetune=_assumed(len(rows.finetune)),
+        retrain=_assumed(len(rows.retrain)),
+        notes=rows.notes,
+    )
+
+
+def _published(config: Config, tasks: Sequence[Task]) -> _Samples:
+    """As many samples as TOFU's splits have."""
+    data, spec = config.data, config.finetune
+    forget = _split("data.forget", data.forget)
+    splits = spec.splits if spec.epochs else ()
+    finetune = [sample for name in splits for sample in _split("finetune.splits", name)]
+    needs_pool = any(task.reads_retain for task in tasks)
+    return _Samples(
+        forget=forget,
+        retain_eval=_split("data.measured_retain", data.measured_retain),
+        pool=_split("data.retain", data.retain) if needs_pool else [],
+        finetune=finetune,
+        retrain=finetune[len(forget) :] if spec.retrained else [],
+        notes=(f"{data.source}: as many rows as TOFU's splits have",),
+    )
+
+
+def _split(key: str, split: str) -> list[Sample]:
+    """The samples of a split of TOFU."""
+    name, part = part_of(split)
     if name not in SPLITS:
         raise ValueError(
-            f"{split}: how many rows it has is not known; give a local data.source, or one of"
+            f"{key}: how many rows {name!r} has is not known; give a local data.source, or one of"
             f" TOFU's splits: {', '.join(SPLITS)}"
         )
-    lengths = np.random.default_rng(0).normal(MEAN, SPREAD, SPLITS[name])
-    return [_sample(int(n)) for n in np.clip(lengths, SHORTEST, LONGEST)[rows]]
+    return _assumed(SPLITS[name])[part]
+
+
+def _assumed(count: int) -> list[Sample]:
+    """Samples of about TOFU's lengths, the same at every call."""
+    lengths = np.random.default_rng(0).normal(MEAN, SPREAD, count)
+    return [_sample(int(n)) for n in np.clip(lengths, SHORTEST, LONGEST)]
 
 
 def _sample(tokens: int) -> Sample:
