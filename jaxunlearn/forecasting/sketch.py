@@ -12,7 +12,7 @@ from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.sources import Sources, part_of
 from jaxunlearn.models import hf, sizes
-from jaxunlearn.pipeline import prepare, subject
+from jaxunlearn.pipeline import checks, prepare, subject
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.training.scope import make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
@@ -56,6 +56,7 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
         prepared = dataclasses.replace(prepared, layout=layout)
     else:
         prepared = _by_assumption(config, devices, has_model=has_model, has_data=has_data)
+    checks.check(prepared)
     return prepared
 
 

@@ -23,6 +23,24 @@ def tofu(model=PUBLISHED, **sections):
     return replace(dataclasses.replace(TINY, data=TOFU, model=model), **sections)
 
 
+@pytest.mark.parametrize("make", [replace, tofu], ids=["here", "assumed"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"unlearn": {"batch_size": 900}}, r"unlearn\.batch_size: 900 is more than the \d+ samp"),
+        ({"objectives": {"ga": Objective(scale=3.0)}}, r"objectives\.ga\.scale: ga does not use"),
+        ({"measure": {"steps": (999,)}}, r"measure\.steps: 999 must be in 0\.\.\d+, the run's"),
+        (
+            {"compute": {"attention": "cudnn", "dtype": "bfloat16"}},
+            r"compute\.attention: cudnn needs an NVIDIA GPU",
+        ),
+    ],
+)
+def test_a_forecast_refuses_what_the_run_refuses(make, changed, message):
+    with pytest.raises(ValueError, match=message):
+        sketch(make(**changed), ONE)
+
+
 def write_splits(folder, **counts):
     """Files of a few rows, all of them different."""
     for split, count in counts.items():
