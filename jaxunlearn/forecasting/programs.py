@@ -23,6 +23,7 @@ from jaxunlearn.effects import programs as effect_programs
 from jaxunlearn.forecasting import resident
 from jaxunlearn.measurement.guidance import refresh_steps
 from jaxunlearn.measurement.statistics import label_statistics
+from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline.finetune import plan_finetuning
 from jaxunlearn.pipeline.plan import guide_retain, step_batches, task_optimizer
 from jaxunlearn.pipeline.prepare import Prepared
@@ -37,6 +38,7 @@ from jaxunlearn.training.losses import (
     TokenLogProbs,
 )
 from jaxunlearn.training.references import References, gather_references, label_references
+from jaxunlearn.training.schedule import fine_tuning_evaluations
 from jaxunlearn.training.step import abstract_state, optimizer, train_step
 from jaxunlearn.training.tasks import Task
 
@@ -146,28 +148,24 @@ def training(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[Program]:
 
 
 def measuring(prepared: Prepared) -> Iterator[Program]:
-    """The programs of the measurements.
+    """The programs of the measurements, and of the statistics, which every run takes.
 
     Only one objective is compiled: the first whose gradient needs a backward pass of its own. The
     calls are those of all objectives.
     """
     measured, tasks = prepared.measured_steps, prepared.tasks
-    if not measured:
-        return
     params, references = resident.sharded_params(prepared), _references(prepared)
     forget = prepared.layout.split(prepared.sets.forget, references.forget)
     retain = prepared.layout.split(prepared.retain_eval)
 
     # --- statistics: at each measurement, after its update, and at the end ------------------------
     # At step 0 they are theta_0's, which the run takes once for all objectives.
-    per_objective = 2 * len(measured) - (0 in measured) + 1
-    starting_points = 1 + prepared.config.finetune.retrained
-    passes = len(tasks) * per_objective + starting_points
-    calls = passes * (len(forget.batches) + len(retain.batches))
+    passes = 1 + len(tasks) * (2 * len(measured) - (0 in measured) + 1)
     resident_bytes = resident.while_counting(prepared)
-    make = functools.partial(_program, prepared, "statistics", calls, retain, resident_bytes)
-    args = (params, retain.batches[0].packed)
-    yield make(label_statistics, args, {"model": prepared.unlearn_model})
+    model = prepared.unlearn_model
+    yield _statistics(prepared, "statistics", passes, resident_bytes, params, model)
+    if not measured:
+        return
 
     with_backward = [task for task in tasks if not task.loss.unlearn.objective.ascent]
     task = (*with_backward, *tasks)[0]
@@ -177,7 +175,7 @@ def measuring(prepared: Prepared) -> Iterator[Program]:
         yield from _formed(prepared, task, batch, calls, forget, retain)
     else:
         yield from _gated(prepared, task, batch, calls, forget, retain)
-    yield from _pg_effects(prepared, forget)
+    yield from _pg_effects(prepared, task, forget, retain)
 
 
 def guiding(prepared: Prepared) -> Iterator[Program]:
@@ -195,11 +193,8 @@ def guiding(prepared: Prepared) -> Iterator[Program]:
     for name, (split, gradients) in splits.items():
         # Next to the pass: the gradient formed before it.
         more = 0 if offloads else gradients
-        calls, name = count * len(split.batches), f"guide: grad {name}"
-        make = functools.partial(
-            _program, prepared, name, calls, split, resident_bytes + more * size
-        )
-        yield make(*_gradients(prepared, effect_programs.SingleLoss(risk), split.batches))
+        name, kept = f"guide: grad {name}", resident_bytes + more * size
+        yield _risk_gradient(prepared, name, count, split, kept, risk)
     name, calls = "guide: PG-effects (jvp)", count * len(forget.batches)
     make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
     yield make(
@@ -223,12 +218,9 @@ def _formed(
     # At step 0 the objectives of one reduction share theta_0's gradient.
     reductions = {each.loss.unlearn.reduction for each in tasks}
     shared = (len(tasks) - len(reductions)) * (0 in measured)
-    retain_calls = (len(tasks) * len(measured) - shared) * len(retain.batches)
-    make = functools.partial(
-        _program, prepared, "grad R(D_r)", retain_calls, retain, resident_bytes
-    )
-    risk = effect_programs.SingleLoss(Risk(prepared.unlearn_model, term.reduction))
-    yield make(*_gradients(prepared, risk, retain.batches))
+    passes = len(tasks) * len(measured) - shared
+    risk = Risk(prepared.unlearn_model, term.reduction)
+    yield _risk_gradient(prepared, "grad R(D_r)", passes, retain, resident_bytes, risk)
 
     resident_bytes += resident.risk_gradients(prepared)
     name = f"grad R(D_u), grad L of {task.name}"
@@ -261,20 +253,33 @@ def _gated(
         yield make(effect_programs.g_by_gates, (params, split.batches[0], params, frozen), static)
 
 
-def _pg_effects(prepared: Prepared, forget: Split) -> Iterator[Program]:
-    """The passes for PG-effects along the gradients of both risks."""
+def _pg_effects(prepared: Prepared, task: Task, forget: Split, retain: Split) -> Iterator[Program]:
+    """The passes for PG-effects along the gradients of both risks.
+
+    They form these gradients themselves where the G-effect goes through gates.
+    """
     measure, (params, frozen) = prepared.config.measure, resident.parts(prepared)
     steps = [step for step in measure.pg_steps if step < prepared.steps]
     if not steps:
         return
     resident_bytes = resident.while_measuring(prepared)
-    calls = len(prepared.tasks) * len(steps) * len(forget.batches)
+    if measure.gradients == "gates":
+        risk = Risk(prepared.unlearn_model, task.loss.unlearn.reduction)
+        passes, size = len(prepared.tasks) * len(steps), resident.trainable_bytes(prepared)
+        # Next to the second pass: the gradient formed before it, which is not parked.
+        for kept, (name, split) in enumerate((("R(D_u)", forget), ("R(D_r)", retain))):
+            more = resident_bytes + kept * size
+            yield _risk_gradient(prepared, f"grad {name}", passes, split, more, risk)
+
+    per_step = len(prepared.tasks) * len(forget.batches)
     args = (params, forget.batches[0], (params, params), frozen)
-    if {"sample", "token"} & set(measure.pg_by) or measure.token_steps:
-        make = functools.partial(
-            _program, prepared, "PG-effects (jvp)", calls, forget, resident_bytes
-        )
+    by_sample = {"sample", "token"} & set(measure.pg_by)
+    forward = [step for step in steps if by_sample or step in measure.token_steps]
+    if forward:
+        name, calls = "PG-effects (jvp)", per_step * len(forward)
+        make = functools.partial(_program, prepared, name, calls, forget, resident_bytes)
         yield make(effect_programs.pg_by_jvp, args, token_options(prepared))
+    calls = per_step * len(steps)
     for by in ("layer", "tensor"):
         if by in measure.pg_by:
             name = f"PG-effects by {by} (gates)"
@@ -291,19 +296,57 @@ def token_options(prepared: Prepared) -> dict[str, Any]:
 
 
 def _finetuning(prepared: Prepared, params: Tree) -> Iterator[Program]:
-    """The train step of fine-tuning; the retrained model's is the same or a little smaller."""
+    """The train step and the statistics of fine-tuning.
+
+    The retrained model's step is the same or a little smaller.
+    """
     spec, plan = prepared.config.finetune, plan_finetuning(prepared, prepared.finetune)
     tx = optimizer(weight_decay=spec.weight_decay)
+    steps, passes = plan.steps, len(fine_tuning_evaluations(spec, len(prepared.finetune)))
+    if spec.retrained:
+        steps += plan_finetuning(prepared, prepared.retrain).steps
+        # Its statistics are taken once more when it is finished.
+        passes += len(fine_tuning_evaluations(spec, len(prepared.retrain))) + 1
+    resident_bytes = resident.while_fine_tuning(prepared)
     yield Program(
         name="fine-tuning step",
-        calls=plan.steps * (1 + spec.retrained),
+        calls=steps,
         shape=f"{plan.shape.rows} x {plan.shape.width}",
-        resident_bytes=0,
+        resident_bytes=resident_bytes,
         mesh=prepared.mesh,
         function=train_step,
         args=(abstract_state(params, tx), prepared.layout.shard_rows(Rows(plan.batch(0))), RATE),
         static={"loss": FineTuning(prepared.model), "tx": tx},
     )
+    resident_bytes += resident.MOMENTS * resident.device_bytes(params)
+    name = "fine-tuning: statistics"
+    yield _statistics(prepared, name, passes, resident_bytes, params, prepared.model)
+
+
+def _statistics(
+    prepared: Prepared,
+    name: str,
+    passes: int,
+    resident_bytes: int,
+    params: Tree,
+    model: DecoderConfig,
+) -> Program:
+    """The passes over D_u and D_r for the statistics of both."""
+    splits = [prepared.layout.split(s) for s in (prepared.sets.forget, prepared.retain_eval)]
+    calls = passes * sum(len(split.batches) for split in splits)
+    largest = max(splits, key=lambda split: split.packed[0].tokens.size)
+    args = (params, largest.batches[0].packed)
+    make = functools.partial(_program, prepared, name, calls, largest, resident_bytes)
+    return make(label_statistics, args, {"model": model})
+
+
+def _risk_gradient(
+    prepared: Prepared, name: str, passes: int, split: Split, resident_bytes: int, risk: Risk
+) -> Program:
+    """The passes over a set that form the gradient of its risk."""
+    calls, loss = passes * len(split.batches), effect_programs.SingleLoss(risk)
+    make = functools.partial(_program, prepared, name, calls, split, resident_bytes)
+    return make(*_gradients(prepared, loss, split.batches))
 
 
 def _program(

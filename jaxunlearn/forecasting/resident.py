@@ -49,6 +49,12 @@ def device_bytes(params: Tree) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
+def while_fine_tuning(prepared: Prepared) -> int:
+    """Bytes per device that a run keeps during fine-tuning, in addition to the train state."""
+    # The retrained model is trained next to theta_0, which is not parked yet.
+    return device_bytes(sharded_params(prepared)) if prepared.config.finetune.retrained else 0
+
+
 def between_measurements(prepared: Prepared) -> int:
     """Bytes per device that a run keeps during a train step, in addition to the train state."""
     return _on_device(prepared, _between(prepared))

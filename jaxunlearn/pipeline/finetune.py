@@ -23,7 +23,11 @@ from jaxunlearn.training.checkpoint import open_checkpoints
 from jaxunlearn.training.feed import FineTuneInput, FineTunePlan
 from jaxunlearn.training.losses import FineTuning
 from jaxunlearn.training.prefetch import Prefetch
-from jaxunlearn.training.schedule import learning_rates, warmup_steps
+from jaxunlearn.training.schedule import (
+    fine_tuning_evaluations,
+    learning_rates,
+    warmup_steps,
+)
 from jaxunlearn.training.step import Trainer, init_state, optimizer
 
 ES_RISE = 0.01
@@ -96,9 +100,9 @@ def _train(
     manifest.open_stage(folder, name)  # a model that was removed is made anew
     # --- the schedule: one static shape for all steps, hence one compilation ---------------------
     plan = plan_finetuning(prepared, samples)
-    per_epoch = order.num_steps(len(samples), spec.batch_size, 1)
     rates = learning_rates(spec.lr, plan.steps, warmup_steps(spec, len(samples)))
-    last = plan.steps if name == BASE else _last_as_base(prepared, folder, len(samples))
+    evaluated = fine_tuning_evaluations(spec, len(samples))
+    last = plan.steps if name == BASE else _last_as_base(prepared, folder, plan)
     tx = optimizer(weight_decay=spec.weight_decay)
     with (
         open_checkpoints(folder.finetune_checkpoints(name), minutes=minutes) as checkpoints,
@@ -117,7 +121,7 @@ def _train(
         make = partial(plan.placed, layout=prepared.layout, model=model)
         ahead.plan(range(first, last), make)
         for step in range(first, last + 1):
-            if step % (per_epoch * spec.evaluate_every) == 0 or step == last:
+            if step in evaluated or step == last:
                 # A state that is not finite is neither saved nor recorded.
                 with stage.part("evaluate", after=trainer.state):
                     numbers = splits.statistics(trainer.params, model).summary()
@@ -219,13 +223,15 @@ def _stops(prepared: Prepared, folder: RunFolder) -> bool:
     return hosts.agreed(stops)
 
 
-def _last_as_base(prepared: Prepared, folder: RunFolder, samples: int) -> int:
-    """The steps in which a model sees its samples as often as the base model saw its own."""
-    last = 0
+def _last_as_base(prepared: Prepared, folder: RunFolder, plan: FineTunePlan) -> int:
+    """The step at which a model has seen its samples as often as the base model its own."""
+    steps = 0
     if hosts.is_first():
         steps = max(record["step"] for record in _evaluations(folder, BASE))
-        last = max(steps * samples // len(prepared.finetune), 1)
-    return hosts.agreed(last)
+    steps, spec, samples = hosts.agreed(steps), prepared.config.finetune, len(prepared.finetune)
+    if steps >= order.num_steps(samples, spec.batch_size, spec.epochs):
+        return plan.steps
+    return max(steps * len(plan.samples) // samples, 1)
 
 
 def _evaluations(folder: RunFolder, name: str) -> list[dict[str, Any]]:

@@ -34,6 +34,17 @@ def evaluated_steps(config: Config, steps: int) -> range:
     return range(every, steps, every) if every else range(0)
 
 
+def fine_tuning_evaluations(spec: FineTune, samples: int) -> list[int]:
+    """The steps before which fine-tuning measures both sets; the last is the number of steps.
+
+    >>> from jaxunlearn.config import FineTune
+    >>> fine_tuning_evaluations(FineTune(epochs=3, batch_size=4, evaluate_every=2), 8)
+    [0, 4, 6]
+    """
+    per_epoch, steps = (order.num_steps(samples, spec.batch_size, n) for n in (1, spec.epochs))
+    return [*range(0, steps, per_epoch * spec.evaluate_every), steps]
+
+
 def epochs_of_step(step: int, batch_size: int, samples: int) -> np.ndarray:
     """The epoch that each sample of a step's batch belongs to, [batch_size]."""
     return np.arange(step * batch_size, (step + 1) * batch_size) // samples

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from jaxunlearn.config import Lora, load, schema
-from jaxunlearn.effects import _gradients, _pg_effect
+from jaxunlearn.effects import _g_effect, _gradients, _pg_effect
 from jaxunlearn.forecasting import advice, programs, resident, show
 from jaxunlearn.forecasting.sketch import MEAN, sketch
 from jaxunlearn.measurement import statistics
 from jaxunlearn.models import decoder, sizes
 from jaxunlearn.training import references, step
-from tests.pipeline.tiny import TINY, run
+from tests.pipeline.tiny import TINY, replace, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 SEVEN = schema.Config(
@@ -96,6 +96,7 @@ def test_every_program_of_the_run_is_there(compiled, prepared):
     names = [program.name for program in compiled]
     assert names == [
         "fine-tuning step",
+        "fine-tuning: statistics",
         "reference pass",
         "npo: step",
         "po: step",
@@ -227,8 +228,29 @@ def test_the_table_names_kinds_and_the_most_at_once(config, compiled, prepared, 
         assert word in text.getvalue()
 
 
+HOMES = {
+    "train_step": step,
+    "label_references": references,
+    "label_statistics": statistics,
+    "gradient_sums": _gradients,
+    "g_by_gates": _g_effect,
+    "pg_by_jvp": _pg_effect,
+    "pg_by_gates": _pg_effect,
+}
+"""The modules from which a run calls its compiled functions."""
+
+
 @pytest.mark.slow
-def test_calls_are_those_of_an_instrumented_run(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"finetune": {"retrained": True, "epochs": 3, "evaluate_every": 2}},
+        {"finetune": {"epochs": 0}, "measure": {"gradients": "gates", "pg_by": ("layer",)}},
+        {"finetune": {"epochs": 0}, "measure": {"every": 0}},
+    ],
+    ids=["fine-tuned", "gates", "unmeasured"],
+)
+def test_calls_are_those_of_an_instrumented_run(config, tmp_path, monkeypatch, changed):
     """Every compiled function of the loop is counted, and called as often as it was forecast."""
     calls = collections.Counter()
 
@@ -239,33 +261,18 @@ def test_calls_are_those_of_an_instrumented_run(config, tmp_path, monkeypatch):
 
         return call
 
-    homes = {
-        "train_step": [step],
-        "label_references": [references],
-        "label_statistics": [statistics],
-        "gradient_sums": [_gradients],
-        "pg_by_jvp": [_pg_effect],
-    }
-    for name, modules in homes.items():
-        for module in modules:
-            monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
-    config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, epochs=0))
+    for name, module in HOMES.items():
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    config = replace(config, **changed)
     run(config, tmp_path / "run")
-    by_name = {
-        program.name: program for program in programs.programs(sketch(config, jax.devices()[:1]))
-    }
-    expected = {
-        "train_step": by_name["npo: step"].calls + by_name["po: step"].calls,
-        "label_references": by_name["reference pass"].calls,
-        "label_statistics": by_name["statistics"].calls,
-        "gradient_sums": sum(p.calls for name, p in by_name.items() if name.startswith("grad")),
-        "pg_by_jvp": by_name["PG-effects (jvp)"].calls,
-    }
-    assert dict(calls) == expected
+    expected = collections.Counter()
+    for program in programs.programs(sketch(config, jax.devices()[:1])):
+        expected[program.function.__name__] += program.calls
+    assert calls == expected
 
 
 def test_gated_measurements_have_their_own_programs(config):
-    """No risk gradient is formed, and none is kept between measurements."""
+    """Risk gradients are formed for PG-effects alone, and none is kept between measurements."""
     measure = dataclasses.replace(config.measure, gradients="gates", pg_by=("layer", "tensor"))
     gated = sketch(dataclasses.replace(config, measure=measure), jax.devices()[:1])
     names = [program.name for program in programs.measuring(gated)]
@@ -274,12 +281,31 @@ def test_gated_measurements_have_their_own_programs(config):
         "grad L of npo",
         "G-effect on R(D_u) (gates)",
         "G-effect on R(D_r) (gates)",
+        "grad R(D_u)",
+        "grad R(D_r)",
         "PG-effects (jvp)",
         "PG-effects by layer (gates)",
         "PG-effects by tensor (gates)",
     ]
     size = resident.device_bytes(resident.sharded_params(gated))
     assert resident.between_measurements(gated) == 2 * size  # theta_0 and theta_t
+    # theta_0 and both moments; the second gradient is formed next to the first.
+    of_risks = [p for p in programs.measuring(gated) if p.name.startswith("grad R")]
+    assert [program.resident_bytes // size for program in of_risks] == [3, 4]
+
+
+def test_statistics_are_taken_in_runs_that_measure_nothing(config):
+    """Of theta_0, of each final model, and while fine-tuning, next to its moments and theta_0."""
+    changed = {"measure": {"every": 0}, "finetune": {"retrained": True, "epochs": 3}}
+    unmeasured = sketch(replace(config, **changed), jax.devices()[:1])
+    (of_both,) = programs.measuring(unmeasured)
+    size = resident.device_bytes(resident.sharded_params(unmeasured))
+    assert (of_both.name, of_both.resident_bytes) == ("statistics", 3 * size)
+    step, tuning, _ = programs.learning(unmeasured)
+    assert (tuning.name, tuning.resident_bytes) == ("fine-tuning: statistics", 3 * size)
+    assert step.resident_bytes == size
+    # Before each epoch and after the last, of two models, and once more of the retrained one.
+    assert tuning.calls * (1 + 2) == of_both.calls * (2 * 4 + 1)
 
 
 @pytest.mark.slow

@@ -159,8 +159,13 @@ def test_the_retrained_model_sees_its_samples_as_often_as_the_base_model_saw_its
     numbers = {"objective": "base", "forget_nll": 1.0, "forget_es": 0.1, "retain_nll": 1.0}
     for step in (0, 12, 40):
         files.append(folder.metrics, numbers | {"step": step})
-    run = dataclasses.replace(prepared(), finetune=[None] * 32)  # 40 steps of 16: 20 epochs
-    assert finetune_stage._last_as_base(run, folder, 30) == 37  # of 37.5
+    run = prepared(finetune={"epochs": 20})
+    run = dataclasses.replace(run, finetune=4 * run.finetune)  # 40 of 240 steps of 4
+    plan = finetune_stage.plan_finetuning(run, run.finetune[:30])
+    assert (len(run.finetune), plan.steps) == (48, 150)
+    assert finetune_stage._last_as_base(run, folder, plan) == 25
+    files.append(folder.metrics, numbers | {"step": 240})
+    assert finetune_stage._last_as_base(run, folder, plan) == 150
 
 
 def test_more_steps_than_can_be_planned_are_refused():
