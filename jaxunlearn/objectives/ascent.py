@@ -3,6 +3,8 @@
 p_i is the probability of label token i under the model; all losses are minimised.
 """
 
+from numbers import Real
+
 import jax
 import jax.numpy as jnp
 
@@ -97,8 +99,6 @@ def satimp(
     >>> print(satimp(jnp.log(jnp.array([[0.5]])), jnp.array([[True]]), beta1=1.0).round(4))
     [-0.1733]
     """
-    if isinstance(beta2, int | float) and beta2 < 0:
-        raise ValueError(f"beta2 must not be negative, got {beta2}")
     weight = satimp_weight(logp, mask, beta1=beta1, beta2=beta2)
     (logp,) = label_values(mask, logp=logp)
     return weighted_sum(weight, logp)
@@ -111,7 +111,12 @@ def satimp_weight(
 
     Returns:
       [B, S].
+
+    Raises:
+      ValueError: as `satimp`.
     """
+    if isinstance(beta2, Real) and beta2 < 0:
+        raise ValueError(f"beta2 must not be negative, got {beta2}")
     (logp,) = label_values(mask, logp=logp)
     # Rounding can leave log p a little above 0, where 1 - p has no real power.
     doubt = jnp.maximum(-jnp.expm1(logp), 0)

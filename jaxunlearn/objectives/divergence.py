@@ -14,6 +14,8 @@ import jax.numpy as jnp
 def divergence(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     """KL(q || p) = sum_v q_v log(q_v / p_v), accurate also where p and q nearly agree.
 
+    That is where their logits nearly do: an offset common to all of one is lost in rounding.
+
     Args:
       logits: of p, [..., V], float32 or wider.
       ref_logits: of q, [..., V], of the same type; a constant: its derivative is 0.

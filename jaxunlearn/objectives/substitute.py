@@ -1,5 +1,7 @@
 """Objectives that put another answer ("I don't know") in the place of the one to forget."""
 
+from numbers import Real
+
 import jax
 import jax.numpy as jnp
 
@@ -68,7 +70,7 @@ def dpo(
         raise ValueError(
             f"mask {mask.shape} and substitute_mask {substitute_mask.shape} differ in sequences"
         )
-    if two_over_beta and isinstance(beta, int | float) and not beta > 0:
+    if two_over_beta and isinstance(beta, Real) and not beta > 0:
         raise ValueError(f"beta must be positive with two_over_beta, got {beta}")
     logp, ref_logp = label_values(mask, logp=logp, ref_logp=ref_logp)
     substitute_logp, substitute_ref_logp = label_values(
