@@ -27,9 +27,9 @@ and ends with exit status 2. From Python errors are exceptions of the types belo
 Search this page for words of your message. A `{place}` stands for what differs from case to case:
 `{hint}` and `{nearest name}` are the nearest right name where one is near, `{number of rows}` is a
 count, and `{error}` is what a library below said. Alternatives are written `{one | other}`. Each
-message stands under the source file that raises it. Of those that are put together elsewhere three are
-left out: that a device is out of memory, that a file is not JSON, and that a value in a JSON file has
-another type.
+message stands under the source file that raises it. Three are not listed, as the code builds them
+from parts: a device that is out of memory, a file that is not JSON, and a value of another type in
+a JSON file.
 """
 
 SECTIONS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -325,3 +325,13 @@ def test_a_mesh_computes_the_same(tmp_path, attacked):
     ):
         for key in ("forget_nll", "unseen_nll", "effect", "loss"):
             np.testing.assert_allclose(mine[key], theirs[key], rtol=2e-3, atol=1e-4)
+
+
+def test_a_start_of_some_objectives_keeps_the_attacks_of_the_others(tmp_path):
+    """As when each of several jobs runs one of them in the same folder."""
+    relearning = {"samples": (1,), "steps": 1}
+    for name in ("ga", "npo"):
+        run(replace(CONFIG, objectives={name: Objective()}, relearn=relearning), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "relearn.json").read_text())
+    assert list(report["models"]) == ["base", "ga", "npo"]
+    assert {row["model"] for row in records(tmp_path / "run")} == {"base", "ga", "npo"}
