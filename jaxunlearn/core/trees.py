@@ -21,6 +21,25 @@ def wide(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+def check_available(name: str, dtype: Any) -> None:
+    """Checks that JAX computes in a type as it is, and not in a narrower one in its place.
+
+    Args:
+      name: of the argument that gives the type, for the message.
+      dtype: the type.
+
+    Raises:
+      ValueError: it has 64 bits while JAX's x64 mode is off.
+    """
+    narrow = jax.dtypes.canonicalize_dtype(dtype)
+    if narrow != jnp.dtype(dtype):
+        raise ValueError(
+            f"{name}={jnp.dtype(dtype).name!r}: JAX would compute in {narrow.name}, for its x64 "
+            'mode is off; turn it on with jax.config.update("jax_enable_x64", True), or with '
+            "JAX_ENABLE_X64=1 in the environment"
+        )
+
+
 def dot(a: Tree, b: Tree) -> jax.Array:
     """Inner product of two trees of the same shape, accumulated in float32 or wider."""
     dots = (jnp.sum(wide(x) * wide(y)) for x, y in zip(_leaves(a), _leaves(b), strict=True))

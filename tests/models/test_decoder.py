@@ -381,6 +381,13 @@ def test_rope_frequencies():
         ({"sliding_window": 4, "full_layers": (1, 0)}, "should be some of the 3 layers 0..2"),
         ({"sliding_window": 4, "full_layers": (0, 1, 2)}, "for all of them leave it empty"),
         ({"logit_softcap": 0.0}, "logit_softcap=0.0 must be positive, or None"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0 must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
+        ({"num_layers": 0}, "num_layers=0 must be at least 1"),
+        ({"head_chunk": -1}, "head_chunk=-1 must be at least 1, or 0 to choose"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan must be positive and finite"),
+        ({"rope_theta": 0.0}, "rope_theta=0.0 must be positive and finite"),
+        ({"dtype": "float64"}, r"dtype='float64': JAX would compute in float32.*jax_enable_x64"),
         (
             {"attention": "cudnn", "dtype": "bfloat16", "attention_softcap": 50.0},
             "attention='cudnn' cannot compute attention_softcap=50.0; use attention='xla'",
@@ -390,6 +397,13 @@ def test_rope_frequencies():
 def test_bad_configs(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(UNTIED, **change)
+
+
+@pytest.mark.parametrize("high", [1.0, 0.5])
+def test_llama3_scaling_blends_between_two_factors(high):
+    """transformers computes other frequencies than we do where the two are out of order."""
+    with pytest.raises(ValueError, match=rf"high_freq_factor={high} must be above low_freq_fac"):
+        decoder.Llama3RopeScaling(8.0, 1.0, high, 64)
 
 
 @pytest.mark.parametrize("module", [heads, sharding])

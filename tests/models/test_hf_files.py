@@ -135,6 +135,10 @@ def test_defaults(tmp_path):
         ),
         ({"rope_theta": "1e6"}, "rope_theta should be a number, found '1e6'"),
         ({"rope_scaling": SCALING | {"factor": "8"}}, "factor should be a number, found '8'"),
+        (
+            {"rope_scaling": SCALING | {"high_freq_factor": 1.0}},
+            "high_freq_factor=1.0 must be above low_freq_factor=1.0",
+        ),
         ({"rope_scaling": "yarn"}, "rope_scaling should be an object, found 'yarn'"),
         ({"rope_scaling": SCALING | {"beta": 1}}, "'llama3' takes .*found .*'beta'"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "takes no further keys"),

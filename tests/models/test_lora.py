@@ -280,6 +280,8 @@ def test_needed_flops_count_adapters_and_no_gradients_of_matrices():
     ("change", "message"),
     [
         ({"rank": 0}, r"lora\.rank=0 must be at least 1"),
+        ({"alpha": 0}, r"lora\.alpha=0 must be positive and finite"),
+        ({"targets": ("q", "k", "q")}, r"lora\.targets=.* names a matrix twice"),
         ({"targets": ()}, r"lora\.targets is empty; name some of q, k"),
         ({"targets": ("q", "qq")}, r"lora\.targets='qq' is not one of 'q', 'k'"),
     ],

@@ -5,8 +5,12 @@ configuration has; how a family's files name them is written in `jaxunlearn.mode
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
+
+from jaxunlearn.core import trees
+from jaxunlearn.core.limits import SIZES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +22,24 @@ class Llama3RopeScaling:
       low_freq_factor: slow means a wavelength over original_context / low_freq_factor.
       high_freq_factor: frequencies of a wavelength under original_context / high_freq_factor stay.
       original_context: longest sequence of the pretraining before the stretch, in tokens.
+
+    Raises:
+      ValueError: a value that is not positive, or frequencies that would be slow and stay at once.
     """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_positive(field.name, getattr(self, field.name))
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor={self.high_freq_factor} must be above "
+                f"low_freq_factor={self.low_freq_factor}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +48,15 @@ class LinearRopeScaling:
 
     Attributes:
       factor: wavelengths are multiplied by this.
+
+    Raises:
+      ValueError: a factor that is not positive.
     """
 
     factor: float
+
+    def __post_init__(self):
+        _check_positive("factor", self.factor)
 
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -47,8 +69,12 @@ class Lora:
 
     Attributes:
       rank: r: A is [in, r] and B is [r, out].
-      alpha: adapters are scaled by alpha / rank.
+      alpha: adapters are scaled by alpha / rank; positive.
       targets: the matrices of every block that have adapters, some of `MATRICES`.
+
+    Raises:
+      ValueError: a rank or alpha that is not positive, or targets that are none, no matrices of a
+        block, or named twice.
     """
 
     rank: int
@@ -58,10 +84,13 @@ class Lora:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"lora.rank={self.rank} must be at least 1")
+        _check_positive("lora.alpha", self.alpha)
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name some of {', '.join(MATRICES)}")
         for target in self.targets:
             _check_choice("lora.targets", target, MATRICES)
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"lora.targets={self.targets} names a matrix twice")
 
     @property
     def scale(self) -> float:
@@ -205,7 +234,7 @@ class DecoderConfig:
       activation: of the MLP's gate: "silu", or "gelu_tanh", the GELU in its form with a tanh.
       family: whose files the model is read from and written as, a key of `families.FAMILIES`. It
         changes nothing that is computed.
-      dtype: of the computation; parameters may be wider.
+      dtype: of the computation; parameters may be wider. "float64" needs JAX's x64 mode.
       precision: of float32 matrix products, stated in the program whatever JAX's global flag says:
         "highest" is float32 everywhere. GPUs compute "high" and "default" with TF32 factors, TPUs
         "high" with three passes in bfloat16 and "default" with one; CPUs know float32 alone.
@@ -216,6 +245,10 @@ class DecoderConfig:
         in "full".
       head_chunk: labels of a row per chunk of the head; 0 chooses.
       lora: the adapters of the blocks' matrices; None: there are none.
+
+    Raises:
+      ValueError: a value that is out of range or not one of those above, values that contradict
+        each other, or float64 without x64.
     """
 
     vocab_size: int
@@ -262,6 +295,14 @@ class DecoderConfig:
         _check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
         _check_choice("norm_placement", self.norm_placement, ("pre", "post", "both"))
         _check_choice("activation", self.activation, ("silu", "gelu_tanh"))
+        trees.check_available("dtype", self.dtype)
+        for name in SIZES:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.head_chunk >= 0:
+            raise ValueError(f"head_chunk={self.head_chunk} must be at least 1, or 0 to choose")
+        for name in ("rope_theta", "norm_eps"):
+            _check_positive(name, getattr(self, name))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
@@ -362,3 +403,8 @@ def _check_full_layers(config: DecoderConfig) -> None:
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value} must be positive and finite")
