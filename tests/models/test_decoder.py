@@ -240,6 +240,41 @@ def test_label_log_probs():
     assert correct.all() and correct.dtype == bool
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int64"])
+def test_labels_of_any_width(dtype):
+    logits = jax.random.normal(jax.random.key(0), (5, 600))
+    labels = np.array([0, 7, 44, 100, 127])
+    expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(5), labels]
+    with jax.enable_x64(dtype == "int64"):
+        narrow = jnp.asarray(labels, dtype)
+        np.testing.assert_allclose(decoder.label_log_probs(logits, narrow), expected, atol=1e-5)
+
+
+def test_labels_outside_the_vocabulary():
+    """They have no log p, and give none to their neighbours' gradients."""
+    logits = jax.random.normal(jax.random.key(0), (4, 9))
+    labels, inside = jnp.array([-100, 3, 9, -1]), np.array([False, True, False, False])
+    values = decoder.label_statistics(logits, labels)
+    assert not values["correct"][~inside].any()
+    np.testing.assert_array_equal(np.isnan(values["logp"]), ~inside)
+    total = lambda z: jnp.where(inside, decoder.label_log_probs(z, labels), 0).sum()
+    gradient = jax.grad(total)(logits)
+    assert not gradient[~inside].any() and gradient[1].all()
+
+
+def test_no_labels_and_no_rows(sequences):
+    params, batch = random_params(UNTIED), packing.padded(sequences)
+    bare = batch._replace(label_at=batch.label_at[:, :0], label_tokens=batch.label_tokens[:, :0])
+    values = forward(params, bare, UNTIED, head=decoder.label_statistics).labels
+    assert {value.shape for value in values.values()} == {(len(LENGTHS), 0)}
+    empty = jax.tree.map(lambda x: x[:0], batch)
+    with pytest.raises(ValueError, match=r"batch\.tokens \(0, 9\): expected a row and a token"):
+        forward(params, empty, UNTIED)
+    hidden = jnp.zeros((*empty.label_tokens.shape, UNTIED.hidden_size))
+    logp = decoder.forward_head(params, hidden, empty, UNTIED)
+    assert logp.shape == empty.label_tokens.shape
+
+
 # Computation
 
 

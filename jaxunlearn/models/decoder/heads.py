@@ -20,7 +20,7 @@ def label_moments(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
       labels: [...] int.
 
     Returns:
-      {"logp", "mu", "sigma"}, each [...] float32 or wider.
+      {"logp", "mu", "sigma"}, each [...] float32 or wider; logp as `label_log_probs` has it.
 
     >>> moments = label_moments(jnp.zeros((1, 4)), jnp.array([2]))
     >>> {name: f"{value[0]:.3f}" for name, value in moments.items()}
@@ -45,9 +45,12 @@ Head = Callable[..., Any]
 def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """log p(label) = z_label - log sum_v exp z_v: the default head.
 
+    A label outside the vocabulary, such as -100, gets NaN: it must be masked by `jnp.where`. Its
+    gradient is 0.
+
     Args:
       logits: [..., V].
-      labels: [...] int.
+      labels: [...] int, of any width.
 
     Returns:
       [...] float32 or wider.
@@ -55,16 +58,23 @@ def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> [f"{logp:.4f}" for logp in label_log_probs(jnp.zeros((1, 4)), jnp.array([2]))]
     ['-1.3863']
     """
-    logits = trees.wide(logits)
-    vocabulary = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    # In the type of the labels, which may have 8 bits, a large vocabulary would be numbered anew
+    # after every 256 entries.
+    logits, labels = trees.wide(logits), labels.astype(jnp.int32)
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     # Not a gather: that is no good on logits split over the vocabulary.
     chosen = jnp.sum(jnp.where(vocabulary == labels[..., None], logits, 0), -1)
     # Not in the form of `objectives.token_log_probs`, which keeps the digits of 1 - p: that takes
     # more temporary memory for PG-effects in forward mode than their bar allows.
-    return chosen - jax.nn.logsumexp(logits, -1)
+    logp = chosen - jax.nn.logsumexp(logits, -1)
+    # Nothing is chosen for a label outside the vocabulary, and what is left would pass for a value.
+    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), logp, jnp.nan)
 
 
 def label_statistics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """A head for exact matches: {"logp": [...], "correct": [...] bool, argmax == label}."""
+    """A head for exact matches: {"logp": [...], "correct": [...] bool, argmax == label}.
+
+    A label outside the vocabulary is never correct; logp is that of `label_log_probs`.
+    """
     correct = jnp.argmax(logits, -1) == labels
     return {"logp": label_log_probs(logits, labels), "correct": correct}

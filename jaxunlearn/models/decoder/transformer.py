@@ -106,8 +106,10 @@ def forward(
       Outputs.
 
     Raises:
-      ValueError: a tap outside 0..num_layers.
+      ValueError: a tap outside 0..num_layers, or a batch without rows or tokens.
     """
+    if 0 in batch.tokens.shape:
+        raise ValueError(f"batch.tokens {batch.tokens.shape}: expected a row and a token at least")
     if tap is not None and not 0 <= tap <= config.num_layers:
         raise ValueError(f"tap={tap} must be in 0..{config.num_layers}, the blocks of the model")
     directions, gates = (probe["directions"], probe["gates"]) if probe else ((), {})
@@ -276,6 +278,8 @@ def _apply_head(head: Head, logits: Callable, arrays: tuple, chunk: int) -> Tree
 def _head_chunk(shape: tuple[int, ...], config: DecoderConfig) -> int:
     """Labels of a row per chunk: `config.head_chunk`, or as many as CHUNK_ENTRIES allows."""
     rows, count = shape
+    if rows * count == 0:
+        return count  # no logits, and no chunks to divide them into
     # A device holds the logits of its own rows. That `tensor` may split them again is not counted.
     most = config.head_chunk or max(
         CHUNK_ENTRIES // (-(-rows // row_shards()) * config.vocab_size), 1
