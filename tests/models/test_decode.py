@@ -230,6 +230,16 @@ def test_filtered_logits_are_those_of_transformers():
         ({"max_new_tokens": 56}, "prompts of 9 tokens and max_new_tokens=56 .* context of 64"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"sampling": {"temperature": -1.0}}, r"temperature=-1.0 must be 0 \(greedy\) or more"),
+        ({"sampling": {"temperature": float("nan")}}, "temperature=nan must be 0"),
+        ({"sampling": {"temperature": float("inf")}}, "temperature=inf must be .* and finite"),
+        (
+            {"sampling": {"temperature": 1.0, "top_k": float("nan")}},
+            "top_k=nan must be at least 1",
+        ),
+        (
+            {"sampling": {"temperature": 1.0, "top_p": float("nan")}},
+            r"top_p=nan must be in \(0, 1\]",
+        ),
         ({"sampling": {"top_k": 3}}, "top_k=3, top_p=None: greedy decoding"),
         (
             {"sampling": {"temperature": 1.0}},

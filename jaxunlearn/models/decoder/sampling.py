@@ -4,6 +4,7 @@ Letters: B rows, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -34,13 +35,14 @@ class Sampling:
 
     def __post_init__(self):
         temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
+        # Comparisons that NaN fails, so that it is refused too.
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature} must be 0 (greedy) or more, and finite")
         if temperature == 0 and (top_k is not None or top_p is not None):
             raise ValueError(
                 f"top_k={top_k}, top_p={top_p}: greedy decoding (temperature=0) has none"
             )
-        if top_k is not None and top_k < 1:
+        if top_k is not None and not top_k >= 1:
             raise ValueError(f"top_k={top_k} must be at least 1")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must be in (0, 1]")
