@@ -166,6 +166,7 @@ REMEDIES: dict[str, str] = {
     ),
     "models/decoder/decode.py": ("Ask for fewer tokens, or shorten the prompts."),
     "models/decoder/sampling.py": ("Correct the argument; temperature 0 takes no other."),
+    "models/decoder/transformer.py": ("Arguments from Python: correct the one that is named."),
     "models/families/__init__.py": (
         "[extending.md](extending.md) says how a family is added, which is a table where the "
         "architecture is one of these under another name."
@@ -186,6 +187,10 @@ REMEDIES: dict[str, str] = {
     "models/hf/lora.py": (
         "Save the adapter again with PEFT as plain LoRA of the blocks' matrices, or merge it "
         "there (`merge_and_unload`) and name the merged model."
+    ),
+    "models/hf/tensors.py": (
+        "Most often a download that broke off, or a file of Git LFS that was not fetched. Shapes "
+        "that differ mean a config.json of another model, and integers mean quantised weights."
     ),
     "models/hf/weights.py": (
         "Most often a download that broke off: compare the sizes of the files with the hub's. "

@@ -15,6 +15,7 @@ from jaxunlearn.models.decoder import Lora
 from tests.models.small_models import random_params
 
 TARGETS = ("q", "v", "o", "gate", "down")
+A_OF_Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 TOKENS = np.array([5, 9, 2, 33, 7, 1, 60], np.int32)
 
 
@@ -192,13 +193,34 @@ def test_settings_that_are_not_understood_are_named_together(copy, base):
         assert key not in text
 
 
+def test_how_an_adapter_was_begun_changes_nothing(copy, base, written):
+    """PEFT writes the settings of the way to begin, also where it did not follow it."""
+    ways = {
+        "eva": {"rho": 2.0},
+        "corda": {"rho": 2},
+        "loftq": {"loftq_bits": 4},
+        "lora_ga": {"x": 1},
+    }
+    settings = {f"{way}_config": values for way, values in ways.items()}
+    folder = copy(settings | {"init_lora_weights": "eva"})
+    assert hf.load_lora(folder, hf.load_config(base)) == written[2].lora
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"settings": {"r": "four"}}, r"r should be a positive number, found 'four'"),
         ({"settings": {"lora_alpha": 0}}, r"lora_alpha should be a positive number, found 0"),
+        (
+            {"settings": {"lora_alpha": float("inf")}},
+            r"adapter_config\.json: lora_alpha should be a positive number, found inf",
+        ),
+        ({"tensors": {A_OF_Q: np.ones((4, 32), np.int8)}}, rf"{A_OF_Q} is of type I8, expected"),
         ({"settings": {"r": 3}}, r"layers\.0\.self_attn\.q_proj\.lora_A\.weight should have shape"),
-        ({"without": ["layers.1.mlp.down_proj.lora_B.weight"]}, r"which is missing"),
+        (
+            {"without": ["layers.1.mlp.down_proj.lora_B.weight"]},
+            r"down_proj\.lora_B\.weight of shape .* is missing",
+        ),
         ({"tensors": {"lm_head.weight": np.ones(2)}}, r"lm_head\.weight is no part of an adapter"),
         ({"without": ["weight"]}, r"holds no adapter of q, k, v"),
     ],

@@ -6,9 +6,7 @@ import numpy as np
 
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.decoder.modules import rope_frequencies
-
-FLOATS = ("F32", "BF16", "F16", "F64")
-"""Types of weights, as safetensors names them."""
+from jaxunlearn.models.hf.tensors import FLOATS
 
 
 def check_frequencies(where: str, values: Any, config: DecoderConfig) -> None:

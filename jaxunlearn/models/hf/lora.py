@@ -1,7 +1,9 @@
 """Adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors."""
 
+import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import families
 from jaxunlearn.models.decoder import MATRICES, DecoderConfig, Lora, adapter_leaves
 from jaxunlearn.models.decoder.config import ADAPTER_KEYS
+from jaxunlearn.models.hf.tensors import check_tensor, open_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _WEIGHT = "base_model.model.", ".weight"
@@ -29,12 +32,14 @@ _ALLOWED: Mapping[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 # Keys that are read elsewhere, or that change nothing whatever they say: dropout is for training,
-# which is without it here, and the targets are those that have tensors.
+# which is without it here, and the targets are those that have tensors. How an adapter was begun is
+# told by `init_lora_weights`; the settings of each way to begin change nothing beside it.
 _HARMLESS = frozenset(
     {
         *("r", "lora_alpha", "target_modules", "base_model_name_or_path"),
         *("auto_mapping", "inference_mode", "lora_dropout", "megatron_core", "parent_library"),
         *("peft_version", "qalora_group_size", "revision", "task_type"),
+        *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
     }
 )
 
@@ -52,7 +57,7 @@ def load_lora(folder: str | Path, model: DecoderConfig) -> Lora:
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: settings that are not understood, all of them at once, or tensors that do not fit
-        the model; names the file.
+        the model or are no floats; names the file.
     """
     folder = Path(folder)
     file = folder / CONFIG
@@ -62,13 +67,17 @@ def load_lora(folder: str | Path, model: DecoderConfig) -> Lora:
     problems = list(_problems(raw)) if isinstance(raw, dict) else ["expected an object"]
     if problems:
         raise ValueError(f"{file}: " + "\n  ".join(problems))
-    shapes = _shapes(folder / TENSORS)
-    own = [m for m in MATRICES if not _is_shared(f"blocks/{m}/kernel", model)]
-    targets = tuple(m for m in own if _name(f"blocks/{m}/lora_a", model, 0) in shapes)
-    if not targets:
-        raise ValueError(f"{folder / TENSORS}: holds no adapter of {', '.join(MATRICES)}")
-    lora = Lora(raw["r"], float(raw["lora_alpha"]), targets)
-    _check_tensors(folder / TENSORS, shapes, model, lora)
+    file = folder / TENSORS
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; an adapter of PEFT has one")
+    with contextlib.ExitStack() as stack:
+        slices = open_tensors(file, stack)
+        own = [m for m in MATRICES if not _is_shared(f"blocks/{m}/kernel", model)]
+        targets = tuple(m for m in own if _name(f"blocks/{m}/lora_a", model, 0) in slices)
+        if not targets:
+            raise ValueError(f"{file}: holds no adapter of {', '.join(MATRICES)}")
+        lora = Lora(raw["r"], float(raw["lora_alpha"]), targets)
+        _check_tensors(file, slices, model, lora)
     return lora
 
 
@@ -146,33 +155,20 @@ def _problems(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}={value!r} is not supported: only plain LoRA is"
     for key, kind in (("r", int), ("lora_alpha", (int, float))):
         value = raw.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
             yield f"{key} should be a positive number, found {value!r}"
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; an adapter of PEFT has one")
-    try:
-        with safetensors.safe_open(file, framework="numpy") as tensors:
-            return {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: cannot be read ({error}); download it again") from None
-
-
-def _check_tensors(
-    file: Path, shapes: Mapping[str, tuple[int, ...]], model: DecoderConfig, lora: Lora
-) -> None:
+def _check_tensors(file: Path, slices: Mapping[str, Any], model: DecoderConfig, lora: Lora) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for leaf in adapter_leaves(dataclasses.replace(model, lora=lora)):
         for layer in range(leaf.shape[0]):
             expected[_name("/".join(leaf.path), model, layer)] = leaf.shape[:0:-1]
     for name, shape in expected.items():
-        if shapes.get(name) != shape:
-            found = f"found {shapes[name]}" if name in shapes else "which is missing"
-            raise ValueError(f"{file}: tensor {name} should have shape {shape}, {found}")
-    for name in shapes:
+        if name not in slices:
+            raise ValueError(f"{file}: tensor {name} of shape {shape} is missing")
+        check_tensor(file, name, slices[name], shape)
+    for name in slices:
         if name not in expected:
             raise ValueError(f"{file}: tensor {name} is no part of an adapter of the blocks")
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -28,8 +27,9 @@ from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.decoder.config import Leaf
 from jaxunlearn.models.hf.config import config_json
 from jaxunlearn.models.hf.defaults import TOKEN_IDS
-from jaxunlearn.models.hf.frequencies import FLOATS, check_frequencies
+from jaxunlearn.models.hf.frequencies import check_frequencies
 from jaxunlearn.models.hf.sharded_read import Read, read_array
+from jaxunlearn.models.hf.tensors import check_tensor, open_tensors
 
 if TYPE_CHECKING:  # transformers is imported where it is used
     from transformers import PreTrainedTokenizerBase
@@ -173,15 +173,7 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[
     """{tensor: (file, slice of it)} for every tensor of the folder."""
     slices: dict[str, tuple[Path, Any]] = {}
     for file in _tensor_files(folder):
-        try:
-            opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
-        except (safetensors.SafetensorError, OSError) as error:
-            if stand_in := files.stands_in_place_of(file):
-                message = f"{file}: expected tensors, found {stand_in}"
-                raise ValueError(message) from None
-            raise ValueError(f"{file}: cannot be read ({error}); download it again") from None
-        tensors = opened.keys()
-        slices |= {tensor: (file, opened.get_slice(tensor)) for tensor in tensors}
+        slices |= {name: (file, values) for name, values in open_tensors(file, stack).items()}
     return slices
 
 
@@ -220,14 +212,8 @@ def _check_tensors(
                 f"{folder}: tensor {name} of shape {shape} is missing; download the model again, or"
                 " correct its config.json"
             )
-        file, actual = slices[name][0], tuple(slices[name][1].get_shape())
-        if actual != shape:
-            raise ValueError(f"{file}: tensor {name} should have shape {shape}, found {actual}")
-        if (kind := slices[name][1].get_dtype()) not in FLOATS:
-            raise ValueError(
-                f"{file}: tensor {name} is of type {kind}, expected one of {', '.join(FLOATS)};"
-                " quantised weights are to be converted first"
-            )
+        file, values = slices[name]
+        check_tensor(file, name, values, shape)
     for name, (file, values) in slices.items():
         tied_copy = config.tied and name == HEAD
         if name.endswith("rotary_emb.inv_freq"):
