@@ -1,5 +1,6 @@
 """Model folders that are understood, and those that are refused with a clear message."""
 
+import dataclasses
 import json
 import types
 
@@ -320,6 +321,42 @@ def test_save_and_load(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, half)
 
 
+def test_the_type_of_a_folder_is_the_widest_of_its_tensors(tmp_path):
+    """transformers computes in that type alone, and would round all wider tensors to it."""
+    params = random_params(UNTIED)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["embed"])
+    hf.save_params(tmp_path / "model", params | {"embed": half}, UNTIED)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float32"
+
+
+ADAPTED = dataclasses.replace(UNTIED, lora=decoder.Lora(2, 4.0, ("q",)))
+DEEPER = dataclasses.replace(UNTIED, num_layers=4)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (ADAPTED, r"blocks/q/lora_a has no place in the model .* by decoder\.merge_adapters"),
+        (dataclasses.replace(UNTIED, qkv_bias=True), r"blocks/k/bias has no place in the model"),
+        (TIED, r"lm_head/kernel of shape \(16, 32\) is missing"),
+        (DEEPER, r"should have shape \(3, \d+\), found \(4, \d+\)"),
+    ],
+)
+def test_parameters_of_another_model_are_not_written(tmp_path, other, message):
+    """Those that the configuration lacks would be missing from the files."""
+    with pytest.raises(ValueError, match=f"params: .*{message}"):
+        hf.save_params(tmp_path / "model", random_params(other), UNTIED)
+    assert not (tmp_path / "model").exists()
+
+
+def test_float64_needs_x64(model):
+    with pytest.raises(ValueError, match="dtype='float64': JAX would compute in float32"):
+        hf.load_params(model, UNTIED, dtype="float64")
+    with jax.enable_x64(True):
+        params = hf.load_params(model, UNTIED, dtype="float64")
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float64"}
+
+
 def test_save_is_whole_or_nothing(tmp_path, monkeypatch):
     params = random_params(UNTIED)
 
@@ -351,6 +388,25 @@ def test_companions(tmp_path):
     assert content["eos_token_id"] == [1, 2] and "pad_token_id" not in content
     for name in ("generation_config.json", "tokenizer.json"):
         assert (tmp_path / "copy" / name).read_text() == (source / name).read_text()
+
+
+def test_a_source_without_config_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "save_file", None)
+    (tmp_path / "source").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"source/config\.json: no such file"):
+        hf.save_params(tmp_path / "copy", random_params(UNTIED), UNTIED, source=tmp_path / "source")
+
+
+def test_a_token_that_the_source_does_not_name_is_the_tokenizers(model, tmp_path):
+    file = model / "config.json"
+    given = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": None}
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+    own = types.SimpleNamespace(
+        bos_token_id=5, eos_token_id=6, pad_token_id=None, save_pretrained=lambda folder: None
+    )
+    hf.save_params(tmp_path / "copy", random_params(UNTIED), UNTIED, tokenizer=own, source=model)
+    content = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert {key: content[key] for key in given} == given | {"eos_token_id": 6}
 
 
 def test_tokenizer_is_written(tmp_path, shared_data):

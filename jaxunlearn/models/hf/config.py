@@ -57,7 +57,7 @@ def load_config(folder: str | Path, **compute: Any) -> DecoderConfig:
             hint = nearest(option, _COMPUTE)
             raise ValueError(f"load_config takes {', '.join(_COMPUTE)}, not {option!r}{hint}")
     file = Path(folder) / "config.json"
-    return _parse(_read_json(file), file, compute)
+    return _parse(read_object(file), file, compute)
 
 
 def config_json(config: DecoderConfig, dtype: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,12 @@ def _values(config: DecoderConfig, fields: Iterable[str]) -> list[Any]:
     return [getattr(config, field) for field in fields]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Reads a config.json as it is.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or it holds no JSON object; names it.
+    """
     try:
         raw = files.read_json(file)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.models import families
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.models.decoder.config import Leaf
-from jaxunlearn.models.hf.config import config_json
+from jaxunlearn.models.hf.config import config_json, read_object
 from jaxunlearn.models.hf.defaults import TOKEN_IDS
 from jaxunlearn.models.hf.frequencies import check_frequencies
 from jaxunlearn.models.hf.sharded_read import Read, read_array
@@ -79,11 +79,13 @@ def load_params(
     Raises:
       FileNotFoundError: no safetensors files.
       ValueError: a tensor that is missing, not expected or of another shape, or a damaged file; all
-        name the file and the tensor.
+        name the file and the tensor. Or float64 while JAX's x64 mode is off.
     """
     folder, tree = Path(folder), {}
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     dtype_of = lambda leaf: jnp.dtype(leaf.get(dtype) if isinstance(dtype, Mapping) else dtype)
+    for leaf in config.leaves():
+        trees.check_available("dtype", dtype_of(leaf))
     max_in_flight = max(sum(math.prod(leaf.shape) for leaf in config.leaves()) // _SHARE, _FEW)
     with contextlib.ExitStack() as stack:
         slices = _open_tensors(folder, stack)
@@ -126,7 +128,8 @@ def save_params(
 
     Args:
       folder: to be made; must not hold anything yet.
-      params: written in the dtype they have.
+      params: the parameters of the model, written in the dtypes that they have. config.json names
+        the widest of these, in which transformers then computes, so that it rounds none.
       config: the model.
       tokenizer: of transformers, written next to the tensors.
       source: the folder of the model this one comes from: its tokenizer, generation settings and
@@ -136,12 +139,16 @@ def save_params(
 
     Raises:
       FileExistsError: the folder is not empty.
-      ValueError: a model that the files of its family cannot describe.
+      FileNotFoundError: the source has no config.json.
+      ValueError: a model that the files of its family cannot describe, parameters that are not
+        those of the model, or a source whose config.json is damaged.
     """
     folder = Path(folder)
     check_free(folder)
-    describe = partial(config_json, config, str(params["embed"]["embedding"].dtype))
-    describe({})  # refuses what cannot be written before anything is
+    # What cannot be written is refused before anything is.
+    _check_params(params, config)
+    dtype = reduce(jnp.promote_types, (leaf.dtype for leaf in jax.tree.leaves(params)))
+    content = config_json(config, str(dtype), _token_ids(tokenizer, source))
     # The first process makes the folder: all others must have seen that it is free.
     hosts.wait(f"{folder} is free")
     table = tensor_table(config)
@@ -150,7 +157,7 @@ def save_params(
     if hosts.is_first():
         with files.new_folder(folder) as temporary:
             _write_tensors(temporary, shards, pull)
-            _write_companions(temporary, describe, tokenizer, source)
+            _write_companions(temporary, content, tokenizer, source)
     else:
         # Every process gives its part of every tensor, in the order in which the first one writes.
         for name in itertools.chain.from_iterable(shards.values()):
@@ -376,21 +383,49 @@ def _pull(params: Tree, tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(whole).reshape(tensor.shape)
 
 
+def _check_params(params: Tree, config: DecoderConfig) -> None:
+    """Checks that a tree holds the parameters of a model and no others, which would be left out."""
+    expected = {"/".join(leaf.path): leaf.shape for leaf in config.leaves()}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    name_of = partial(jax.tree_util.keystr, simple=True, separator="/")
+    found = {name_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    for name in expected | found:
+        if name not in expected:
+            raise ValueError(
+                f"params: {name} has no place in the model of the configuration; adapters are "
+                "merged first, by decoder.merge_adapters"
+            )
+        if name not in found:
+            raise ValueError(f"params: {name} of shape {expected[name]} is missing")
+        if found[name] != expected[name]:
+            raise ValueError(
+                f"params: {name} should have shape {expected[name]}, found {found[name]}"
+            )
+
+
+def _token_ids(
+    tokenizer: "PreTrainedTokenizerBase | None", source: str | Path | None
+) -> dict[str, Any]:
+    """The special tokens that the source names, and those of the tokenizer where it names none."""
+    given = {} if source is None else read_object(Path(source) / "config.json")
+    named = {name: given[name] for name in TOKEN_IDS if name in given}
+    own = {name: getattr(tokenizer, name, None) for name in TOKEN_IDS}
+    return named | {
+        name: token for name, token in own.items() if token is not None and named.get(name) is None
+    }
+
+
 def _write_companions(
     folder: Path,
-    describe: Callable[[dict[str, Any]], dict[str, Any]],
+    content: dict[str, Any],
     tokenizer: "PreTrainedTokenizerBase | None",
     source: str | Path | None,
 ) -> None:
     """Writes config.json, and copies or writes the tokenizer's files."""
-    token_ids: dict[str, Any] = {}
     if source is not None:
-        token_ids = json.loads((Path(source) / "config.json").read_text())
         for name in _COMPANIONS:
             if (Path(source) / name).is_file():
                 shutil.copy(Path(source) / name, folder / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        own = {name: getattr(tokenizer, name, None) for name in TOKEN_IDS}
-        token_ids = {name: token for name, token in own.items() if token is not None} | token_ids
-    (folder / "config.json").write_text(json.dumps(describe(token_ids), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
