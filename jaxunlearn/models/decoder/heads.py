@@ -45,8 +45,8 @@ Head = Callable[..., Any]
 def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """log p(label) = z_label - log sum_v exp z_v: the default head.
 
-    A label outside the vocabulary, such as -100, gets NaN: it must be masked by `jnp.where`. Its
-    gradient is 0.
+    A label outside the vocabulary, such as -100, gets a finite value that means nothing, as in
+    `objectives.token_log_probs`: it must be masked.
 
     Args:
       logits: [..., V].
@@ -66,9 +66,7 @@ def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
     chosen = jnp.sum(jnp.where(vocabulary == labels[..., None], logits, 0), -1)
     # Not in the form of `objectives.token_log_probs`, which keeps the digits of 1 - p: that takes
     # more temporary memory for PG-effects in forward mode than their bar allows.
-    logp = chosen - jax.nn.logsumexp(logits, -1)
-    # Nothing is chosen for a label outside the vocabulary, and what is left would pass for a value.
-    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), logp, jnp.nan)
+    return chosen - jax.nn.logsumexp(logits, -1)
 
 
 def label_statistics(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
