@@ -236,6 +236,7 @@ def g_by_gates(params, batch, direction, frozen=None, *, risk_fn, by, grouping):
       grouping: how leaves form rows.
     """
     probe = _probes.make(params, (direction,), by=by, grouping=grouping)
+    _probes.check_rows(params, by, grouping)
     _probes.check_read(risk_fn, params, batch, probe, "method='full'", frozen=frozen)
 
     def risk(gates):

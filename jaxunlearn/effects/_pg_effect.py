@@ -334,6 +334,7 @@ def pg_by_gates(params, batch, directions, frozen=None, *, fn, by, grouping):
     samples = shape[0]
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
     probe = _probes.make(params, directions, samples=samples, by=rows, grouping=grouping)
+    _probes.check_rows(params, by, grouping)
     _probes.check_read(fn, params, batch, probe, "method='vmap'", frozen=frozen)
 
     # A sample's gates touch that sample alone, so the gradient of the sum over samples holds the

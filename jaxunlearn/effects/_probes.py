@@ -89,9 +89,6 @@ def to_rows(gates: Mapping[Any, Any], params: Tree, by: By, grouping: Grouping) 
 
     Returns:
       [rows, K, samples].
-
-    Raises:
-      ValueError: by="layer", and rows that are not the keys of the mapping.
     """
     keys = _leaf_keys(params)
     if by == "sample":
@@ -101,14 +98,23 @@ def to_rows(gates: Mapping[Any, Any], params: Tree, by: By, grouping: Grouping) 
     if by == "tensor":
         leaves = [leaf for key in dict.fromkeys(keys) for leaf in jax.tree.leaves(gates[key])]
         return tensor_rows(leaves, groups)
-    if not rows_are_keys(params, grouping):
-        raise ValueError(
-            "gates give one value for each top-level key of the parameters"
-            f" ({', '.join(map(str, dict.fromkeys(keys)))}), but the rows by layer are"
-            f" {', '.join(group.names[0] for group in groups)}; use method='vmap' (pg_effect) or"
-            " method='full' (g_effect), or by='tensor'"
-        )
     return concatenate([gates[keys[group.leaves[0]]] for group in groups], groups)
+
+
+def check_rows(params: Tree, by: By, grouping: Grouping) -> None:
+    """Checks that gates can give the rows of a table.
+
+    Raises:
+      ValueError: by="layer", and rows that are not the top-level keys of the mapping.
+    """
+    if by == "layer" and not rows_are_keys(params, grouping):
+        keys = ", ".join(map(str, dict.fromkeys(_leaf_keys(params))))
+        rows = ", ".join(group.names[0] for group in grouping.groups(params))
+        raise ValueError(
+            f"gates give one value for each top-level key of the parameters ({keys}), but the rows"
+            f" by layer are {rows}; use method='vmap' (pg_effect) or method='full' (g_effect), or"
+            " by='tensor'"
+        )
 
 
 def rows_are_keys(params: Tree, grouping: Grouping) -> bool:

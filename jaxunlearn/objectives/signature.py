@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxunlearn.objectives.likelihood import check_known
 
@@ -245,11 +244,11 @@ def _checked(where: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{where}: expected true or false, got {value!r}")
     elif isinstance(default, float):
-        if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError(f"{where}: expected a number, got {value!r}")
         return _single(where, value)
     elif isinstance(default, int):
-        if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError(f"{where}: expected a whole number, got {value!r}")
         return int(value)
     elif isinstance(default, str) and not isinstance(value, str):
@@ -269,7 +268,7 @@ def _single(where: str, value: Real) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{where}: expected a finite number, got {number!r}")
-    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    least, most = (float(getattr(jnp.finfo(jnp.float32), name)) for name in ("tiny", "max"))
     if number and not least <= abs(number) <= most:
         raise ValueError(
             f"{where}: {number!r} must be 0, or of a size from {least:.3g} to {most:.3g}, as"
