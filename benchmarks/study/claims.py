@@ -1,8 +1,8 @@
 """What is said of the objectives, and the rules by which a run decides it.
 
 The claims are those of arXiv 2502.19301 ("the paper"), read off its text and figures, and those of
-the table by which its findings are commonly summarised ("the summary"). Every rule was written
-before the runs, and looks at one run.
+the table by which its findings are commonly summarised ("the summary"). Every rule looks at one
+run, and was written before the runs; which were mended afterwards is said in docs/fidelity.md.
 """
 
 import dataclasses

@@ -274,13 +274,8 @@ def _remove(folder: RunFolder, config: Config) -> None:
     are written there before the old run is removed.
 
     Raises:
-      ValueError: it is no run of ours, or the new run reads files of it.
+      ValueError: the new run reads files of it.
     """
-    if not folder.inputs.exists() and not _is_noted(folder):
-        raise ValueError(
-            f"{folder.path}: --overwrite removes runs alone, and there is no {folder.inputs.name};"
-            " choose another --out"
-        )
     read = {
         "model": config.model,
         "data.source": config.data.source,

@@ -209,9 +209,10 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
 def _say_what_is_late(context: UnlearnContext, name: str, profile: int) -> None:
     """Says which settings change nothing, as the steps of a finished objective are not repeated."""
     console, every = context.stages.console, context.prepared.config.evaluate.every
-    parts = tables.parts_of(context.folder.path, name, manifest.ALL_STEPS)
-    if every and not any(part.parent.name == best_step.TABLE for part in parts):
-        say(console, f"evaluate.every: {name} is finished, so none of its steps is evaluated")
+    if every:
+        parts = tables.parts_of(context.folder.path, name, manifest.ALL_STEPS)
+        if all(part.parent.name != best_step.TABLE for part in parts):
+            say(console, f"evaluate.every: {name} is finished, so none of its steps is evaluated")
     if profile:
         say(console, f"--profile: {name} is finished, so nothing is traced")
 
