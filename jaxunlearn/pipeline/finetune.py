@@ -227,7 +227,13 @@ def _last_as_base(prepared: Prepared, folder: RunFolder, plan: FineTunePlan) -> 
     """The step at which a model has seen its samples as often as the base model its own."""
     steps = 0
     if hosts.is_first():
-        steps = max(record["step"] for record in _evaluations(folder, BASE))
+        evaluations = _evaluations(folder, BASE)
+        if not evaluations:
+            raise ValueError(
+                f"{folder.metrics}: holds no evaluation of the base model, which says how long it"
+                " learned; put the file back, or start with --overwrite"
+            )
+        steps = evaluations[-1]["step"]
     steps, spec, samples = hosts.agreed(steps), prepared.config.finetune, len(prepared.finetune)
     if steps >= order.num_steps(samples, spec.batch_size, spec.epochs):
         return plan.steps

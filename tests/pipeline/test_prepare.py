@@ -166,6 +166,9 @@ def test_the_retrained_model_sees_its_samples_as_often_as_the_base_model_saw_its
     assert finetune_stage._last_as_base(run, folder, plan) == 25
     files.append(folder.metrics, numbers | {"step": 240})
     assert finetune_stage._last_as_base(run, folder, plan) == 150
+    folder.metrics.unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds no evaluation of the base model"):
+        finetune_stage._last_as_base(run, folder, plan)
 
 
 def test_more_steps_than_can_be_planned_are_refused():
