@@ -25,8 +25,8 @@ from jaxunlearn.metrics.definitions import Definition
 
 Status = Literal["recovered", "not recovered", "nothing forgotten"]
 LEAST = 0.01
-ROUNDING = 1e-6  # of differences of strengths, which are float32
 """A model whose ES fell by less than this has forgotten nothing."""
+ROUNDING = 1e-6  # of differences of strengths, which are float32
 LEVELS = 127
 """The codes of int8 are -127 .. 127."""
 INPUTS = {"kernel": -2, "embedding": -1}
