@@ -15,8 +15,8 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.metrics.definitions import Definition
 
 SHARE = 0.95
-ROUNDING = 1e-6
 """tau, the share of the retention before unlearning that must be kept."""
+ROUNDING = 1e-6  # of means of strengths, which are float32
 
 DEFINITIONS = {
     d.name: d
