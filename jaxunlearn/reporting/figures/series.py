@@ -16,8 +16,8 @@ Table = dict[str, np.ndarray]
 SGD = "sgd_change"
 
 WEIGHT_BINS = 5
-SAME_WEIGHT = 1e-6
 """The most bins of weights, see `weight_bins`."""
+SAME_WEIGHT = 1e-6
 
 
 class Series(NamedTuple):
