@@ -123,7 +123,7 @@ class Facts:
     def settled(self, name: str) -> int | None:
         """The first step after the peak of e_u from which it stays below `SETTLED` of it."""
         values = np.abs(self.curve(name))
-        large = np.flatnonzero(values > SETTLED * values.max())
+        large = np.flatnonzero(values > SETTLED * np.nanmax(values))
         after = int(large[-1]) + 1
         return int(self.measured(name)[after]) if after < len(values) else None
 

@@ -61,7 +61,7 @@ def worst_retention(run: Facts) -> Judged:
 def late_start(run: Facts) -> Judged:
     name = run.one("GA")
     values, steps = np.abs(run.curve(name)), run.measured(name)
-    began = int(steps[values > SETTLED * values.max()][0])
+    began = int(steps[values > SETTLED * np.nanmax(values)][0])
     share = began / run.steps
     return verdict_of(share >= 0.25), f"above 5 % of its peak from step {began} of {run.steps}"
 
@@ -191,18 +191,32 @@ def turns_positive(risk: str) -> Callable[[Facts], Judged]:
 
 
 def rmu_depends(run: Facts) -> Judged:
-    names = run.all_with("rmu")
-    settings = [(run.entry(n)["layer"], run.entry(n)["scale"], abs(run.peak(n)[0])) for n in names]
-    layers, scales = (sorted({s[i] for s in settings}, key=lambda v: v or 0) for i in (0, 1))
-    if not names:
-        raise Missing("no run of rmu")
-    if len(layers) < 3 or len(scales) < 3:
-        raise Missing("RMU ran at one depth and one c alone")
-    by_layer = [_spread([p for _, c, p in settings if c == scale]) for scale in scales]
-    by_scale = [_spread([p for at, _, p in settings if at == layer]) for layer in layers]
+    grid = _rmu_grid(run)
+    layers, scales = (sorted({place[i] for place in grid}) for i in (0, 1))
+    peaks = {place: abs(run.peak(name)[0]) for place, name in grid.items()}
+    by_layer = [_spread([peaks[layer, scale] for layer in layers]) for scale in scales]
+    by_scale = [_spread([peaks[layer, scale] for scale in scales]) for layer in layers]
     texts = [f"{min(s):.2g}x to {max(s):.2g}x" for s in (by_layer, by_scale)]
     found = f"peaks differ by {texts[0]} over layers and by {texts[1]} over c"
     return verdict_of(*(spread >= LARGE for spread in (*by_layer, *by_scale))), found
+
+
+def _rmu_grid(run: Facts) -> dict[tuple[float, float], str]:
+    """{(layer, c): objective} of RMU at three depths or more, with three c or more at each.
+
+    Raises:
+      Missing: RMU did not run, or not with every c at every depth.
+    """
+    names = run.all_with("rmu")
+    if not names:
+        raise Missing("no run of rmu")
+    if len(names) == 1:
+        raise Missing("RMU ran at one depth and one c alone")
+    grid = {(run.entry(n)["layer"] or 0, run.entry(n)["scale"] or 0): n for n in names}
+    layers, scales = ({place[i] for place in grid} for i in (0, 1))
+    if len(layers) < 3 or len(scales) < 3 or len(grid) < len(layers) * len(scales):
+        raise Missing("RMU did not run with three c at three depths each")
+    return grid
 
 
 def _spread(peaks: list[float]) -> float:
@@ -210,16 +224,12 @@ def _spread(peaks: list[float]) -> float:
 
 
 def last_layer_flips(run: Facts) -> Judged:
-    names = run.all_with("rmu")
-    if not names:
-        raise Missing("no run of rmu")
-    last = max(run.entry(n)["layer"] or 0 for n in names)
-    if len(names) < 2:
-        raise Missing("RMU ran at one depth alone")
+    grid = _rmu_grid(run)
+    last = max(layer for layer, _ in grid)
     flips = {
-        f"c {run.entry(n)['scale']:g}": bool((run.curve(n) > 0).any())
-        for n in names
-        if run.entry(n)["layer"] == last
+        f"c {scale:g}": bool((run.curve(name) > 0).any())
+        for (layer, scale), name in grid.items()
+        if layer == last
     }
     found = ", ".join(f"{c}: {'yes' if flip else 'no'}" for c, flip in flips.items())
     return verdict_of(*flips.values()), f"layer {last} turns positive: {found}"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxunlearn.config.schema import Config, ConfigError
+from jaxunlearn.config.train import Lora
 from jaxunlearn.core.names import check_list, nearest
 from jaxunlearn.core.paths import read_text, user_path
 
@@ -133,6 +134,9 @@ class _Reader:
 
     def read(self, kind: Any, node: yaml.Node, key: str) -> Any:
         if dataclasses.is_dataclass(kind):
+            # Read as its defaults, an empty section would train the whole model.
+            if kind is Lora and isinstance(node, yaml.MappingNode) and not node.value:
+                self._fail(node, f"{key}: is empty; give rank, or start")
             return self._dataclass(typing.cast(type, kind), node, key)
         origin, args = typing.get_origin(kind), typing.get_args(kind)
         if origin in (types.UnionType, typing.Union):

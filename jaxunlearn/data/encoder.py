@@ -82,8 +82,7 @@ class Encoder:
             return [], []
         encoded = self._encoded(rows, source)
         if encoded.dropped:
-            count = len(encoded.dropped)
-            self.notes.append(f"{source}: {count} rows over {self._context} tokens left out")
+            self._note(len(encoded.dropped), source)
         self._check_fits(encoded.sequences, source)
         self._check_vocabulary(encoded.sequences, source)
         return encoded.sequences, encoded.kept_ids.tolist()
@@ -147,6 +146,8 @@ class Encoder:
             if all(i in by_id for i in ids):
                 items.rows.append(row)
                 items.sequences.append([by_id[i] for i in ids])
+        if left_out := len(rows) - len(items.rows):
+            self._note(left_out, source)
         self._check_fits(items.rows, source)
         return items
 
@@ -163,6 +164,9 @@ class Encoder:
             too_long=self._too_long,
             source=source,
         )
+
+    def _note(self, count: int, source: str) -> None:
+        self.notes.append(f"{source}: {count} rows over {self._context} tokens left out")
 
     def _check_fits(self, fitting: Sequence[Any], source: str) -> None:
         """Refuses data of which no row fits the context."""

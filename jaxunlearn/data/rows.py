@@ -139,6 +139,29 @@ def without(rows: DataRows, others: DataRows) -> DataRows:
     return [row for row in rows if row_key(row) not in keys]
 
 
+def retained(rows: DataRows, forget: DataRows, key: str, split: str) -> DataRows:
+    """The rows of a split that are not to be forgotten.
+
+    An objective would raise the loss of the others and lower it at once, and their retention would
+    be measured against their removal.
+
+    Args:
+      rows: of the split.
+      forget: the forget set.
+      key: of the configuration that names the split.
+      split: its name.
+
+    Raises:
+      ValueError: there are none; names the key.
+    """
+    kept = without(rows, forget)
+    if not kept:
+        raise ValueError(
+            f"{key}: every row of {split!r} is also in data.forget; name a split with other rows"
+        )
+    return kept
+
+
 def used_columns(row: Mapping[str, Any], columns: Columns) -> list[str]:
     """Returns what the data call the columns that a row in its normal form was made of.
 

@@ -44,13 +44,22 @@ class GEffect(NamedTuple):
     def total(self) -> "GEffect":
         """The G-effect of the whole parameters, from that of their rows.
 
-        Values add up, norms by their squares; the cosine follows from these sums. From rows by
-        layer these are the numbers of by="total", to the last bit.
+        Values add up, norms by their squares, and cosines by the shares of their rows in both
+        norms. From rows by layer these are the numbers of by="total", to the last bit.
         """
         if self.rows is None:
             return self
-        risk_norm = None if self.risk_norm is None else trees.norm(self.risk_norm)
-        return _with_cosine(self.value.sum(), risk_norm, trees.norm(self.direction_norm), None)
+        value, direction_norm = self.value.sum(), trees.norm(self.direction_norm)
+        if self.risk_norm is None or self.cosine is None:
+            return GEffect(value, None, None, direction_norm, None)
+        risk_norm = trees.norm(self.risk_norm)
+        # Shares of norms neither overflow nor vanish, as their products may.
+        shares = [
+            norms / jnp.where(of == 0, 1, of)
+            for norms, of in ((self.risk_norm, risk_norm), (self.direction_norm, direction_norm))
+        ]
+        cosine = jnp.sum(self.cosine * shares[0] * shares[1])
+        return GEffect(value, cosine, risk_norm, direction_norm, None)
 
 
 def g_effect(
@@ -142,10 +151,10 @@ def g_effect_between(
     _checks.check_tree("risk_gradient", risk_gradient)
     _checks.check_like("direction", direction, risk_gradient, "risk_gradient")
     rows: _rows.By = "tensor" if by == "tensor" else "layer"
-    value = _dots(risk_gradient, direction, rows, grouping)
+    value, cosine = _dots(risk_gradient, direction, rows, grouping)
     risk_norm, direction_norm = (_norms(t, rows, grouping) for t in (risk_gradient, direction))
     names = tuple(_grouping.row_names(direction, by=rows, grouping=grouping))
-    effect = _with_cosine(value, risk_norm, direction_norm, names)
+    effect = GEffect(value, cosine, risk_norm, direction_norm, names)
     return effect.total() if by == "total" else effect
 
 
@@ -235,7 +244,8 @@ def g_by_gates(params, batch, direction, frozen=None, *, risk_fn, by, grouping):
       by: "layer" or "tensor".
       grouping: how leaves form rows.
     """
-    probe = _probes.make(params, (direction,), by=by, grouping=grouping)
+    directions, restore = _rounding.rounded((direction,), params)
+    probe = _probes.make(params, directions, by=by, grouping=grouping)
     _probes.check_rows(params, by, grouping)
     _probes.check_read(risk_fn, params, batch, probe, "method='full'", frozen=frozen)
 
@@ -245,7 +255,9 @@ def g_by_gates(params, batch, direction, frozen=None, *, risk_fn, by, grouping):
 
     gates, count = jax.grad(risk, has_aux=True)(probe["gates"])
     # One direction, and one gate for all samples.
-    return _probes.to_rows(gates, params, by, grouping)[:, 0, 0], count
+    values = trees.wide(_probes.to_rows(gates, params, by, grouping)[:, 0, 0])
+    # Counts are added up over batches: their own type may be too narrow for the sum.
+    return restore(values[None])[0], jnp.asarray(count).astype(values.dtype)
 
 
 def _by_gates(
@@ -268,24 +280,15 @@ def _by_gates(
     return sums / counts
 
 
-def _with_cosine(
-    value: jax.Array,
-    risk_norm: jax.Array | None,
-    direction_norm: jax.Array,
-    rows: tuple[str, ...] | None,
-) -> GEffect:
-    if risk_norm is None:
-        return GEffect(value, None, None, direction_norm, rows)
-    zero = (risk_norm == 0) | (direction_norm == 0)
-    # Divided one norm after the other: their product may overflow or vanish.
-    cosine = jnp.where(zero, 0, value / jnp.where(zero, 1, risk_norm))
-    cosine = cosine / jnp.where(zero, 1, direction_norm)
-    return GEffect(value, cosine, risk_norm, direction_norm, rows)
-
-
 @partial(jax.jit, static_argnames=("by", "grouping"))
 def _dots(a, b, by, grouping):
-    return _rows.layer_dots(a, b, by=by, grouping=grouping)
+    """Inner products row by row, and cosines: of trees scaled so that these do not vanish."""
+    dots = partial(_rows.layer_dots, by=by, grouping=grouping)
+    unit_a, unit_b = (trees.scaled(tree)[0] for tree in (a, b))
+    norms = [jnp.sqrt(dots(unit, unit)) for unit in (unit_a, unit_b)]
+    zero = (norms[0] == 0) | (norms[1] == 0)
+    a_norm, b_norm = (jnp.where(zero, 1, norm) for norm in norms)
+    return dots(a, b), jnp.where(zero, 0, dots(unit_a, unit_b) / a_norm / b_norm)
 
 
 @partial(jax.jit, static_argnames=("by", "grouping"))

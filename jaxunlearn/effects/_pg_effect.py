@@ -135,7 +135,13 @@ def _check_directions(
     if not directions:
         raise ValueError(f"{caller} needs at least one direction")
     for name, tree in directions.items():
-        _checks.check_direction(f"directions[{name!r}]", tree, params, frozen)
+        try:
+            _checks.check_direction(f"directions[{name!r}]", tree, params, frozen)
+        except ValueError as error:
+            if jax.tree.structure(directions) != jax.tree.structure(params):
+                raise
+            hint = "directions looks like the parameters; give {'retain': gradient}"
+            raise ValueError(f"{caller}: {hint}, a mapping of names to such trees") from error
 
 
 def _over_batches(

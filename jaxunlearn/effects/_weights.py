@@ -47,7 +47,8 @@ def guide_weights(
 
     Returns:
       Float32 or wider, of the same shape: never negative, 0 outside the mask, mean 1 inside; all 0
-      where nothing is left that removes more than it harms.
+      where nothing is left that removes more than it harms. Effects or norms that are not finite
+      make weights of NaN: a run must not take them for "nothing is left".
 
     Raises:
       ValueError: shapes that differ.
@@ -71,8 +72,8 @@ def guide_weights(
     largest = jnp.max(score, initial=0)
     # In units of the largest score, so that the mean neither overflows nor vanishes.
     share = score / jnp.where(largest > 0, largest, 1)
-    # Where the score is 0 the weight is too, also for a power of 0 (0**0 is 1).
-    share = jnp.where(share > 0, share**power, 0)
+    # Where the score is 0 the weight is too, also for a power of 0 (0**0 is 1), and NaN stays NaN.
+    share = jnp.where((share == 0) | jnp.isnan(share), share, share**power)
     mean = jnp.sum(share) / jnp.maximum(jnp.sum(labels, dtype=share.dtype), 1)
     return share / jnp.where(mean > 0, mean, 1)
 
@@ -83,4 +84,4 @@ def _reach(values: jax.Array, norm: ArrayLike) -> jax.Array:
     It is 0 everywhere where the risk gradient is 0.
     """
     norm = jnp.asarray(norm)
-    return jnp.maximum(jnp.where(norm > 0, -values / norm, 0), 0)
+    return jnp.maximum(jnp.where(norm == 0, 0, -values / norm), 0)

@@ -162,7 +162,7 @@ class FineTuneOn:
                         record, by_layer = self._evaluate(context, model, step, trainer.params)
                     records.append(record)
                     layers += by_layer
-                    progress(step, nll=record["forget_nll"], es=record["forget_es"])
+                    progress(step, nll=record["forget_nll"], es=_number(record["forget_es"]))
                 if step < steps:
                     inputs = ahead.take(step)
                     trainer.update(inputs.rows, context.settings.lr)
@@ -278,7 +278,7 @@ class ChangeWeights:
             with stage.part("evaluate"):
                 stats = statistics.statistics(weights(params), context.forget, context.model)
             records.append(record(model, self.name, len(self.ids), step, stats, unseen))
-            progress(step, nll=records[-1]["forget_nll"], es=records[-1]["forget_es"])
+            progress(step, nll=records[-1]["forget_nll"], es=_number(records[-1]["forget_es"]))
         return Result(strengths_before(context.base_strength, unseen), records, [])
 
 
@@ -321,18 +321,20 @@ def record(
       step: updates made.
       stats: of D_u.
       unseen: [n] bool, the samples of D_u that the attack does not show; where there are none,
-        their columns are None.
+        their columns are None. Strengths are None where the NLL of D_u is not finite: such a model
+        has no most likely tokens.
     """
     rest = Statistics(*(x[unseen] for x in stats)) if unseen.any() else None
+    strength = _mean if np.isfinite(stats.nll) else lambda values: None
     return {
         "model": model,
         "attack": attack,
         "samples": samples,
         "step": step,
         "forget_nll": stats.nll,
-        "forget_es": _mean(stats.extraction_strength),
+        "forget_es": strength(stats.extraction_strength),
         "unseen_nll": rest.nll if rest else None,
-        "unseen_es": _mean(rest.extraction_strength) if rest else None,
+        "unseen_es": strength(rest.extraction_strength) if rest else None,
     }
 
 
@@ -347,6 +349,10 @@ def strengths_before(strength: np.ndarray, unseen: np.ndarray) -> dict[str, floa
         "forget_es": _mean(strength),
         "unseen_es": _mean(strength[unseen]) if unseen.any() else None,
     }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _mean(values: np.ndarray) -> float:

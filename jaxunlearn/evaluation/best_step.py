@@ -83,7 +83,8 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
       retained_before: the retain ES before unlearning; without it no step has a least forget ES.
 
     Returns:
-      {"evaluated", "least_forget_es", "best_forget_quality"}, see `summarise`.
+      {"evaluated", "least_forget_es", "best_forget_quality"}, see `summarise`; the last is None
+      where a step has no forget quality.
     """
     # --- the least forget ES, among steps that keep enough of the retain ES -----------------------
     least = None
@@ -96,11 +97,14 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
             least = {"step": step, "forget_es": forget, "retain_es": retain}
 
     # --- the best forget quality ------------------------------------------------------------------
+    # Only where every step was compared with a retrained model: otherwise the last one, which a
+    # later evaluation may have compared with one, would be the best of itself.
     best = None
-    for step in sorted(by_step):
-        quality = _value(by_step[step], *QUALITY, "forget")
-        if quality is not None and (best is None or quality > best["value"]):
-            best = {"step": step, "value": quality}
+    qualities = {step: _value(by_step[step], *QUALITY, "forget") for step in sorted(by_step)}
+    if all(quality is not None for quality in qualities.values()):
+        for step, quality in qualities.items():
+            if quality is not None and (best is None or quality > best["value"]):
+                best = {"step": step, "value": quality}
     return {
         "evaluated": sorted(by_step),
         "least_forget_es": least,

@@ -1,5 +1,6 @@
 """Answers in text: decodes batches of prompts with a tokenizer, greedily or by sampling."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -79,6 +80,9 @@ def continuations(
 ) -> list[str]:
     """Lets the model continue prompts that are encoded already, see `answers`.
 
+    A continuation also ends where the model's context is full: how far that of one prompt goes
+    does not depend on the length of the others.
+
     Args:
       params, config, tokenizer: as in `answers`.
       encoded: prompts, [T] int32 each, BOS first where the tokenizer has one.
@@ -88,25 +92,31 @@ def continuations(
       The texts up to EOS, in the order of the prompts, special tokens left out.
 
     Raises:
-      ValueError: as `answers`.
+      ValueError: a prompt that fills the context, a tokenizer without EOS, or a bad option.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     eos(tokenizer)
-    _check_room(encoded, lambda i: tokenizer.decode(encoded[i]), max_new_tokens, config)
+    _check_room(encoded, lambda i: tokenizer.decode(encoded[i]), 1, config)
     texts = [""] * len(encoded)
     for ids in _batches(encoded, batch_size):
+        prompts, widths = _padded([encoded[i] for i in ids], most=config.context - max_new_tokens)
+        # Rows of a batch end at the same column, those of long prompts beyond their context: what
+        # is written there is cut off below, and what was written before does not depend on it.
+        room = max(config.context, prompts.shape[1] + max_new_tokens)
         tokens, lengths = decode.generate(
             params,
-            *_padded([encoded[i] for i in ids], most=config.context - max_new_tokens),
-            config,
+            prompts,
+            widths,
+            dataclasses.replace(config, context=room),
             max_new_tokens=max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             sampling=sampling,
             key=None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, ids),
         )
         for i, row, length in zip(ids, np.asarray(tokens), np.asarray(lengths), strict=True):
-            texts[i] = tokenizer.decode(row[:length], skip_special_tokens=True)
+            end = min(length, config.context - len(encoded[i]))
+            texts[i] = tokenizer.decode(row[:end], skip_special_tokens=True)
     return texts
 
 
@@ -121,9 +131,10 @@ def _batches(encoded: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndar
 
 
 def _padded(batch: list[np.ndarray], most: int) -> tuple[jax.Array, jax.Array]:
-    """Prompts [B, P], padded on the left, and their lengths [B]."""
+    """Prompts [B, P], padded on the left to `most` at most, if it fits, and their lengths [B]."""
     lengths = np.array([len(prompt) for prompt in batch], np.int32)
-    width = min(-(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP, most)
+    longest = int(lengths.max())
+    width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max(longest, most))
     rows = [np.pad(prompt, (width - len(prompt), 0)) for prompt in batch]
     return jnp.asarray(np.stack(rows)), jnp.asarray(lengths)
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn import objectives
+from jaxunlearn.config.schema import Guide, Objective
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data import encoding, packing
 from jaxunlearn.data.packing import unpack
@@ -165,8 +167,8 @@ def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
         # model was probably trained on them before.
         rows = sources.require(name, "finetune.splits") if spec.epochs else sources.find(name)
         training_rows.append(rows or [])
-    if any(spec.retain is not None for spec in context.config.objectives.values()):
-        # Retain terms draw from what is not measured.
+    if any(_reads_retain(name, spec) for name, spec in context.config.objectives.items()):
+        # Retain terms and guided weights read what is not measured.
         pool, measured = (sources.find(name) or [] for name in (data.retain, data.measured_retain))
         training_rows.append(without(pool, measured))
     training_keys = {row_key(row) for rows in training_rows for row in rows}
@@ -174,8 +176,20 @@ def check_unseen(context: Context, holdout: DataRows, split: str) -> None:
         if row_key(row) in training_keys:
             raise ValueError(
                 f"{split}:{i}: the row is also in the data that the run forgets, was fine-tuned on"
-                f" or draws from for retain terms, so it is not held out: {title(row)!r}"
+                f" or draws from for retain terms or guided weights, so it is not held out:"
+                f" {title(row)!r}"
             )
+
+
+def _reads_retain(name: str, spec: Objective) -> bool:
+    """Whether an objective reads samples to retain, as far as its configuration tells.
+
+    Losses of users' own are not imported for models that are finished: of these a section `guide`
+    tells.
+    """
+    loss = spec.loss or name
+    guided = loss in objectives.names() and "guide" in objectives.get(loss, **spec.hyper).needs
+    return spec.retain is not None or guided or spec.guide != Guide()
 
 
 def _encode(context: Context, holdout: DataRows, split: str) -> Texts:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.encoder import Items
-from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.rows import DataRows, without
 from jaxunlearn.data.sources import sibling
 from jaxunlearn.evaluation.suite import (
     NO_QUESTIONS,
@@ -128,7 +128,7 @@ def _paraphrased(context: Context, over: str, split: str) -> DataRows | None:
     """
     key = f"{over}_paraphrased"
     name, rows = find_split(context, key, split)
-    paraphrased = paraphrased_rows(rows or [])
+    paraphrased = paraphrased_rows(_measured(context, over, rows))
     if paraphrased is not None:
         return paraphrased
     if getattr(context.splits, key) is not None:
@@ -141,7 +141,14 @@ def _paraphrased(context: Context, over: str, split: str) -> DataRows | None:
         _, rows = find_split(context, "forget_perturbed", perturbed)
     else:
         rows = context.sources.find(perturbed)
-    return paraphrased_rows(rows or [])
+    return paraphrased_rows(_measured(context, over, rows))
+
+
+def _measured(context: Context, over: str, rows: DataRows | None) -> DataRows:
+    """The rows of one of the two sets: none of D_r is to be forgotten."""
+    if over == "forget":
+        return rows or []
+    return without(rows or [], own_set(context, "forget")[1] or [])
 
 
 def paraphrased_rows(rows: DataRows) -> DataRows | None:
@@ -154,6 +161,9 @@ def paraphrased_rows(rows: DataRows) -> DataRows | None:
 def recited_questions(sets: dict[str, Items], count: int | None, context: int) -> RecitedQuestions:
     """The first rows of each set that are questions and whose continuations have room.
 
+    A row has room if its answer and `EXTRA_TOKENS` fit after any prefix of the answer, which may
+    take a few more tokens alone than within the answer.
+
     Args:
       sets: encoded rows, one sequence each.
       count: rows of each set; None for all.
@@ -165,13 +175,15 @@ def recited_questions(sets: dict[str, Items], count: int | None, context: int) -
         for row, (sequence,) in zip(items.rows[:count], items.sequences[:count], strict=True)
         if "question" in row
     ]
-    max_new_tokens = max((sample.labels for *_, sample in first), default=0) + EXTRA_TOKENS
-    room = context - max_new_tokens - EXTRA_TOKENS
-    fitting = [(over, row) for over, row, sample in first if len(sample.tokens) <= room]
+    fitting = [
+        (over, row, sample)
+        for over, row, sample in first
+        if len(sample.tokens) + 2 * EXTRA_TOKENS <= context
+    ]
     return RecitedQuestions(
-        [over for over, _ in fitting],
-        [row for _, row in fitting],
-        max_new_tokens,
+        [over for over, *_ in fitting],
+        [row for _, row, _ in fitting],
+        max((sample.labels for *_, sample in fitting), default=0) + EXTRA_TOKENS,
     )
 
 

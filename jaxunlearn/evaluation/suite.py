@@ -14,7 +14,7 @@ from jaxunlearn.core.trees import Tree
 from jaxunlearn.data.digests import of_samples
 from jaxunlearn.data.encoder import Encoder, Items
 from jaxunlearn.data.planning import Sample
-from jaxunlearn.data.rows import DataRows
+from jaxunlearn.data.rows import DataRows, retained
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.evaluation.generate import continuations
 from jaxunlearn.metrics.definitions import Definition
@@ -120,15 +120,22 @@ def own_set(context: Context, key: str) -> tuple[str, DataRows | None]:
       key: "forget" or "measured_retain", a key of the section `data`.
 
     Returns:
-      The name of its split, and its rows; None where it has the default name and is not there.
+      The name of its split, and its rows, those of the forget set left out of D_r; None where it
+      has the default name and is not there.
 
     Raises:
-      ValueError, OSError: it is named and not there, or cannot be read.
+      ValueError, OSError: it is named and not there, cannot be read, or all of D_r is to be
+        forgotten.
     """
     name = getattr(context.config.data, key)
     if name == getattr(Data, key):
-        return name, context.sources.find(name) or None
-    return name, context.sources.require(name, f"data.{key}")
+        rows = context.sources.find(name) or None
+    else:
+        rows = context.sources.require(name, f"data.{key}")
+    if key == "forget" or rows is None:
+        return name, rows
+    forget = own_set(context, "forget")[1] or []
+    return name, retained(rows, forget, f"data.{key}", name)
 
 
 def lacks_set(context: Context, key: str) -> str:

@@ -1,8 +1,10 @@
 """The TOFU suite: the TOFU metrics of a model on each set of the data, and its log."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +45,7 @@ SPLIT_KEYS = {
     "world_facts": "world_facts_perturbed",
 }
 """The key of `evaluate.splits` that names the split of each set."""
+OVER_UTILITY = "+".join(tofu.UTILITY_SETS)
 OVER = ", ".join(SPLIT_KEYS)
 """The set in rows of numbers that no set has."""
 
@@ -57,7 +60,7 @@ class Questions(NamedTuple):
 
     Attributes:
       prompts: of each set, encoded.
-      max_new_tokens: most tokens of an answer.
+      max_new_tokens: most tokens of an answer; it also ends where the context is full.
     """
 
     prompts: dict[str, list[np.ndarray]]
@@ -88,10 +91,12 @@ def tofu_suite(context: Context) -> Suite:
 
     def measure(name: str, params: Tree) -> MetricRows:
         losses = split_losses(statistics.statistics(params, split, context.model), sets)
+        if any(np.isnan(loss).any() for loss, _ in losses.values()):
+            return _missing("the model's loss is not a number")
         texts = _texts(context, params, questions, sets)
         log = {over: set_log(over, *losses[over], texts[over]) for over in sets}
         _write(log, context.log_file(name))
-        return table_rows(log, _retain_log(context))
+        return table_rows(log, _retain_log(context), absent)
 
     return Suite(settings, measure)
 
@@ -106,12 +111,17 @@ def split_names(forget: str) -> dict[str, str]:
 
 def _no_suite(reason: str) -> Suite:
     """The suite of data that have none of its sets: every number has the reason."""
-    missing = [
+    missing = _missing(reason)
+    settings = {"absent": reason, "definitions": versions(tofu.DEFINITIONS)}
+    return Suite(settings, lambda name, params: missing)
+
+
+def _missing(reason: str) -> MetricRows:
+    """A row of every number, with the reason why there is none."""
+    return [
         missing_row(name.partition(".")[0], OVER, reason, definition)
         for name, definition in tofu.DEFINITIONS.items()
     ]
-    settings = {"absent": reason, "definitions": versions(tofu.DEFINITIONS)}
-    return Suite(settings, lambda name, params: missing)
 
 
 def _sets(context: Context) -> tuple[dict[str, Items], dict[str, str]]:
@@ -183,10 +193,10 @@ def _questions(context: Context, sets: dict[str, Items]) -> Questions:
         name: [context.encoder.question(row) for row in items.rows[: context.generate]]
         for name, items in sets.items()
     }
-    longest = max(
+    shortest = min(
         (len(prompt) for set_prompts in prompts.values() for prompt in set_prompts), default=0
     )
-    return Questions(prompts, min(MAX_NEW_TOKENS, context.model.context - longest))
+    return Questions(prompts, min(MAX_NEW_TOKENS, context.model.context - shortest))
 
 
 # ------------------------------------------------------------------------------- one model
@@ -291,12 +301,17 @@ def _compared_with(context: Context) -> str | None:
     return f"{file.name} {files.sha256(file)[:16]}"
 
 
-def table_rows(log: dict[str, SetLog], retain_log: dict[str, SetLog] | None) -> MetricRows:
+def table_rows(
+    log: dict[str, SetLog],
+    retain_log: dict[str, SetLog] | None,
+    absent: Mapping[str, str] = MappingProxyType({}),
+) -> MetricRows:
     """The metrics of a log, with a reason for each that is missing.
 
     Args:
       log: of the model.
       retain_log: of a model that never saw the forget set, if there is one.
+      absent: {set: why the data lack it}.
     """
     comparable = "forget" in log and (retain_log is None or "forget" in retain_log)
     rows = tofu.table(log, retain_log if comparable else None)
@@ -305,9 +320,14 @@ def table_rows(log: dict[str, SetLog], retain_log: dict[str, SetLog] | None) -> 
         for name, set_log in log.items()
         if (reason := _no_rouge(set_log)) is not None
     ]
+    missing += [row for name, reason in absent.items() for row in tofu.missing_rows(name, reason)]
+    if absent.keys() >= set(tofu.UTILITY_SETS):
+        reason = "; ".join(dict.fromkeys(absent[name] for name in tofu.UTILITY_SETS))
+        definition = tofu.DEFINITIONS["model_utility.geometric"]
+        missing.append(missing_row("model_utility", OVER_UTILITY, reason, definition))
     if retain_log is None or not comparable:
-        reason = "one of the two logs lacks the forget set"
-        if retain_log is None:
+        reason = absent.get("forget", "one of the two logs lacks the forget set")
+        if "forget" in log and retain_log is None:
             reason = f"{NO_RETRAINED}, or give its log (evaluate.retain_log, --retain-log)"
         definition = tofu.DEFINITIONS["forget_quality.geometric"]
         missing.append(missing_row("forget_quality", "forget", reason, definition))

@@ -83,10 +83,12 @@ def sample_rows(split: str, stats: Statistics, weights: np.ndarray | None = None
 
 
 def confidence_rows(stats: Statistics) -> TableRows:
-    """Rows of the table `confidence`: mean and quantiles of log10 (1/p) over the label tokens."""
+    """Rows of the table `confidence`: log10 of the mean and of quantiles of 1/p over the labels."""
     inverse = -stats.logp[stats.mask].astype(np.float64) / np.log(10)
     largest = inverse.max()  # the mean of 1/p overflows long before its logarithm does
-    mean = largest + np.log10(np.mean(10.0 ** (inverse - largest)))
+    mean = largest
+    if np.isfinite(largest):
+        mean += np.log10(np.mean(10.0 ** (inverse - largest)))
     values = {"mean": mean} | {n: np.quantile(inverse, q) for n, q in QUANTILES.items()}
     return [{"statistic": n, "log10_inverse": float(v)} for n, v in values.items()]
 

@@ -141,7 +141,8 @@ def _likelihood_rows(
                 for (i, t), place in rows.token_places(split, stats[0].mask)
             ]
     names = {"layer": effects.layer_names, "tensor": effects.tensor_names}
-    for kind in names.keys() & set(by):
+    # In the order of `names`: a set's differs from process to process, and all must gather in turn.
+    for kind in (kind for kind in names if kind in by):
         values = gradients.row_effects(before, model, split, {"step": step}, kind)["step"]
         columns_of = names[kind](before, grouping=GROUPING)
         by_sample += [

@@ -99,7 +99,9 @@ def min_k_score(logp: np.ndarray, mask: np.ndarray, *, k: float = SHARE) -> np.n
     count = np.maximum((_tokens(mask) * k).astype(int), 1)
     lowest = np.sort(np.where(mask, np.asarray(logp, np.float64), np.inf), axis=1)
     counts = np.arange(lowest.shape[1]) < count[:, None]
-    return np.where(counts, lowest, 0).sum(-1) / count
+    scores = np.where(counts, lowest, 0).sum(-1) / count
+    # NaN sorts behind what fills the rows up, and would not count.
+    return np.where(np.isnan(lowest).any(-1), np.nan, scores)
 
 
 def min_k_plus_plus_score(

@@ -142,8 +142,8 @@ def table(
 
     Returns:
       Rows {"metric", "set", "value", "definition", "version"}; those of an AUC also have "low" and
-      "high", the ends of its 95 % interval. A PrivLeak that is not defined (see `privleak`) is
-      None, with a "reason".
+      "high", the ends of its 95 % interval. A PrivLeak that is not defined (see `privleak`), and
+      both where a score of the model is NaN, are None, with a "reason".
 
     Raises:
       ValueError: the mappings hold different attacks.
@@ -156,8 +156,14 @@ def table(
             )
     rows = []
     for attack in forget:
-        area = auc_interval(forget[attack], holdout[attack], seed=seed)
         definition = DEFINITIONS[f"mia.{attack}"]
+        if np.isnan([*forget[attack], *holdout[attack]]).any():
+            reason = "the score of a text is not a number"
+            rows.append(missing_row(f"mia_{attack}", "forget, holdout", reason, definition))
+            if retain_model is not None:
+                rows.append(_no_privleak(f"privleak_{attack}", reason))
+            continue
+        area = auc_interval(forget[attack], holdout[attack], seed=seed)
         ends = {"low": area.low, "high": area.high}
         rows.append(metric_row(f"mia_{attack}", "forget, holdout", area.value, definition, **ends))
         if retain_model is not None:
@@ -167,12 +173,15 @@ def table(
 
 
 def _privleak_row(name: str, model_auc: float, retain_auc: float) -> dict[str, Any]:
-    definition = DEFINITIONS["privleak"]
     try:
         value = privleak(model_auc, retain_auc)
     except ValueError as error:
-        return missing_row(name, "forget, holdout", str(error), definition)
-    return metric_row(name, "forget, holdout", value, definition)
+        return _no_privleak(name, str(error))
+    return metric_row(name, "forget, holdout", value, DEFINITIONS["privleak"])
+
+
+def _no_privleak(name: str, reason: str) -> dict[str, Any]:
+    return missing_row(name, "forget, holdout", reason, DEFINITIONS["privleak"])
 
 
 def _auc(members: np.ndarray, others: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.metrics.definitions import Definition
 
-Status = Literal["recovered", "not recovered", "nothing forgotten"]
+Status = Literal["recovered", "not recovered", "nothing forgotten", "diverged"]
 LEAST = 0.01
 """A model whose ES fell by less than this has forgotten nothing."""
 ROUNDING = 1e-6  # of differences of strengths, which are float32
@@ -62,9 +62,10 @@ class Recovery(NamedTuple):
     """The recovery of forgotten data under an attack.
 
     Attributes:
-      status: whether they came back, or were never forgotten.
+      status: whether they came back, or were never forgotten; "diverged" where the model broke
+        before they did.
       step: the first step at which enough of them is back, if there is one.
-      tried: the last step evaluated.
+      tried: the last step evaluated, of those at which the model was not broken.
       target: the ES to reach, None where nothing was forgotten.
     """
 
@@ -75,16 +76,20 @@ class Recovery(NamedTuple):
 
 
 def steps_to_recover(
-    es_by_step: Mapping[int, float], before: float, unlearned: float, *, share: float = 0.5
+    es_by_step: Mapping[int, float | None],
+    before: float,
+    unlearned: float | None,
+    *,
+    share: float = 0.5,
 ) -> Recovery:
     """The first step at which a share of the forgotten extraction strength is back.
 
     ES >= ES_unlearned + share (ES_before - ES_unlearned), at a step that was evaluated.
 
     Args:
-      es_by_step: ES after so many steps of the attack.
+      es_by_step: ES after so many steps of the attack; None where the model was broken.
       before: ES before unlearning.
-      unlearned: ES after unlearning, before the attack.
+      unlearned: ES after unlearning, before the attack; None likewise.
       share: the share of the forgotten ES that counts as recovery.
 
     Returns:
@@ -105,13 +110,17 @@ def steps_to_recover(
         raise ValueError("steps_to_recover needs at least one evaluated step, got none")
     if not 0 < share <= 1:
         raise ValueError(f"share={share} must be in (0, 1]")
-    tried = max(es_by_step)
+    known = {step: es for step, es in es_by_step.items() if es is not None}
+    if unlearned is None or not known:
+        return Recovery("diverged", None, 0, None)
+    tried = max(known)
     if before - unlearned < LEAST - ROUNDING:
         return Recovery("nothing forgotten", None, tried, None)
     target = unlearned + share * (before - unlearned)
-    reached = [step for step, es in es_by_step.items() if es >= target - ROUNDING]
+    reached = [step for step, es in known.items() if es >= target - ROUNDING]
     if not reached:
-        return Recovery("not recovered", None, tried, target)
+        status: Status = "diverged" if len(known) < len(es_by_step) else "not recovered"
+        return Recovery(status, None, tried, target)
     return Recovery("recovered", min(reached), tried, target)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxunlearn.metrics.definitions import Definition, metric_row
+from jaxunlearn.metrics.definitions import Definition, metric_row, missing_row
 from jaxunlearn.metrics.ks import KsTest, ks_test
 from jaxunlearn.metrics.tofu_log import NORMALISED, SetLog
 
@@ -238,7 +238,8 @@ def table(
       `ks_distance` where there is a retain log. What cannot be computed has no row.
 
     Raises:
-      ValueError: a retain log, but one of the two logs lacks the forget set.
+      ValueError: a retain log, but one of the two logs lacks the forget set, or their forget sets
+        differ in size.
     """
     measures = {name: set_metrics(name, set_log, mean=mean) for name, set_log in log.items()}
     rows = [
@@ -253,6 +254,20 @@ def table(
         for metric, value in zip(("forget_quality", "ks_distance"), quality, strict=True):
             rows.append(metric_row(metric, "forget", value, DEFINITIONS[f"{metric}.{mean}"]))
     return rows
+
+
+def missing_rows(name: str, reason: str, *, mean: Mean = "geometric") -> list[dict[str, Any]]:
+    """The rows of the measures of a set that the data lack.
+
+    Args:
+      name: the set, as in `set_metrics`.
+      reason: why it is not there.
+      mean: see `log_truth_ratio`.
+    """
+    return [
+        missing_row(measure, name, reason, DEFINITIONS[_definition(measure, name, mean)])
+        for measure in ("probability", "rouge", "truth_ratio")
+    ]
 
 
 def _utility_rows(
@@ -298,11 +313,17 @@ def _forget_quality(
     for which, sets in (("model", log), ("retain model", retain_log)):
         if "forget" not in sets:
             raise ValueError(f"the {which}'s log lacks the set 'forget'; it has {', '.join(sets)}")
-    ratios = (
-        log_truth_ratio(sets["forget"].paraphrase_loss, sets["forget"].perturbed_loss, mean=mean)
-        for sets in (log, retain_log)
+    own, other = log["forget"], retain_log["forget"]
+    shapes = [np.shape(sets.perturbed_loss) for sets in (own, other)]
+    if shapes[0] != shapes[1]:
+        items = [f"{n} items with {k} wrong answers" for n, k in shapes]
+        raise ValueError(
+            f"the set 'forget' has {items[0]}, in the retain model's log {items[1]}: the logs are"
+            " of different forget sets"
+        )
+    return forget_quality(
+        *(log_truth_ratio(s.paraphrase_loss, s.perturbed_loss, mean=mean) for s in (own, other))
     )
-    return forget_quality(*ratios)
 
 
 def _losses(loss: np.ndarray) -> np.ndarray:

@@ -185,7 +185,9 @@ def _read_set(columns: Any, where: str) -> SetLog:
     indices = sorted(by_index["answer_loss"])
     for field, values in by_index.items():
         odd = by_index["answer_loss"].keys() ^ values.keys()
-        if odd if field not in GENERATED else odd & values.keys():
+        if field in GENERATED:  # which some items may lack
+            odd &= values.keys()
+        if odd:
             raise ValueError(
                 f"{where}: {KEYS['answer_loss']} and {KEYS[field]} have different items: index "
                 f"{min(odd)} is in one of them alone"

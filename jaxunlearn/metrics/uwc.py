@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn.core import trees
 from jaxunlearn.core.trees import Tree
 from jaxunlearn.metrics.definitions import Definition
 
@@ -124,10 +125,15 @@ def mix(before: Tree, unlearned: Tree, alpha: float) -> Tree:
     >>> mix({"w": jnp.ones(1)}, {"w": jnp.zeros(1)}, 0.25)["w"].tolist()
     [0.75]
     """
-    return _mix(before, unlearned, jnp.float32(alpha))
+    return _mix(before, unlearned, jnp.asarray(alpha, float))
 
 
 @jax.jit
 def _mix(before, unlearned, alpha):
-    mean = lambda a, b: ((1 - alpha) * a + alpha * b).astype(a.dtype)
+    def mean(a, b):
+        weight = alpha.astype(trees.wide(a).dtype)
+        mixed = ((1 - weight) * a + weight * b).astype(a.dtype)
+        # 0 times infinity is no number: the ends are taken as they are.
+        return jnp.where(weight == 0, a, jnp.where(weight == 1, b, mixed))
+
     return jax.tree.map(mean, before, unlearned)

@@ -82,6 +82,11 @@ class BatchLoss:
 
     def __post_init__(self) -> None:
         objective = self.objective
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"BatchLoss: objective is a {type(objective).__name__}; expected an Objective, as"
+                " objectives.get returns it"
+            )
         if objective.kind != "log_probs" or "substitute" in objective.needs:
             raise ValueError(
                 f"{objective.name} is a loss of {', '.join(objective.arrays)}; BatchLoss computes"

@@ -206,6 +206,8 @@ def get_retain(name: str, /, **hyper: Any) -> Objective:
 def _resolve(
     what: str, name: str, table: Mapping[str, Definition], hyper: dict[str, Any]
 ) -> Objective:
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: expected a name, got {name!r}")
     if ":" in name:
         return _objective(name, _own_definition(name), hyper)
     check_known(what, name, table)

@@ -105,7 +105,11 @@ def array_names(name: str, loss: Loss) -> tuple[str, ...]:
     """
     arrays = _regular_arguments(name, loss)
     for array in arrays:
-        check_known(f"array of {name}", array, ARRAYS)
+        try:
+            check_known(f"array of {name}", array, ARRAYS)
+        except ValueError as error:
+            hint = f"a hyper-parameter is keyword-only: write `*, {array}=..`"
+            raise ValueError(f"{error}; {hint}") from None
     _check_kind(name, arrays)
     return arrays
 

@@ -22,6 +22,7 @@ from jaxunlearn.pipeline.evaluation_stage import (
     measure_models,
     models_of,
     request,
+    suite_notes,
 )
 from jaxunlearn.pipeline.prepare import make_stages, prepare
 from jaxunlearn.pipeline.resume import check_finished, open_results
@@ -148,6 +149,7 @@ def _evaluate_run(
     with locked(folder), jax.set_mesh(prepared.mesh):
         check_finished(folder, prepared, console)
         evaluation = build_run_evaluation(prepared, folder, requested, RETRAINED in names)
+        say(console, *suite_notes(evaluation, prepared.notes))
         measure_models(
             evaluation, folder, names, make_stages(prepared, folder, console, interrupts=interrupts)
         )
@@ -178,6 +180,7 @@ def _evaluate_model(
     with jax.set_mesh(subject.mesh):
         # Bad data are refused before the folder is made.
         evaluation = build_evaluation(subject, folder, requested, list(others), load)
+    say(console, *suite_notes(evaluation, ()))
     with open_results(folder, digests, config), jax.set_mesh(subject.mesh):
         measure_models(
             evaluation, folder, names, make_stages(subject, folder, console, interrupts=interrupts)

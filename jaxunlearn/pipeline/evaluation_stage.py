@@ -208,6 +208,17 @@ def build_evaluation(
     return make_suites(context, requested.suites)
 
 
+def suite_notes(evaluation: Evaluation, said: Sequence[str]) -> tuple[str, ...]:
+    """Sentences on rows that suites left out.
+
+    Args:
+      evaluation: the suites.
+      said: what was said of the rows of the run, whose sets suites read too.
+    """
+    notes = dict.fromkeys(evaluation.context.encoder.notes)
+    return tuple(note for note in notes if note not in said)
+
+
 def models_of(objectives: Sequence[str], retrained: bool) -> list[str]:
     """The models to measure, in order; the retrained model is first, others are compared with it.
 

@@ -1,7 +1,7 @@
 """Reads and checks the inputs of a run before anything is written or computed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -11,14 +11,14 @@ from jaxunlearn.core.devices import peak_flops
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.data.planning import Sample
 from jaxunlearn.data.refusals import Refusals
-from jaxunlearn.data.rows import DataRows, without
+from jaxunlearn.data.rows import DataRows, retained, without
 from jaxunlearn.data.sources import Sources
 from jaxunlearn.models import sharding
 from jaxunlearn.models.decoder import DecoderConfig
 from jaxunlearn.pipeline.subject import Subject, idle_note, initial_params, open_subject
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.stages import Stages
-from jaxunlearn.training.schedule import measured_steps, unlearning_steps
+from jaxunlearn.training.schedule import late_pg_steps, measured_steps, unlearning_steps
 from jaxunlearn.training.scope import Scope, make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import Task, make_tasks
@@ -106,8 +106,21 @@ def prepare(
         finetune=finetune,
         retrain=retrain,
         tasks=tasks,
-        notes=(*idle_note(subject.mesh, devices), *rows.notes, *encoder.notes),
+        notes=(
+            *idle_note(subject.mesh, devices),
+            *rows.notes,
+            *encoder.notes,
+            *(_late_note(config, len(forget)) if unlearns else ()),
+        ),
     )
+
+
+def _late_note(config: Config, samples: int) -> Iterator[str]:
+    """A sentence on steps of PG-effects that the run does not reach."""
+    steps = unlearning_steps(config, samples)
+    if late := late_pg_steps(config, steps):
+        beyond = ", ".join(map(str, late))
+        yield f"measure.pg_steps: {beyond} beyond the last step of the run, {steps - 1}"
 
 
 class RunRows(NamedTuple):
@@ -185,11 +198,7 @@ def _check_substitutes(config: Config, tasks: Sequence[Task]) -> None:
 
 
 class _LeftOut:
-    """Takes the forget set out of sets to retain, and notes how many rows that were.
-
-    An objective would raise the loss of these rows and lower it at once, and their retention would
-    be measured against their removal.
-    """
+    """Takes the forget set out of sets to retain, and notes how many rows that were."""
 
     def __init__(self, forget: DataRows):
         self._forget = forget
@@ -202,12 +211,7 @@ class _LeftOut:
           ValueError: there are none; names the key.
         """
         rows = sources.require(split, key)
-        kept = without(rows, self._forget)
-        if not kept:
-            raise ValueError(
-                f"{key}: every row of {split!r} is also in data.forget; name a split with"
-                " other rows"
-            )
+        kept = retained(rows, self._forget, key, split)
         if len(kept) < len(rows):
             count = len(rows) - len(kept)
             self.notes.append(f"{key} ({split}): {count} rows of the forget set left out")

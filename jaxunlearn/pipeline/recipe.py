@@ -29,6 +29,7 @@ from jaxunlearn.pipeline.evaluation_stage import (
     evaluate_finished,
     evaluate_starting_points,
     requested_evaluation,
+    suite_notes,
 )
 from jaxunlearn.pipeline.finetune import check_start, finetune
 from jaxunlearn.pipeline.origin import starting_params
@@ -140,6 +141,8 @@ def begin(
     # The first process alone compares them, and a large model takes seconds.
     digests = inputs.digests(prepared) if hosts.is_first() else {}
     notes = damage.notes(folder)
+    if evaluation is not None:
+        notes += suite_notes(evaluation, prepared.notes)
     open_folder(folder, config, digests, overwrite=overwrite)
     return Run(prepared, folder, evaluation, notes, debug_nans)
 

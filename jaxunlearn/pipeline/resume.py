@@ -103,7 +103,8 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
       config: of the measurements, which is written into the folder.
 
     Raises:
-      ValueError: the folder holds something else, or results of models with other weights.
+      ValueError: the folder holds something else, or results of models with other weights, of
+        other data or of another precision.
     """
     otherwise = f"{folder.path}: the first process cannot open the folder; it says why"
     hosts.first_does(lambda: _make_results(folder), otherwise)
@@ -115,12 +116,35 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
             if any(file.exists() for file in (folder.evaluation, folder.table("g_effect"))):
                 _check_same_inputs(folder, digests)
                 known = _known_inputs(folder)
+            if folder.evaluation.exists() and folder.measured_as.exists():
+                _check_same_data(folder, config)
             files.write_json(folder.inputs, {**known, **digests})
             files.write_text(folder.measured_as, dump(config))
 
         hosts.first_does(join, otherwise)
         manifest.check_together(folder)
         yield
+
+
+def _check_same_data(folder: RunFolder, config: Config) -> None:
+    """Refuses to add the results of suites to those on other data, or in another precision.
+
+    Their tables would show both side by side.
+    """
+    earlier, now = (_measured_on(each) for each in (load(folder.measured_as), config))
+    for key, old, new in differences(earlier, now):
+        raise ValueError(
+            f"{folder.path}: holds results with {key}: {old!r}, now it is {new!r}; choose another"
+            " --out"
+        )
+
+
+def _measured_on(config: Config) -> dict[str, Any]:
+    """The keys that all results of a folder must share."""
+    keys = dataclasses.asdict(config)
+    source = user_path(config.data.source)
+    data = {**keys["data"], "source": str(source.resolve() if source.exists() else source)}
+    return {"data": data, "compute": {k: keys["compute"][k] for k in ("dtype", "precision")}}
 
 
 def _make_results(folder: RunFolder) -> None:

@@ -144,7 +144,7 @@ class Evaluations(TypedDict):
 class Recovered(TypedDict):
     """How soon a model recovers, see `metrics.relearning.Recovery`."""
 
-    status: Literal["recovered", "not recovered", "nothing forgotten"]
+    status: Literal["recovered", "not recovered", "nothing forgotten", "diverged"]
     step: int | None
     tried: int
     target: float | None
@@ -157,7 +157,7 @@ class AttackSummary(TypedDict):
     whole: Recovered
     unseen: Recovered | None
     final_forget_nll: float | None
-    final_forget_es: float
+    final_forget_es: float | None
     final_unseen_es: float | None
 
 
@@ -165,7 +165,7 @@ class AttackedModel(TypedDict):
     """A model in `relearn.json`."""
 
     forget_nll: float | None
-    forget_es: float
+    forget_es: float | None
     attacks: dict[str, AttackSummary]
 
 
@@ -190,7 +190,7 @@ class AttackRow(TypedDict):
     samples: int
     step: int
     forget_nll: float | None
-    forget_es: float
+    forget_es: float | None
     unseen_es: float | None
     effect: NotRequired[float | None]
 

@@ -190,7 +190,7 @@ class EvaluationRow(TypedDict):
       objective: its name in the configuration.
       suite: "tofu" or "memorization".
       metric: the suite's name of the number.
-      set: the data it is over; null where it is over all.
+      set: the data it is over; several sets are joined by `+` or a comma.
       value: the number, null where it cannot be measured.
       definition: the name of its definition.
       version: the version of that definition.

@@ -104,4 +104,6 @@ def _cell(attack: str, result: Mapping[str, Any] | None) -> str:
 def _steps(recovery: Mapping[str, Any]) -> str:
     if recovery["status"] == "nothing forgotten":
         return NOTHING_FORGOTTEN
+    if recovery["status"] == "diverged":
+        return "diverged"
     return f">{recovery['tried']}" if recovery["step"] is None else str(recovery["step"])

@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 
-from jaxunlearn.config import Config, FineTune, Unlearn
+from jaxunlearn.config import Config, FineTune, Measure, Unlearn
 from jaxunlearn.data import order
 
 
@@ -19,6 +19,14 @@ def measured_steps(config: Config, steps: int) -> tuple[int, ...]:
         return ()
     regular = range(0, steps, measure.every) if measure.steps is None else measure.steps
     return tuple(sorted({s for s in (*regular, *measure.pg_steps) if s < steps}))
+
+
+def late_pg_steps(config: Config, steps: int) -> tuple[int, ...]:
+    """The steps of `measure.pg_steps` that a run does not reach; the default ones may be beyond."""
+    measure = config.measure
+    if measure.pg_steps == Measure().pg_steps or not measured_steps(config, steps):
+        return ()
+    return tuple(step for step in measure.pg_steps if step >= steps)
 
 
 def evaluated_steps(config: Config, steps: int) -> range:

@@ -1,5 +1,6 @@
 """The study's rules on curves made for them, and its facts from a run."""
 
+import copy
 import shutil
 
 import jax
@@ -169,6 +170,10 @@ def test_rmu_is_judged_over_layers_and_scales():
     run = Facts(content)
     assert run.one("RMU") == "rmu_2_5"
     assert verdict("R1", run) == verdict("R2", run) == rules.HOLDS
+    # A run that was stopped has not every c at every depth.
+    stopped = copy.deepcopy(content)
+    del stopped["objectives"]["rmu_2_2"]
+    assert verdict("R1", Facts(stopped)) == verdict("R2", Facts(stopped)) == rules.UNKNOWN
     # One depth at which c hardly matters, though it does at the others.
     for scale in ("2", "5", "10"):
         content["objectives"][f"rmu_1_{scale}"]["unlearn"] = effect([-2, -2, -2, -2])

@@ -70,6 +70,17 @@ def test_the_length_of_a_direction_scales_the_effects_and_nothing_else(setting, 
         np.testing.assert_allclose(samples, close, rtol=2e-2, atol=5e-3 * np.abs(close).max())
 
 
+def test_a_long_direction_through_gates_of_a_risk(setting):
+    params, batches, directions = setting
+    fn = lambda p, batch, probe=None: (-gated(p, batch, probe).sum(), batch["x"].shape[0])
+    of = lambda v: (
+        effects.g_effect(fn, params, batches, v, method="gates", grouping=small.BLOCKS).value
+    )
+    unit, long = of(directions["a"]), of(scaled(directions["a"], 2.0**30))
+    np.testing.assert_array_equal(long, np.float32(2.0**30) * unit)
+    assert np.isfinite(long).all() and unit.any()
+
+
 def test_several_objectives_along_a_long_gradient(setting):
     params, batches, directions = setting
     of = lambda v: effects.g_effects_of(small.both, params, batches, v)

@@ -28,6 +28,15 @@ def literal(unlearn, retain, mask, norms, penalty, power):
     return scores / scores[mask].mean() if scores.any() else scores
 
 
+@pytest.mark.parametrize(
+    ("unlearn", "norms"), [([np.nan, -2], (1, 1)), ([-np.inf, -2], (1, 1)), ([-1, -2], (np.nan, 1))]
+)
+def test_what_is_not_finite_is_no_weight_of_zero(unlearn, norms):
+    """A loss of weights of zero would hide that the model broke."""
+    weights = effects.guide_weights(np.array(unlearn, np.float32), np.zeros(2), norms=norms)
+    assert np.isnan(weights).any()
+
+
 @property_test
 @given(SEEDS, st.sampled_from([0.0, 0.5, 3.0]), st.sampled_from([0.0, 0.5, 1.0]))
 def test_the_formula(seed, penalty, power):

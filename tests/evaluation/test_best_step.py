@@ -71,6 +71,11 @@ def test_of_equal_steps_the_earliest_is_the_best():
     assert best["evaluated"] == [5, 10, 20]
 
 
+def test_the_last_step_is_not_the_best_where_it_alone_was_compared():
+    steps = {2: rows_of(0.5, 1.0, None), 4: rows_of(0.4, 1.0, 0.9)}
+    assert best_step.best_of(steps, 1.0)["best_forget_quality"] is None
+
+
 def suite_of(rows, calls):
     return Suite({}, lambda name, params: calls.append(name) or rows)
 

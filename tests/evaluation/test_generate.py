@@ -128,6 +128,18 @@ def test_the_context_may_be_filled(answers, tokenizer):
         fits(max_new_tokens=CONTEXT - longest + 1)
 
 
+def test_a_long_prompt_does_not_shorten_the_continuations_of_others(params, config, tokenizer):
+    encoded = [encoding.encode_prompt(tokenizer, QUESTIONS[0])]
+    encoded.append(np.resize(encoded[0], CONTEXT - 3))
+    go_on = partial(generate.continuations, params, config, tokenizer, batch_size=2)
+    new = CONTEXT - len(encoded[0])
+    together = go_on(encoded, max_new_tokens=new)
+    assert together[:1] == go_on(encoded[:1], max_new_tokens=new)
+    assert together[1:] == go_on(encoded[1:], max_new_tokens=3)  # its context is full then
+    with pytest.raises(ValueError, match="leave no room for max_new_tokens=1 "):
+        go_on([np.resize(encoded[0], CONTEXT)], max_new_tokens=new)
+
+
 def test_bad_input(answers, tokenizer):
     assert answers([], batch_size=4) == []
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):

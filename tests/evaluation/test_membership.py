@@ -61,8 +61,12 @@ def test_a_model_that_was_given_needs_no_fine_tuning_data(from_files):
 def test_held_out_rows_must_not_be_those_of_a_retain_term(from_files):
     context = from_files(0, forget=ROWS[:1], retain=ROWS[1:], measured=ROWS[2:])
     data = dataclasses.replace(context.config.data, retain="retain", measured_retain="measured")
-    terms = {"npo": schema.Objective(), "npo_gd": schema.Objective(loss="npo", retain="gd")}
-    for names, stops in ((["npo"], False), (["npo", "npo_gd"], True)):
+    terms = {
+        "npo": schema.Objective(),
+        "npo_gd": schema.Objective(loss="npo", retain="gd"),
+        "guided": schema.Objective(),  # its weights are computed from these rows
+    }
+    for names, stops in ((["npo"], False), (["npo", "npo_gd"], True), (["guided"], True)):
         objectives = {name: terms[name] for name in names}
         config = dataclasses.replace(context.config, data=data, objectives=objectives)
         changed = dataclasses.replace(context, config=config)

@@ -29,10 +29,11 @@ def items(lengths, labels=2):
 
 
 def test_questions_are_recited_where_the_context_has_room():
-    sets = {"forget": items([10, 20, 10]), "retain": items([10], labels=4)}
+    sets = {"forget": items([10, 30, 10]), "retain": items([10], labels=4)}
+    sets["forget"].sequences[1] = items([30], labels=25).sequences[0]
     extra = suite_memorization.EXTRA_TOKENS
-    recited = suite_memorization.recited_questions(sets, None, 15 + 4 + 2 * extra)
-    assert recited.max_new_tokens == 4 + extra
+    recited = suite_memorization.recited_questions(sets, None, 15 + 2 * extra)
+    assert recited.max_new_tokens == 4 + extra  # the answer of the long row does not count
     assert recited.sets == ["forget", "forget", "retain"]
     assert recited.rows == [ROWS[0], ROWS[2], ROWS[0]]
     first = suite_memorization.recited_questions(sets, 1, 100)

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxunlearn.config import schema
-from jaxunlearn.data import Columns, SourceError, Sources
+from jaxunlearn.data import Columns, Encoder, SourceError, Sources
 from jaxunlearn.evaluation import suites
-from jaxunlearn.evaluation.suite import NO_QUESTIONS, Suite
+from jaxunlearn.evaluation.suite import NO_QUESTIONS, Suite, own_set
 from jaxunlearn.evaluation.suites import SUITES, SuiteEntry, make_suites, select_suites
 from jaxunlearn.metrics import tofu
 from jaxunlearn.metrics.definitions import Definition
@@ -163,7 +165,8 @@ def test_a_split_that_is_named_must_exist(from_files, suite, key):
 
 def test_suites_read_the_splits_that_are_named(from_files):
     again = [row | FULL | {"paraphrased_question": "Who?"} for row in pairs(0)]
-    splits = BARE | {"mine": again, "unseen": pairs(40), "others": again[:2]}
+    others = [row | FULL | {"paraphrased_question": "Who?"} for row in pairs(10, 2)]
+    splits = BARE | {"mine": again, "unseen": pairs(40), "others": others}
     named = {
         "forget_perturbed": "mine",
         "world_facts_perturbed": "others",
@@ -186,7 +189,8 @@ def test_suites_read_the_splits_that_are_named(from_files):
 
 def test_paraphrases_are_looked_for_in_both_splits_of_a_set(from_files):
     own = [row | {"paraphrased_question": "Who?"} for row in pairs(0)]
-    for splits in ({"forget": own}, {"forget_perturbed": own}, {"retain_perturbed": own}):
+    other = [row | {"paraphrased_question": "Who?"} for row in pairs(10)]
+    for splits in ({"forget": own}, {"forget_perturbed": own}, {"retain_perturbed": other}):
         suite = suites.SUITES["memorization"].make(from_files(BARE | splits))
         over = "retain.paraphrased" if "retain_perturbed" in splits else "forget.paraphrased"
         assert over in suite.settings["items"], splits
@@ -234,3 +238,57 @@ def test_free_text_is_measured_without_questions(from_files, params_of):
     members, others = found["mia"].settings["items"]
     assert members == found["memorization"].settings["items"]["forget"] >= 3 and others >= 3
     assert found["uwc"].settings["items"]["forget"] == members
+
+
+# ------------------------------------------------------------------------------- which rows
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_rows_to_forget_are_in_no_measurement_of_retention(from_files, params_of):
+    """As in the run itself: what removes them would count as harm."""
+    asked = [row | {"paraphrased_question": f"Say, {row['question']}"} for row in pairs(0, 8)]
+    splits = {"forget": asked[:2], "retain": asked}
+    context = from_files(splits)
+    rows = SUITES["memorization"].make(context).measure("ga", params_of(1))
+    items = {(row["set"], row["items"]) for row in rows if "items" in row}
+    assert items == {
+        ("forget", 2), ("forget.paraphrased", 2), ("retain", 6), ("retain.paraphrased", 6),
+    }  # fmt: skip
+    assert SUITES["uwc"].make(context).settings["items"] == {"forget": 2, "retain": 6}
+    with pytest.raises(
+        ValueError, match=r"data\.measured_retain: every row of 'retain' is also in"
+    ):
+        own_set(from_files(splits | {"retain": asked[:2]}), "measured_retain")
+
+
+def test_rows_that_a_suite_leaves_out_are_noted(from_files):
+    context = from_files(BARE | {"world_facts_perturbed": [row | FULL for row in pairs(0, 3)]})
+    rows = context.sources.require("world_facts_perturbed", "data")
+    rows[1]["perturbed_answer"] = ["Bo.", "Cy. " * 99]
+    encoder = Encoder(
+        context.tokenizer, context=96, too_long="drop", vocab_size=context.model.vocab_size
+    )
+    suite = SUITES["tofu"].make(dataclasses.replace(context, encoder=encoder))
+    assert suite.settings["items"]["world_facts"] == 2
+    assert encoder.notes == ["world_facts_perturbed: 1 rows over 96 tokens left out"]
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_every_set_and_the_utility_are_null_with_a_reason(from_files, params_of):
+    splits = BARE | {"forget_perturbed": [row | FULL for row in pairs(0)]}
+    rows = SUITES["tofu"].make(from_files(splits)).measure("ga", params_of(1))
+    for name in ("retain", "real_authors", "world_facts"):
+        missing = [row for row in rows if row["set"] == name]
+        assert [row["metric"] for row in missing] == list(tofu.MEASURES)
+        assert all(row["reason"].startswith(f"no split '{name}_perturbed'") for row in missing)
+    assert "no split 'retain_perturbed'" in reasons(rows)["model_utility"]
+
+
+@pytest.mark.usefixtures("on_mesh")
+def test_a_broken_model_has_no_numbers_and_stops_nothing(from_files, params_of):
+    """As where finite parameters overflow in the forward pass."""
+    splits = BARE | {"forget_perturbed": [row | FULL for row in pairs(0)]}
+    broken = jax.tree.map(lambda x: jnp.nan * x, params_of(1))
+    rows = SUITES["tofu"].make(from_files(splits)).measure("ga", broken)
+    assert all(row["value"] is None for row in rows)
+    assert set(reasons(rows).values()) == {"the model's loss is not a number"}

@@ -336,6 +336,19 @@ def test_the_table_names_definition_and_version():
         privacy.table(forget, {"loss": holdout["loss"]})
 
 
+def test_a_score_that_is_no_number_is_null_with_a_reason():
+    scores = {"loss": np.array([1.0, np.nan]), "min_k": np.array([1.0, 2.0])}
+    fine = dict.fromkeys(scores, np.array([0.0, 1.0]))
+    rows = {row["metric"]: row for row in privacy.table(scores, fine, retain_model=(fine, fine))}
+    for metric in ("mia_loss", "privleak_loss"):
+        assert rows[metric]["value"] is None
+        assert rows[metric]["reason"] == "the score of a text is not a number"
+    assert rows["mia_min_k"]["value"] == 0.875
+    logp = np.array([[np.nan, -1, -2, -3], [-1, -2, -3, -4]])
+    found = membership.min_k_score(logp, np.ones((2, 4), bool), k=0.5)
+    np.testing.assert_array_equal(found, [np.nan, -3.5])
+
+
 def test_every_attack_of_the_scores_has_a_definition():
     logp = np.full((1, 2), -1.0)
     mask = np.ones((1, 2), bool)

@@ -69,6 +69,18 @@ def test_another_share():
             steps_to_recover(es, 1.0, 0.0, share=share)
 
 
+@pytest.mark.parametrize(
+    ("es", "unlearned", "expected"),
+    [
+        ({0: 0.1, 1: 0.2, 2: None}, 0.1, ("diverged", None, 1)),
+        ({0: 0.1, 1: 0.6, 2: None}, 0.1, ("recovered", 1, 1)),
+        ({0: None, 1: None}, None, ("diverged", None, 0)),
+    ],
+)
+def test_a_model_that_breaks_has_not_resisted(es, unlearned, expected):
+    assert steps_to_recover(es, 0.9, unlearned)[:3] == expected
+
+
 def test_nothing_evaluated():
     with pytest.raises(ValueError, match="at least one evaluated step"):
         steps_to_recover({}, 1.0, 0.0)

@@ -50,6 +50,21 @@ def test_the_table_has_what_the_log_can_give():
         tofu.table(one, {"retain": small_log()})
 
 
+def test_forget_quality_compares_one_forget_set():
+    words = "has 3 items with 2 wrong answers, in the retain model's log 4 items with 2 wrong"
+    with pytest.raises(ValueError, match=words):
+        tofu.table({"forget": small_log()}, {"forget": small_log(4)})
+
+
+def test_the_item_that_has_a_text_alone_is_named(tmp_path):
+    file = tofu_log.write_log({"forget": small_log()}, tmp_path / "log.json")
+    document = json.loads(file.read_text())
+    document["eval_log_forget.json"]["rougeL_recall"] = {"2": 0.5, "9": 0.5}  # 0 and 1 have none
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="index 9 is in one of them alone"):
+        tofu_log.read_log(file)
+
+
 def test_a_written_log_has_the_authors_keys(tmp_path):
     log = small_log()
     file = tofu_log.write_log({"forget": log, "world_facts": log}, tmp_path / "log.json")

@@ -116,6 +116,12 @@ def test_both_ends_are_exact_and_sharded_as_they_are():
 
 
 @pytest.mark.cost
+def test_a_broken_end_does_not_reach_the_other():
+    broken, whole = {"w": jnp.array([jnp.inf, jnp.nan])}, {"w": jnp.ones(2)}
+    assert mix(whole, broken, 0.0)["w"].tolist() == [1, 1]
+    assert mix(broken, whole, 1.0)["w"].tolist() == [1, 1]
+
+
 def test_a_mixture_is_one_more_copy():
 
     tree = {"w": jax.ShapeDtypeStruct((256, 64), jnp.float32)}

@@ -102,6 +102,8 @@ def _relearned(name: str, attacks: Mapping[str, Any] | None) -> str:
     on = f"fine-tuning on {attack_kind(attack).trains_on}"
     if first["whole"]["status"] == "nothing forgotten":
         return ""
+    if first["whole"]["status"] == "diverged":
+        return f"{on} breaks it after {tried} step{'s' * (tried != 1)}"
     if step is None:
         return f"{tried} steps of {on} do not bring half of it back"
     return f"{step} step{'s' * (step != 1)} of {on} bring{'s' * (step == 1)} half of it back"
