@@ -209,7 +209,8 @@ def _work(name: str, lengths: train_lengths.Lengths, options: Any) -> tuple[Job,
         raise SystemExit(f"--model {name}: neither one of {', '.join(SIZES)} nor a model's folder")
     sequences = list(texts(lengths.splits["forget05"], model.vocab_size, seed=0))
     work = train_ours.job(model, sequences, steps=options.steps, batch_size=options.batch_size)
-    return work, params
+    # On the host: on a card a copy would count as memory of our step, and not of the others'.
+    return work, jax.device_get(params)
 
 
 def _usual_dtype() -> str:

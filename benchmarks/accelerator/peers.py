@@ -76,7 +76,8 @@ def step(setting: Setting, model: str, how: str) -> Values:
     )
     frameworks = {"jaxunlearn": train_ours, "transformers": peer}
     with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
-        params = setting.parameters(model, work.model)
+        # On the host: a copy on the card would count as memory of our step, and not of theirs.
+        params = jax.device_get(setting.parameters(model, work.model))
         result = train_step.measure(
             work, params, setting.rounds, time.perf_counter, frameworks, check_update=False
         )

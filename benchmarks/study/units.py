@@ -17,7 +17,8 @@ def _per_token(run: Facts, name: str, risk: str) -> np.ndarray:
     """As the official code reduces: the risk by token, and the loss where it is a sum of tokens."""
     labels = run.content["labels"]
     values = run.curve(name, risk) / labels["forget" if risk == "unlearn" else "retain"]
-    # A loss that is no sum over tokens stays the mean over sequences there too.
+    # A loss that is no sum over tokens stays the mean over sequences there too. The tokens of PO's
+    # own answers are not in the results: it is divided by those of the forget set.
     by_token = objectives.get(run.entry(name)["loss"]).per_token
     return values / labels["forget"] if by_token else values
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from jaxunlearn.config.schema import Config, ConfigError
+from jaxunlearn.config.schema import Config, ConfigError, Objective
 from jaxunlearn.config.train import Lora
 from jaxunlearn.core.names import check_list, nearest
 from jaxunlearn.core.paths import read_text, user_path
@@ -118,6 +118,12 @@ def only(config: Config, names: typing.Sequence[str]) -> Config:
     return dataclasses.replace(config, objectives={name: known[name] for name in names})
 
 
+def _hint(kind: type, name: str, fields: typing.Iterable[str]) -> str:
+    """What a key that is not known was perhaps meant to be."""
+    hyper = f"; a hyper-parameter stands in hyper: {{{name}: ..}}" if kind is Objective else ""
+    return nearest(name, fields) + hyper
+
+
 def _plain(value: Any) -> Any:
     """Returns a nested value with lists in the place of tuples, which YAML does not know."""
     if isinstance(value, dict):
@@ -161,7 +167,7 @@ class _Reader:
                 self._fail(
                     name,
                     f"unknown key '{_join(key, name.value)}'; known here: {', '.join(fields)}"
-                    + nearest(name.value, fields),
+                    + _hint(kind, name.value, fields),
                 )
             values[name.value] = self.read(fields[name.value], value, _join(key, name.value))
         for field in dataclasses.fields(kind):

@@ -172,7 +172,8 @@ def of_memory(data: Any, wanted: Sequence[str], where: str) -> RawRows:
     elif hasattr(data, "iloc") and hasattr(data, "columns"):
         found = _found(wanted, list(data.columns))
         try:
-            table = pa.Table.from_pandas(data[found], preserve_index=False)
+            # Without a column a table has no rows, and the data would be called empty.
+            table = pa.Table.from_pandas(data[found or data.columns[:1]], preserve_index=False)
         except pa.ArrowException as error:
             raise ValueError(f"{where}: cannot be read as a table: {error}") from error
         raw = _table(table, list(data.columns), where)

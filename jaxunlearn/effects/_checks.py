@@ -190,6 +190,21 @@ def check_counts(counts: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: nothing to average over (a count of 0 in every batch)")
 
 
+def check_one_array(result: Any) -> None:
+    """Checks that a `sample_logp_fn` returned an array.
+
+    Raises:
+      TypeError: it returned something else, such as the (sum, count) of a loss.
+    """
+    if not hasattr(result, "shape"):
+        pair = isinstance(result, tuple | list) and len(result) == 2
+        hint = "; a loss of (sum, count) is for dataset_gradient and g_effect" if pair else ""
+        raise TypeError(
+            "pg_effect: sample_logp_fn returns log-probabilities [B], or [B, S] by token; got a"
+            f" {type(result).__name__}{hint}"
+        )
+
+
 def check_log_probs(shape: tuple[int, ...], batch: Any) -> None:
     """Checks the shape of what a `sample_logp_fn` returned for a batch.
 

@@ -120,7 +120,12 @@ def pg_effect(
     with products(precision):
         along = tuple(directions.values())
         compute = partial(compute, chosen, **options)
-        values = _over_batches(compute, batches, along, sample_logp_fn, by, method)
+        try:
+            values = _over_batches(compute, batches, along, sample_logp_fn, by, method)
+        except (AttributeError, TypeError):
+            # Looked for after the fact: a trace of its own takes seconds for a large model.
+            _checks.check_one_array(jax.eval_shape(sample_logp_fn, params, batches[0]))
+            raise
     return dict(zip(directions, values, strict=True))
 
 
@@ -311,6 +316,8 @@ def pg_by_jvp(params, batch, directions, frozen=None, *, fn, by, grouping):
     else:
         # Without gates the copy is the price of sharing the forward pass.
         tangents = jax.vmap(push)(trees.stack(list(directions)))
+    if tangents.dtype == jax.dtypes.float0:
+        raise TypeError("pg_effect: sample_logp_fn returns whole numbers, which have no derivative")
     tangents = restore(trees.wide(tangents))
     _checks.check_log_probs(tangents.shape[1:], batch)
     return tangents.sum(-1) if by == "sample" and tangents.ndim == 3 else tangents

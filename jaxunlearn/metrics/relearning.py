@@ -245,13 +245,14 @@ class Settings(NamedTuple):
     batch_size: int
 
 
-def counts(samples: Sequence[Count] | None, forget: int) -> list[int]:
+def counts(samples: Sequence[Count] | Count | None, forget: int) -> list[int]:
     """Parses how many forget samples each attack shows.
 
     "all" and the full count are the same attack and are merged.
 
     Args:
-      samples: numbers, also as text, or "all"; None: those of COUNTS that are not all, and all.
+      samples: one or several numbers, also as text, or "all"; None: those of COUNTS that are not
+        all, and all.
       forget: samples of D_u.
 
     Returns:
@@ -266,7 +267,7 @@ def counts(samples: Sequence[Count] | None, forget: int) -> list[int]:
     if samples is None:
         return [*(k for k in COUNTS if k < forget), forget]
     numbers = set()
-    for value in samples:
+    for value in [samples] if isinstance(samples, int | str) else samples:
         count = 0
         if value == ALL:
             count = forget

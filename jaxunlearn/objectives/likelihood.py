@@ -27,11 +27,11 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     it must be masked.
 
     Args:
-      logits: [B, T, V]; those after the last token are not read.
-      tokens: [B, T] int.
+      logits: [B, T, V], or [T, V]; those after the last token are not read.
+      tokens: [B, T] int, or [T].
 
     Returns:
-      [B, S], S = T - 1.
+      [B, S], or [S], S = T - 1.
 
     Raises:
       ValueError: shapes that do not belong together.
@@ -40,7 +40,7 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     [[-1.3863 -1.3863]]
     """
     check_labels("logits", logits, "tokens", tokens)
-    logits, labels = wide(logits[:, :-1]), tokens[:, 1:]
+    logits, labels = wide(logits[..., :-1, :]), tokens[..., 1:]
     # Not a gather: with logits sharded over the vocabulary it would move them to one device, and
     # an index of -100 would count from the end.
     at_label = is_label(logits, labels)

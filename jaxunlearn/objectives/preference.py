@@ -4,6 +4,7 @@ p_i and q_i are the probabilities of label token i under the model and under the
 model before unlearning, a constant), p(s) and q(s) those of the whole answer.
 """
 
+import math
 from numbers import Real
 
 import jax
@@ -198,5 +199,5 @@ def _lengths(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _check_positive(beta: float) -> None:
-    if isinstance(beta, Real) and not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}")
+    if isinstance(beta, Real) and not 0 < beta < math.inf:
+        raise ValueError(f"beta must be positive and finite, got {beta}")

@@ -252,7 +252,9 @@ def _checked(where: str, value: Any, default: Any) -> Any:
             raise ValueError(f"{where}: expected a number, got {value!r}")
         return _single(where, value)
     elif isinstance(default, int):
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        # Configurations hand over 3 as 3.0.
+        whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole:
             raise ValueError(f"{where}: expected a whole number, got {value!r}")
         return int(value)
     elif isinstance(default, str) and not isinstance(value, str):

@@ -1,5 +1,6 @@
 """Objectives that put another answer ("I don't know") in the place of the one to forget."""
 
+import math
 from numbers import Real
 
 import jax
@@ -59,8 +60,8 @@ def dpo(
       [B], nats; 0 where either answer has no labels.
 
     Raises:
-      ValueError: shapes that do not belong together, a mask that is not bool, or beta <= 0 where it
-        divides.
+      ValueError: shapes that do not belong together, a mask that is not bool, or a beta that is not
+        positive and finite.
 
     >>> logp, mask = jnp.log(jnp.array([[0.5]])), jnp.array([[True]])
     >>> print(dpo(logp, logp, mask, logp, logp, mask).round(4))  # ln 2 where p = q
@@ -70,8 +71,9 @@ def dpo(
         raise ValueError(
             f"mask {mask.shape} and substitute_mask {substitute_mask.shape} differ in sequences"
         )
-    if two_over_beta and isinstance(beta, Real) and not beta > 0:
-        raise ValueError(f"beta must be positive with two_over_beta, got {beta}")
+    # With 0 nothing is learned, and below it the original is preferred.
+    if isinstance(beta, Real) and not 0 < beta < math.inf:
+        raise ValueError(f"beta must be positive and finite, got {beta}")
     logp, ref_logp = label_values(mask, logp=logp, ref_logp=ref_logp)
     substitute_logp, substitute_ref_logp = label_values(
         substitute_mask,

@@ -168,8 +168,8 @@ def _mesh_keys(mesh: Sequence[int] | None) -> dict[str, int]:
     """The keys of a mesh."""
     if mesh is None:
         return {}
-    if len(mesh) != len(MESH):
-        raise ConfigError(f"{WHERE}: mesh: {tuple(mesh)} must be three numbers, {', '.join(MESH)}")
+    if not isinstance(mesh, Sequence) or len(mesh) != len(MESH):
+        raise ConfigError(f"{WHERE}: mesh: {mesh} must be three numbers, {', '.join(MESH)}")
     return dict(zip(MESH, mesh, strict=True))
 
 

@@ -124,6 +124,7 @@ def test_values(tmp_path):
         ("measure: {gradients: gate}\n", "must be one of full, gates, .*meant 'gates'"),
         ("measure: {pg_by: [samples]}\n", "must be one of sample, token, layer, tensor, "),
         ("objectives: {npo: {retain_hyper: {a: b}}}\n", "retain_hyper.a' must be a number"),
+        ("train:\n  lora: {}\n", "a.yaml:2: train.lora: is empty; give rank, or start"),
         ("data: {prompt: chta}\n", "'data.prompt' must be one of tofu, chat, .*meant 'chat'"),
         ("data: {prompt: [chat]}\n", "'data.prompt' must be a mapping"),
         ("data:\n  prompt: {sytem: a}\n", "a.yaml:2: unknown key 'data.prompt.sytem'"),

@@ -109,10 +109,27 @@ def test_a_gradient_is_not_its_tree(call):
         call(effects.Gradient(jnp.zeros(()), PARAMS))
 
 
+@pytest.mark.parametrize("method", ["jvp", "vmap"])
+def test_a_loss_of_a_dataset_is_no_log_probability(method):
+    pg = lambda fn: effects.pg_effect(fn, PARAMS, BATCHES, {"retain": PARAMS}, method=method)
+    with pytest.raises(TypeError, match=r"got a tuple; a loss of \(sum, count\) is for dataset_gr"):
+        pg(risk)
+    with pytest.raises(TypeError, match="got a NoneType"):
+        pg(lambda params, batch: None)
+
+
+def test_whole_numbers_have_no_effects():
+    whole = lambda params, batch: sample_logp(params, batch).astype(int)
+    with pytest.raises(TypeError, match="sample_logp_fn returns whole numbers"):
+        effects.pg_effect(whole, PARAMS, BATCHES, {"retain": PARAMS}, method="jvp")
+
+
 def test_directions_are_a_mapping():
     for call in (effects.pg_effect, effects.choose_pg_method):
         with pytest.raises(TypeError, match=r"directions is a list; give a mapping of names"):
             call(sample_logp, PARAMS, BATCHES, [PARAMS])
+    with pytest.raises(ValueError, match=r"looks like the parameters; give \{'retain': "):
+        effects.pg_effect(sample_logp, PARAMS, BATCHES, PARAMS)
     for by in ("sample", "layer"):
         with pytest.raises(ValueError, match="choose_pg_method needs at least one direction"):
             effects.choose_pg_method(sample_logp, PARAMS, BATCHES[0], {}, by=by)

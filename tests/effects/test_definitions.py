@@ -264,6 +264,34 @@ def test_tiny_and_huge_gradients_have_norms_and_cosines(setting, size):
         np.testing.assert_allclose(result.direction_norm / size, plain.direction_norm, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e20])
+def test_cosines_of_products_that_vanish_or_overflow(setting, size):
+    """Both factors are tiny, or huge: their product is no float32, the angle between them is."""
+    params, _, directions = setting
+    small = jax.tree.map(lambda x: x * size, directions["unlearn"])
+    for by in ("total", "layer", "tensor"):
+        result = g_effect_between(small, jax.tree.map(jnp.negative, small), by=by)
+        np.testing.assert_allclose(result.cosine, -1, rtol=1e-5)
+        np.testing.assert_allclose(result.total().cosine, -1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+def test_counts_are_added_up_in_a_type_that_holds_the_sum(setting, dtype):
+    params, batches, directions = setting
+
+    def counted(params, batch, probe=None):
+        total, _ = risk(params, batch, probe)
+        return total, jnp.asarray(1, dtype)
+
+    many = [batches[0]] * 300
+    found = {
+        method: effects.g_effect(counted, params, many, directions["unlearn"], method=method,
+                                 grouping=BLOCKS).value
+        for method in ("full", "gates")
+    }  # fmt: skip
+    np.testing.assert_allclose(found["gates"], found["full"], rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_a_number_stays_so(setting):
     params, _, directions = setting
     broken = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), directions["unlearn"])

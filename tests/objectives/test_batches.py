@@ -72,6 +72,14 @@ def test_a_loss_of_something_else_is_refused(name):
         objectives.BatchLoss(objectives.get(name), LOGP)
 
 
+@pytest.mark.parametrize("objective", ["ga", objectives.ga])
+def test_a_name_or_a_function_is_no_objective(objective):
+    with pytest.raises(TypeError, match=r"BatchLoss: objective is a (str|function); expected an"):
+        objectives.BatchLoss(objective, LOGP)
+    with pytest.raises(TypeError, match="objective: expected a name, got None"):
+        objectives.get(None)
+
+
 def test_a_reduction_that_means_nothing_is_refused():
     with pytest.raises(ValueError, match="npo is one loss a sequence"):
         objectives.BatchLoss(objectives.get("npo"), LOGP, "token_mean")

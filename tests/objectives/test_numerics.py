@@ -357,7 +357,7 @@ def test_wide_arrays_that_would_broadcast_are_refused(name, array):
 @pytest.mark.parametrize("name", ["npo", "simnpo"])
 def test_beta_divides_and_so_is_positive(name):
     arrays = random_arrays(name)
-    with pytest.raises(ValueError, match="beta must be positive, got 0"):
+    with pytest.raises(ValueError, match="beta must be positive and finite, got 0"):
         getattr(objectives, name)(**arrays, beta=0)
 
 
@@ -392,3 +392,12 @@ def test_importance_is_not_negative():
     one = jnp.zeros((1, 1))
     with pytest.raises(ValueError, match="beta2 must not be negative, got -1"):
         objectives.satimp(one, one == 0, beta2=-1)
+
+
+def test_log_probabilities_of_one_sequence_are_those_of_a_batch():
+    logits, tokens = (
+        jax.random.normal(jax.random.key(0), (3, 5, 7)),
+        jnp.arange(15).reshape(3, 5) % 7,
+    )
+    one_by_one = jax.vmap(objectives.token_log_probs)(logits, tokens)
+    np.testing.assert_array_equal(one_by_one, objectives.token_log_probs(logits, tokens))

@@ -135,11 +135,14 @@ def test_equal_settings_are_one_static_argument():
         (lambda: registry.get("npo", beta=10**400), "npo: beta: expected a finite number, got inf"),
         (lambda: registry.get("npo", beta=1e39), "npo: beta: 1e+39 must be 0, or of a size from"),
         (lambda: registry.get("npo", beta=1e-46), "npo: beta: 1e-46 must be 0, or of a size from"),
-        (lambda: registry.get("npo", beta=0), "npo: beta must be positive, got 0.0"),
-        (lambda: registry.get("simnpo", beta=-1), "simnpo: beta must be positive, got -1.0"),
+        (lambda: registry.get("npo", beta=0), "npo: beta must be positive and finite, got 0.0"),
+        (
+            lambda: registry.get("simnpo", beta=-1),
+            "simnpo: beta must be positive and finite, got -1.0",
+        ),
         (
             lambda: registry.get("dpo", beta=0, two_over_beta=True),
-            "dpo: beta must be positive with two_over_beta, got 0.0",
+            "dpo: beta must be positive and finite, got 0.0",
         ),
         (lambda: registry.get("rmu", per_dim=1), "rmu: per_dim: expected true or false, got 1"),
     ],
@@ -269,6 +272,7 @@ def test_a_function_of_ones_own_on_hidden_states():
         ),
         ("own_losses:scaled_npo", "own_losses:scaled_npo: missing hyper-parameter alpha"),
         ("own_losses:unknown_array", "'maks'; perhaps you meant 'mask'; known: logp, ref_logp"),
+        ("own_losses:unknown_array", "a hyper-parameter is keyword-only: write `*, maks=..`"),
         ("own_losses:two_kinds", "takes (logits, mask), expected arrays of one kind"),
         ("own_losses:no_mask", "takes 'logp' without 'mask'"),
         ("own_losses:nothing_computed", "takes (labels), nothing that the model computes"),
@@ -424,6 +428,14 @@ def test_every_declared_array_is_used_and_every_used_one_declared():
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), 1, np.int64(1)])
 def test_numbers_of_numpy_are_numbers(value):
     assert registry.get("npo", beta=value).hyper == (("beta", float(value)),)
+
+
+def test_whole_numbers_may_come_as_floats():
+    """A configuration knows floats alone."""
+    found = signature._checked("times", 3.0, 2)
+    assert found == 3 and isinstance(found, int)
+    with pytest.raises(ValueError, match=r"times: expected a whole number, got 2\.5"):
+        signature._checked("times", 2.5, 2)
 
 
 def counted(logp, mask, *, times: int = 2, mode: str = "sum"):

@@ -48,6 +48,15 @@ def test_every_kind_of_table_gives_the_same_rows(table):
 
 
 @pytest.mark.parametrize(
+    "table", [list, pandas.DataFrame, pa.Table.from_pylist, datasets.Dataset.from_list]
+)
+def test_rows_of_other_columns_are_not_called_empty(table):
+    raw = formats.of_memory(table([{"prompt": "a", "completion": "b"}]), Columns().names, "forget")
+    with pytest.raises(ValueError, match=r"no key 'question' .*has \['completion', 'prompt'\]"):
+        normal_rows(raw, Columns())
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"question": "a", "answer": "b"},

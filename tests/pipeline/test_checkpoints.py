@@ -3,6 +3,7 @@
 The oracle is a run: its models as folders must give the numbers that the run gives itself.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -300,6 +301,16 @@ def test_a_model_that_is_mended_goes_into_the_folder_of_the_attempt(model, folde
     weights.write_bytes(whole)
     evaluate(broken, **arguments)
     assert record_of(tmp_path / "out")[MODEL]["memorization"]["results"]
+    # Other data, or another precision, would stand next to these results in one table.
+    evaluate(broken, **arguments | {"suites": ["uwc"]})
+    earlier = RunFolder(tmp_path / "out").measured_as.read_text()
+    data = dataclasses.replace(config.data, forget="retain_perturbed", measured_retain="forget")
+    compute = dataclasses.replace(config.compute, dtype="bfloat16")
+    for changes, key in (({"data": data}, "data.forget"), ({"compute": compute}, "compute.dtype")):
+        changed = {"config": dataclasses.replace(config, **changes)}
+        with pytest.raises(ValueError, match=f"holds results with {key}: .* choose another --out"):
+            evaluate(broken, **arguments | changed)
+    assert RunFolder(tmp_path / "out").measured_as.read_text() == earlier
     weights.write_bytes(whole[:-4] + bytes(4))
     with pytest.raises(ValueError, match="begun with other contents of model"):
         evaluate(broken, **arguments)

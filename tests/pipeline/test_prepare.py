@@ -59,6 +59,16 @@ def test_the_pool_holds_no_row_that_retention_is_measured_on():
     assert not measured & {sample.tokens.tobytes() for sample in run.sets.retain}
 
 
+def test_steps_of_pg_effects_that_are_never_reached_are_noted():
+    steps = prepared().steps
+    note = f"measure.pg_steps: {steps} beyond the last step of the run, {steps - 1}"
+    assert note in prepared(measure={"pg_steps": (0, steps), "token_steps": ()}).notes
+    assert not any(
+        "pg_steps" in text for text in prepared(measure={"pg_steps": (0,), "token_steps": ()}).notes
+    )
+    assert not any("pg_steps" in text for text in prepared().notes)  # the default, whatever it is
+
+
 def test_rows_to_forget_are_in_no_set_to_retain():
     run = prepared(objectives={"ga": Objective(retain="gd")}, data={"retain": "full"})
     forget = {sample.tokens.tobytes() for sample in run.sets.forget}
