@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from benchmarks.study.facts import Facts, Studies, methods
 from jaxunlearn.reporting import palette
@@ -60,7 +61,11 @@ def curves(study: str, runs: Sequence[Facts]) -> Figure:
 
 
 def _symmetric_log(ax: Axes, largest: float) -> None:
-    ax.set_yscale("symlog", linthresh=max(largest / 100, np.finfo(float).tiny))
+    threshold = max(largest / 100, np.finfo(float).tiny)
+    ax.set_yscale("symlog", linthresh=threshold)
+    # None within the linear part but 0: their labels would overlap its label.
+    powers = 10.0 ** (np.ceil(np.log10(threshold)) + np.arange(3))
+    ax.yaxis.set_major_locator(FixedLocator([*-powers[::-1], 0, *powers]))
 
 
 def estimators(content: Mapping[str, Any]) -> Figure:
