@@ -168,7 +168,7 @@ def test_an_objective_of_ones_own(tmp_path, monkeypatch, capsys):
     name = "losses_of_mine:mine"
     assert cli.main(["objectives", name]) == 0
     text = capsys.readouterr().out
-    assert "hyper.alpha: 2.0" in text
+    assert "hyper.alpha: 2.0\n" in text and f"as a retain term: `retain: {name}`" in text
     entry = yaml.safe_load(text)["objectives"]
     assert entry == {"mine": {"loss": name, "hyper": {"alpha": 2.0}}}
 

@@ -66,6 +66,12 @@ def text(name: str) -> str:
     settings = {key: getattr(defaults, key) for key in settings_of(loss.arrays)}
     kind = "retain term" if is_retain else "objective"
     lines = [f"{name}: {kind}", "", found.title, ""]
+    if ":" in name:
+        # A function does not say what it is for: a retain term, minimised on the rows to forget,
+        # would teach them.
+        lines[0] = f"{name}: an objective here, minimised on the rows to forget"
+        as_term = f"(as a retain term: `retain: {name}` beside another loss, and `retain_hyper`)"
+        lines.insert(1, as_term)
     lines += [*(f"    {line}" for line in found.formula.split("\n")), ""] if found.formula else []
     lines += [
         f"paper: {found.paper or 'none named'}",
@@ -74,7 +80,9 @@ def text(name: str) -> str:
         f"reduction: {_reductions(loss)}",
     ]
     hyper = "retain_hyper" if is_retain else "hyper"
-    lines += [f"{hyper}.{one.name}: {one.value}  ({one.text.rstrip('.')})" for one in found.hyper]
+    for one in found.hyper:
+        meaning = f"  ({one.text.rstrip('.')})" if one.text else ""
+        lines.append(f"{hyper}.{one.name}: {one.value}{meaning}")
     lines += [f"{key}: {_shown(value)}  (key of the objective)" for key, value in settings.items()]
     example = _example(name, found, settings, is_retain=is_retain)
     lines += ["", "A configuration that runs, on the embedded data:"]
