@@ -98,6 +98,10 @@ CASES = {
     "step beyond the end": ({"measure": {"steps": [0, 600]}}, ["measure.steps", "600"]),
     "tokens without samples": ({"measure": {"token_steps": [7]}}, ["measure.token_steps", "7"]),
     "unused setting": ({"objectives": {"npo": {"scale": 2.0}}}, ["objectives.npo.scale", "npo"]),
+    "weight of nothing": (
+        {"objectives": {"npo": {"retain_weight": 2.0}}},
+        ["objectives.npo.retain_weight: needs a retain term"],
+    ),
     "weights that none reads": (
         {"objectives": {"npo": {"guide": {"every": 3}}}},
         ["objectives.npo.guide", "npo does not use it"],

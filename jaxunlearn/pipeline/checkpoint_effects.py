@@ -19,7 +19,7 @@ from jaxunlearn.pipeline import inputs, stored
 from jaxunlearn.pipeline.evaluate import of_model
 from jaxunlearn.pipeline.prepare import make_stages, prepare
 from jaxunlearn.pipeline.resume import open_results
-from jaxunlearn.pipeline.subject import check_shape, model_folder, read_folder
+from jaxunlearn.pipeline.subject import check_shape, measured_on, model_folder, read_folder
 from jaxunlearn.record import step_tables as record
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import terminal
@@ -75,7 +75,7 @@ def checkpoint_effects(
     folder = RunFolder(user_path(out or Path("effects") / name))
     prepared = prepare(config, devices, unlearns=False)
     check_shape("after", folders["after"], prepared)
-    say(console, *prepared.notes)
+    say(console, measured_on(config), *prepared.notes)
     digests = inputs.of_models(folders)
     layout, model = prepared.layout, prepared.model
     with open_results(folder, digests, config), jax.set_mesh(prepared.mesh):

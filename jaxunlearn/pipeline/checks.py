@@ -127,5 +127,7 @@ def _check_unused(task: Task, spec: Objective) -> None:
     defaults = Objective()
     for field in ("scale", "unit_norm", "layer", "guide", "retain_weight"):
         if field not in read and getattr(spec, field) != getattr(defaults, field):
-            name = task.loss.unlearn.objective.name
-            raise ValueError(f"objectives.{task.name}.{field}: {name} does not use it")
+            reason = f"{task.loss.unlearn.objective.name} does not use it"
+            if field == "retain_weight":
+                reason = "needs a retain term" if spec.retain is None else "spare does not use it"
+            raise ValueError(f"objectives.{task.name}.{field}: {reason}")

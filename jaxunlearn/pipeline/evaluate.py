@@ -29,6 +29,7 @@ from jaxunlearn.pipeline.resume import check_finished, open_results
 from jaxunlearn.pipeline.subject import (
     check_shape,
     idle_note,
+    measured_on,
     model_folder,
     open_subject,
     read_folder,
@@ -170,7 +171,7 @@ def _evaluate_model(
     models = {MODEL: config.model or "", **others}
     folders = {name: model_folder(keys[name], model) for name, model in models.items()}
     subject = open_subject(config, devices)
-    say(console, *idle_note(subject.mesh, devices))
+    say(console, measured_on(config), *idle_note(subject.mesh, devices))
     for name in others:
         check_shape(keys[name], folders[name], subject)
     shardings = sharding.param_shardings(subject.model, subject.mesh)

@@ -156,6 +156,12 @@ def idle_note(mesh: jax.sharding.Mesh, devices: Sequence[Any] | None) -> tuple[s
     return (f"{mesh.size} of {total} devices; compute.fsdp: {total} would use all",)
 
 
+def measured_on(config: Config) -> str:
+    """A sentence on the data of a measurement, which flags and defaults choose."""
+    data = config.data
+    return f"data: {data.source}, forget {data.forget}, retain {data.measured_retain}"
+
+
 def make_layout(
     config: Config, mesh: jax.sharding.Mesh, model: DecoderConfig, *, abstract: bool = False
 ) -> Layout:

@@ -86,6 +86,7 @@ def test_a_runs_models_as_folders_give_the_runs_numbers(finished, exported, tmp_
             ((finished, "wga"), (tmp_path / "out", MODEL))]  # fmt: skip
     assert logs[0] == logs[1]
     assert "wga: evaluation" in said.getvalue() and "UWC" in said.getvalue()
+    assert f"data: {TINY.data.source}, forget {TINY.data.forget}, retain " in said.getvalue()
     # A second call measures nothing, and what is written is a configuration for the next.
     before = RunFolder(tmp_path / "out").evaluation.read_bytes()
     again = reader.load(tmp_path / "out" / "measured_as.yaml")
