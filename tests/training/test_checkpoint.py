@@ -124,9 +124,9 @@ def test_saves_leave_no_files_open_and_no_threads(tmp_path):
             checkpoints.save(step, {"w": jnp.full(4, step)})
             after.append(held())
     # A save under way holds more or less of them by chance; what is never given back adds to
-    # every count, so to the least of ten too.
+    # every count, so 20 to the least of ten.
     early, late = (np.min(counts, axis=0) for counts in (after[:10], after[20:]))
-    assert np.all(late <= early + 6), after
+    assert np.all(late <= early + 12), after
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
