@@ -98,7 +98,6 @@ def reasons(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
       models: {model: {suite: {"results": rows, "reason": why a suite has no rows}}}.
     """
-    in_columns = {(suite, metric, definition) for suite, metric, _, definition in COLUMNS.values()}
     # The metrics of a reason are the keys of a dict, which keeps their order.
     affected: dict[str, dict[str, None]] = {}
     for suites in models.values():
@@ -106,10 +105,20 @@ def reasons(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if "reason" in suite:
                 affected.setdefault(suite["reason"], {})[name] = None
             for row in suite["results"]:
-                keys = {(name, row["metric"], None), (name, row["metric"], row["definition"])}
-                if "reason" in row and (name == "mia" or keys & in_columns):
+                if "reason" in row and (name == "mia" or _in_column(name, row)):
                     affected.setdefault(row["reason"], {})[row["metric"]] = None
     return [f"{', '.join(metrics)}: {reason}" for reason, metrics in affected.items()]
+
+
+def _in_column(suite: str, row: Mapping[str, Any]) -> bool:
+    """Whether a column shows this number; a row may be over several sets."""
+    sets = (None, *row["set"].replace("+", ", ").split(", "))
+    return any(
+        (of_suite, metric) == (suite, row["metric"])
+        and over in sets
+        and definition in (None, row["definition"])
+        for of_suite, metric, over, definition in COLUMNS.values()
+    )
 
 
 def _cell(suites: Mapping[str, Any], column: str) -> str:

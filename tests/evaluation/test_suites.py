@@ -282,6 +282,10 @@ def test_every_set_and_the_utility_are_null_with_a_reason(from_files, params_of)
         assert [row["metric"] for row in missing] == list(tofu.MEASURES)
         assert all(row["reason"].startswith(f"no split '{name}_perturbed'") for row in missing)
     assert "no split 'retain_perturbed'" in reasons(rows)["model_utility"]
+    # Only sets that have a column leave a cell empty.
+    lines = evaluation_table.reasons({"ga": {"tofu": {"results": rows}}})
+    assert not any("real_authors" in line for line in lines if line.startswith("rouge"))
+    assert any("retain_perturbed" in line for line in lines if line.startswith("rouge"))
 
 
 @pytest.mark.usefixtures("on_mesh")
