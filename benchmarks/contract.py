@@ -101,7 +101,8 @@ class SampleLosses:
         ref_logp = unpack(rows["ref_logp"], packed)
         arrays = {"logp": logp, "ref_logp": ref_logp, "mask": mask}
         arrays |= {f"substitute_{k}": v for k, v in arrays.items()}
-        arrays["substitute_ref_logp"] = ref_logp - 1
+        # Not those of the originals: a loss of their difference would have no derivative.
+        arrays["substitute_logp"], arrays["substitute_ref_logp"] = logp / 2, ref_logp - 1
         arrays |= {
             "hidden": out.hidden,
             "ref_hidden": rows["ref_hidden"],

@@ -56,6 +56,11 @@ def agrees(sequences, trees, oracle, devices, kind, method):
         assert errors.max() <= SCALE_TOLERANCE, dict(zip(NAMES, errors, strict=True))
 
 
+def test_every_objective_has_a_derivative_to_compare(oracle):
+    """Where it is 0, any multiple of the loss would agree with it."""
+    assert (oracle.scale > 0).all(), dict(zip(NAMES, oracle.scale.min(0), strict=True))
+
+
 WAYS = [
     *(("padded", "jvp", 1), ("padded", "jvp", 8), ("packed", "jvp", 1), ("packed", "jvp", 8)),
     ("padded", "vmap", 1),

@@ -83,7 +83,8 @@ CLAIMS = (
           by.high_weights_retain),
     Claim("N5", "paper", "NPO fails at weights in [.4, .6]: there the retain PG-effects are worst.",
           "that bin has the most negative mean PG_r at every step at which it has samples; bins of"
-          f" fewer than {by.FEWEST} are left out", by.middle_weights_fail),
+          f" fewer than {by.FEWEST} are left out, and one must be below and one above",
+          by.middle_weights_fail),
     Claim("P1", "paper", "PO's e_u turns positive: it relearns.",
           "e_u is negative first and positive later", by.turns_positive("unlearn")),
     Claim("P2", "paper", "PO's e_r turns positive.",

@@ -165,10 +165,12 @@ def middle_weights_fail(run: Facts) -> Judged:
     worst = {}
     for step, facts in _npo_facts(run).items():
         bins = [b for b in facts["bins"] if b["samples"] >= FEWEST]
-        if any(b["from"] == 0.4 for b in bins) and len(bins) > 1:
+        starts = {b["from"] for b in bins}
+        # Without smaller weights "the middle" would only be "the least".
+        if 0.4 in starts and min(starts) < 0.4 < max(starts):
             worst[step] = min(bins, key=lambda b: b["retain"])["from"]
     if not worst:
-        raise Missing(f"no step has {FEWEST} samples with weights in [.4, .6], and others")
+        raise Missing(f"no step has {FEWEST} samples with weights in [.4, .6], below and above")
     found = ", ".join(f"[{low:.1f}, {low + 0.2:.1f}] at step {s}" for s, low in worst.items())
     return verdict_of(*(low == 0.4 for low in worst.values())), f"most negative PG_r: {found}"
 

@@ -29,13 +29,14 @@ COLUMNS = (
 )
 
 
-def warning(base: Mapping[str, float]) -> str | None:
+def warning(base: Mapping[str, float | None]) -> str | None:
     """A warning for every figure, where the model has hardly memorised the forget set.
 
     Args:
       base: the results of the model before unlearning.
     """
-    if base["forget_es"] >= LOW_FORGET_ES:
+    # A model that broke has no strength.
+    if base["forget_es"] is None or base["forget_es"] >= LOW_FORGET_ES:
         return None
     return f"little to forget: the starting model's forget ES is {base['forget_es']:.2f}"
 

@@ -203,9 +203,12 @@ def test_weights_in_the_middle_are_judged_where_there_are_some():
     assert verdict("N4", Facts(content)) == verdict("N5", Facts(content)) == rules.HOLDS
     bins[0]["retain"] = -9.0
     assert verdict("N5", Facts(content)) == rules.FAILS
-    bins[0]["samples"] = 1  # the mean of one sample decides nothing
+    # The mean of one sample decides nothing, and without it no bin is below the middle.
+    bins[0]["samples"] = 1
+    assert verdict("N5", Facts(content)) == rules.UNKNOWN
+    bins.append({"from": 0.0, "samples": 5, "unlearn": -1.0, "retain": -1.0})
     assert verdict("N5", Facts(content)) == rules.HOLDS
-    bins[1]["samples"] = 1
+    bins[2]["samples"] = 1  # nor above it
     assert verdict("N5", Facts(content)) == rules.UNKNOWN
 
 
