@@ -140,6 +140,7 @@ def test_equal_settings_are_one_static_argument():
             lambda: registry.get("simnpo", beta=-1),
             "simnpo: beta must be positive and finite, got -1.0",
         ),
+        (lambda: registry.get("dpo", beta=-1), "dpo: beta must be positive and finite, got -1.0"),
         (
             lambda: registry.get("dpo", beta=0, two_over_beta=True),
             "dpo: beta must be positive and finite, got 0.0",
