@@ -101,10 +101,10 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
     # later evaluation may have compared with one, would be the best of itself.
     best = None
     qualities = {step: _value(by_step[step], *QUALITY, "forget") for step in sorted(by_step)}
-    if all(quality is not None for quality in qualities.values()):
-        for step, quality in qualities.items():
-            if quality is not None and (best is None or quality > best["value"]):
-                best = {"step": step, "value": quality}
+    known = {step: quality for step, quality in qualities.items() if quality is not None}
+    if known and len(known) == len(qualities):
+        step = max(known, key=known.__getitem__)  # the first of equals
+        best = {"step": step, "value": known[step]}
     return {
         "evaluated": sorted(by_step),
         "least_forget_es": least,
