@@ -9,6 +9,8 @@ from collections.abc import Container, Iterable
 def nearest(word: str, words: Iterable[str]) -> str:
     """Returns a hint for an error message, or "" where no known name is similar.
 
+    Capital letters do not count: a paper's NPO is found as npo.
+
     Args:
       word: the unknown name.
       words: the known names.
@@ -18,8 +20,12 @@ def nearest(word: str, words: Iterable[str]) -> str:
     >>> nearest("colour", ["ga", "npo", "tnpo"])
     ''
     """
-    close = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
-    return f"; perhaps you meant {close[0]!r}" if close else ""
+    # Of names that differ in case alone the first stands for all.
+    known: dict[str, str] = {}
+    for name in map(str, words):
+        known.setdefault(name.casefold(), name)
+    close = difflib.get_close_matches(word.casefold(), known, n=1, cutoff=0.5)
+    return f"; perhaps you meant {known[close[0]]!r}" if close else ""
 
 
 def numbered(name: str, taken: Container[str], pattern: str) -> str:

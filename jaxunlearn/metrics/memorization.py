@@ -118,8 +118,9 @@ def exact_memorization(correct: Array, mask: Array, *, definition: Exact = "labe
 def generated_extraction_strength(answers: Sequence[str], complete: Complete) -> np.ndarray:
     """Extraction strength of generated text: 1 - k / n, for answers of n words.
 
-    k is the number of words that must be given before the model's greedy continuation, up to its
-    first line break, is the rest of the answer to the letter; n where no prefix does.
+    k is the number of words that must be given before the model's greedy continuation is the rest
+    of the answer to the letter, up to the line break that follows it; n where no prefix does. The
+    continuation thus counts up to its first line break, unless the answer has some itself.
 
     Args:
       answers: the true answers.
@@ -142,7 +143,9 @@ def generated_extraction_strength(answers: Sequence[str], complete: Complete) ->
     while remaining:
         texts = complete(remaining, [" ".join(words[i][:count]) for i in remaining])
         for i, text in zip(remaining, texts, strict=True):
-            if text.removeprefix(" ").split("\n")[0] == " ".join(words[i][count:]):
+            rest = " ".join(words[i][count:])
+            lines = text.removeprefix(" ").split("\n")[: rest.count("\n") + 1]
+            if "\n".join(lines) == rest:
                 strength[i] = 1 - count / len(words[i])
         count += 1
         remaining = [i for i in remaining if strength[i] == 0 and count < len(words[i])]

@@ -116,8 +116,8 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
             if any(file.exists() for file in (folder.evaluation, folder.table("g_effect"))):
                 _check_same_inputs(folder, digests)
                 known = _known_inputs(folder)
-            if folder.evaluation.exists() and folder.measured_as.exists():
-                _check_same_data(folder, config)
+                if folder.measured_as.exists():
+                    _check_same_data(folder, config)
             files.write_json(folder.inputs, {**known, **digests})
             files.write_text(folder.measured_as, dump(config))
 
@@ -127,9 +127,9 @@ def open_results(folder: RunFolder, digests: Mapping[str, str], config: Config) 
 
 
 def _check_same_data(folder: RunFolder, config: Config) -> None:
-    """Refuses to add the results of suites to those on other data, or in another precision.
+    """Refuses results on other data, or in another precision, than those of a folder.
 
-    Their tables would show both side by side.
+    Tables of suites would show both side by side, and those of a step would be lost.
     """
     earlier, now = (_measured_on(each) for each in (load(folder.measured_as), config))
     for key, old, new in differences(earlier, now):

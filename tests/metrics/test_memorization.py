@@ -155,6 +155,14 @@ def test_generated_text_counts_up_to_its_first_line_and_to_the_letter():
     assert memorization.generated_extraction_strength([""], lambda i, p: 1 / 0).tolist() == [0]
 
 
+def test_an_answer_of_several_lines_counts_with_all_of_them():
+    strength = lambda text: memorization.generated_extraction_strength(
+        ["Born in\nLima."], lambda ids, prefixes: [text if not prefixes[0] else "No"]
+    )
+    assert strength("Born in\nLima.\nHe writes.") == strength(" Born in\nLima.") == [1]
+    assert strength("Born in") == strength("Born in\nLima. He writes.") == [0]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=4), st.floats(0, 1))
 def test_a_split_answer_is_the_answer(answers, share):

@@ -180,6 +180,18 @@ def test_tables_are_written_as_they_are_described(step):
         assert table.schema == step_tables.SCHEMAS[name] and table.num_rows == len(rows)
 
 
+@pytest.mark.slow
+def test_the_tables_of_other_data_are_not_overwritten(finished, exported, step):
+    out = step[1]
+    earlier = {file.name: file.read_bytes() for file in out.glob("*.parquet")}
+    config = reader.load(finished / "config.yaml")
+    data = dataclasses.replace(config.data, forget="retain_perturbed", measured_retain="forget")
+    other = dataclasses.replace(config, data=data)
+    with pytest.raises(ValueError, match=r"holds results with data\.forget: .* another --out"):
+        checkpoint_effects(finished / "base", exported, config=other, out=out, **ONE)
+    assert {file.name: file.read_bytes() for file in out.glob("*.parquet")} == earlier
+
+
 @pytest.mark.nightly
 def test_neither_gates_nor_a_mesh_change_the_prediction(finished, exported, step, tmp_path):
     config = reader.load(finished / "config.yaml")
