@@ -124,8 +124,10 @@ def unlearn(
             config = override(config, settings, WHERE)
             options = {"overwrite": overwrite, "debug_nans": debug_nans}
             run = recipe.begin(config, folder.path, devices, **options)
-        except BaseException:
+        except BaseException as error:
             memory.remove(set(folder.memory.glob("*")) - before)
+            if isinstance(error, ValueError) and error.args:
+                error.args = (memory.name_rows(str(error), folder.memory), *error.args[1:])
             raise
         pages = partial(report.write_report, print_tables=False)
         recipe.execute(run, console, write_report=pages)

@@ -5,6 +5,7 @@ reported like any other. The name of what is written holds a digest of its conte
 weights never take the place of those that a run was begun with.
 """
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,6 +76,17 @@ def write_rows(parent: Path, splits: Mapping[str, DataRows], columns: Columns) -
             for name, text in content.items():
                 files.write_text(folder / f"{name}.jsonl", text)
     return target
+
+
+def name_rows(message: str, parent: Path) -> str:
+    """A message with rows as their list or table has them, in the place of lines of our files.
+
+    Args:
+      message: of an error.
+      parent: the folder of `write_rows`.
+    """
+    line = re.escape(str(parent)) + r"\W+rows-\w+\W+(\w+)\.jsonl:(\d+)"
+    return re.sub(line, lambda found: f"{found[1]}: row {int(found[2]) - 1}", message)
 
 
 def write_model(parent: Path, model: Any) -> Path:

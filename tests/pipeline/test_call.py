@@ -187,6 +187,12 @@ CASES = {
         {},
         r"forget: row 4: no key 'answer' \(data.answer_key\); perhaps you meant 'anser'",
     ),
+    # Found where the rows are encoded, which is done with the files that hold them then.
+    "an empty text": (
+        (FORGET, [*RETAIN, {"question": "a", "answer": " "}]),
+        {},
+        rf"^retain: row {len(RETAIN)}: expected a non-empty 'answer', got ' '",
+    ),
     "no text": (([{"question": "a", "answer": None}], RETAIN), {}, "row 0: 'answer' must be a str"),
     "a misspelt key": ((FORGET, RETAIN), {"sed": 1}, "'sed'; .*perhaps you meant 'seed'"),
     "a key of a section": ((FORGET, RETAIN), {"lrr": 1}, "unknown key 'lrr'"),
