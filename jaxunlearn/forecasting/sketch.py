@@ -13,7 +13,9 @@ from jaxunlearn.data.refusals import Refusals
 from jaxunlearn.data.sources import Sources, part_of
 from jaxunlearn.models import hf, sizes
 from jaxunlearn.pipeline import checks, prepare, subject
+from jaxunlearn.pipeline.evaluation_stage import requested_suites
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.pipeline.relearn import requested_attacks
 from jaxunlearn.training.scope import make_scope, with_adapters
 from jaxunlearn.training.sets import SampleSets
 from jaxunlearn.training.tasks import Task, make_tasks
@@ -57,6 +59,8 @@ def sketch(config: Config, devices: Sequence[Any] | None = None) -> Prepared:
     else:
         prepared = _by_assumption(config, devices, has_model=has_model, has_data=has_data)
     checks.check(prepared)
+    requested_suites(config)
+    requested_attacks(prepared)
     return prepared
 
 

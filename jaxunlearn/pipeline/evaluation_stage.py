@@ -99,6 +99,19 @@ def request(
 # ------------------------------------------------------------------------------- stages of a run
 
 
+def requested_suites(config: Config) -> tuple[str, ...]:
+    """The suites that a configuration names, each once.
+
+    Raises:
+      ValueError: an unknown one, or none of them is for the steps that `evaluate.every` asks for.
+    """
+    spec, names = config.evaluate, select_suites(config.evaluate.suites)
+    if spec.every and not set(names) & set(DURING_UNLEARNING):
+        cheap = ", ".join(DURING_UNLEARNING)
+        raise ValueError(f"evaluate.every: needs one of {cheap} in evaluate.suites")
+    return names
+
+
 def requested_evaluation(prepared: Prepared, folder: RunFolder) -> Evaluation | None:
     """Makes the suites that the configuration of a run names: reads and encodes their data.
 
@@ -112,11 +125,7 @@ def requested_evaluation(prepared: Prepared, folder: RunFolder) -> Evaluation | 
     Raises:
       ValueError, OSError: suites or data that are missing or bad.
     """
-    spec = prepared.config.evaluate
-    if spec.every and not set(select_suites(spec.suites)) & set(DURING_UNLEARNING):
-        cheap = ", ".join(DURING_UNLEARNING)
-        raise ValueError(f"evaluate.every: needs one of {cheap} in evaluate.suites")
-    if not spec.suites:
+    if not requested_suites(prepared.config):
         return None
     retrained = prepared.config.finetune.retrained
     return build_run_evaluation(prepared, folder, request(prepared.config), retrained)

@@ -34,6 +34,9 @@ def tofu(model=PUBLISHED, **sections):
             {"compute": {"attention": "cudnn", "dtype": "bfloat16"}},
             r"compute\.attention: cudnn needs an NVIDIA GPU",
         ),
+        ({"evaluate": {"suites": ("tofo",)}}, r"evaluate\.suites .*: no suite 'tofo'; .*'tofu'"),
+        ({"evaluate": {"every": 2}}, r"evaluate\.every: needs one of tofu, memorization in"),
+        ({"relearn": {"samples": (900,)}}, r"relearn\.samples .*900"),
     ],
 )
 def test_a_forecast_refuses_what_the_run_refuses(make, changed, message):
