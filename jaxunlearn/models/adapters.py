@@ -61,7 +61,8 @@ def from_nnx(module: Any, *, wrt: Any = None) -> NnxFunction:
         effects.pg_effect(sample_logp, params, batches, directions, trainable=trainable)
 
     Args:
-      module: a `flax.nnx.Module`; what a call writes into its state is dropped.
+      module: a `flax.nnx.Module`; what a call writes into its state is dropped. Set `module.eval()`
+        first: in training mode dropout would draw the same mask at every call.
       wrt: what is trainable, a filter of `flax.nnx` such as a type of variables; by default
         `nnx.Param`.
 
