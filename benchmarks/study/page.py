@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.study import beyond, estimates, figures, units
 from benchmarks.study.claims import CLAIMS, Claim
 from benchmarks.study.facts import Facts, Studies, load, methods
-from benchmarks.study.rules import UNKNOWN
+from benchmarks.study.rules import UNKNOWN, VERDICTS
 from benchmarks.study.texts import spread, table
 from jaxunlearn.core import files
 
@@ -28,6 +28,7 @@ def write(results: Path) -> None:
     compared = [c for c in contents if "states" in c]
     parts: dict[str, Callable[[], str]] = {
         "runs": lambda: runs(studies),
+        "glance": lambda: glance(studies),
         "headline": lambda: headline(studies),
         "paper": lambda: verdicts(studies, "paper"),
         "summary": lambda: verdicts(studies, "summary"),
@@ -118,6 +119,21 @@ def _headline(names: Sequence[tuple[Facts, str]]) -> list[str]:
         *(spread([run.result(n, k) for run, n in names], "{:.2f}")
           for k in ("forget_es", "retain_es")),
     ]  # fmt: skip
+
+
+def glance(studies: Studies) -> str:
+    """Which claims hold, and which do not, with every seed that can be judged."""
+    kinds = (*VERDICTS, "seeds differ", UNKNOWN)
+    rows = []
+    for study, runs in studies.items():
+        keys: dict[str, list[str]] = {kind: [] for kind in kinds}
+        for claim in CLAIMS:
+            known = {claim.verdict(run)[0] for run in runs} - {UNKNOWN}
+            kind = "seeds differ" if len(known) > 1 else next(iter(known), UNKNOWN)
+            keys[kind].append(claim.key)
+        cells = (f"{len(keys[kind])}: {', '.join(keys[kind])}".removesuffix(": ") for kind in kinds)
+        rows.append([f"`{study}`, {len(runs)} seeds", *cells])
+    return table(["", *kinds], rows)
 
 
 def verdicts(studies: Studies, source: str) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 from benchmarks.precision_compare import rank_correlation
 from benchmarks.study.facts import SETTLED, SIX, Facts, Missing
 
-HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "partly", "does not hold", "cannot be judged"
+VERDICTS = HOLDS, FAILS, PARTLY = "holds", "does not hold", "partly"
+UNKNOWN = "cannot be judged"
 
 LIKELIHOODS = ("GA", "WGA", "NPO", "TNPO")
 FEWEST = 5  # samples of a bin whose mean is compared with another's

@@ -225,6 +225,28 @@ def test_layers_are_judged_on_the_methods_that_ran_and_unjudged_seeds_are_counte
     assert "**holds** (1 of 2), 1 cannot be judged: e_u" in tnpo
 
 
+def test_every_claim_stands_once_at_a_glance_by_what_its_seeds_say():
+    def counted(*contents):
+        line = page.glance(load(contents)).splitlines()[-1]
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        keys = [cell.partition(": ")[2].split(", ") if ": " in cell else [] for cell in cells]
+        assert [int(cell.partition(":")[0]) for cell in cells] == list(map(len, keys))
+        return keys
+
+    one, other = as_in_the_paper(), as_in_the_paper() | {"seed": 1}
+    *known, differ, unknown = counted(one, other)
+    expected = {claim.key: claim.verdict(Facts(one))[0] for claim in CLAIMS}
+    for verdict, keys in zip((*rules.VERDICTS, rules.UNKNOWN), (*known, unknown), strict=True):
+        assert keys == [key for key, v in expected.items() if v == verdict]
+    assert not differ
+    # One seed without GA leaves its claims to the other; one that contradicts makes them differ.
+    del other["objectives"]["ga"], other["models"]["ga"]
+    assert "G1" in counted(one, other)[0]
+    other = as_in_the_paper() | {"seed": 1}
+    other["objectives"]["ga"] = entry("ga", [-1, -2, -90, -353], [-1, -2, -90, -175])
+    assert "G1" in counted(one, other)[3]
+
+
 def test_updates_are_compared_with_both_rises():
     content = as_in_the_paper()
     assert verdict("I1", Facts(content)) == rules.PARTLY  # the distance is the forget NLL here
