@@ -416,7 +416,7 @@ def _zero_caches(
         forward = functools.partial(label_references, model=prepared.unlearn_model, tap=value.tap)
         with jax.set_mesh(prepared.mesh):
             outputs = jax.eval_shape(forward, params, rows.packed)
-        shape = value.of_reference(outputs).shape[2:]
-        zeros = np.broadcast_to(np.zeros((), np.float32), (offsets[-1], *shape))
+        found = value.of_reference(outputs)
+        zeros = np.broadcast_to(np.zeros((), found.dtype), (offsets[-1], *found.shape[2:]))
         caches[value.name] = LabelCache(zeros, offsets)
     return caches

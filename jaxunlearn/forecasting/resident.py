@@ -14,11 +14,22 @@ from jaxunlearn.measurement.interval import INTERVAL_TREES, SHARED_TREES
 from jaxunlearn.models import sharding
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.tasks import Task
 
 THETA_0 = 1
 """Arrays of the size of what trains, of the model from which every objective starts."""
 MOMENTS = 2
 """Arrays of the size of what trains, of Adam's moments."""
+
+
+def moments(prepared: Prepared) -> int:
+    """Arrays of the size of what trains that an optimiser keeps, at most of the objectives."""
+    return max(_moments(task) for task in prepared.tasks)
+
+
+def _moments(task: Task) -> int:
+    """Adam's moments, and the running mean that updates are projected against."""
+    return MOMENTS + (task.spare is not None)
 
 
 def plain_params(prepared: Prepared) -> Tree:
@@ -62,19 +73,19 @@ def between_measurements(prepared: Prepared) -> int:
 
 def while_measuring(prepared: Prepared) -> int:
     """Bytes per device that a run keeps during a measurement, in addition to theta_t."""
-    return _on_device(prepared, THETA_0 + MOMENTS + _shared(prepared))
+    return _on_device(prepared, THETA_0 + moments(prepared) + _shared(prepared))
 
 
 def while_counting(prepared: Prepared) -> int:
     """Bytes per device that a run keeps while it computes the statistics of a measurement."""
     # The moments are parked only after the statistics, even where the run offloads.
-    moments = MOMENTS * trainable_bytes(prepared)
-    return moments + between_measurements(prepared)
+    kept = moments(prepared) * trainable_bytes(prepared)
+    return kept + between_measurements(prepared)
 
 
 def while_refreshing(prepared: Prepared) -> int:
     """Bytes per device during a refresh of guided weights, in addition to theta_t."""
-    return _on_device(prepared, _between(prepared) + MOMENTS)
+    return _on_device(prepared, _between(prepared) + moments(prepared))
 
 
 def risk_gradients(prepared: Prepared) -> int:
@@ -88,23 +99,25 @@ def host_bytes(prepared: Prepared) -> int:
         return 0
     # While a measurement runs, both moments and grad R(D_r) are parked instead of the interval's
     # arrays: no more than those. A refresh between measurements parks both and a gradient on top.
-    more = MOMENTS + 1 if any("guide" in task.needs for task in prepared.tasks) else 0
-    count = max(_between(prepared), THETA_0 + MOMENTS + _shared(prepared)) + more
+    guided = any("guide" in task.needs for task in prepared.tasks)
+    more = moments(prepared) + 1 if guided else 0
+    count = max(_between(prepared), THETA_0 + moments(prepared) + _shared(prepared)) + more
     return count * trainable_bytes(prepared)
 
 
 def disk_bytes(prepared: Prepared) -> int:
-    """Bytes on disk at most: a state is parameters and both moments in float32.
+    """Bytes on disk at most: a state is parameters and the optimiser's arrays in float32.
 
     They are the checkpoints kept of each objective and the one being written, the fine-tuned models
     and the last state of each fine-tuning.
     """
-    config, tasks = prepared.config, len(prepared.tasks)
+    config, states = prepared.config, [1 + _moments(task) for task in prepared.tasks]
     params, own = (_bytes(tree) for tree in (plain_params(prepared), parts(prepared)[0]))
     finetuned = bool(config.finetune.epochs) + config.finetune.retrained
-    states = tasks * config.unlearn.keep_checkpoints
+    checkpoints = own * sum(states) * config.unlearn.keep_checkpoints
     # The state that is being written is of a fine-tuning, or else of an objective.
-    return 3 * own * states + params * 4 * finetuned + 3 * (params if finetuned else own)
+    writing = (1 + MOMENTS) * params if finetuned else own * max(states)
+    return checkpoints + (2 + MOMENTS) * params * finetuned + writing
 
 
 def _between(prepared: Prepared) -> int:

@@ -13,7 +13,6 @@ from jaxunlearn.forecasting.sketch import sketch
 from jaxunlearn.forecasting.speed import Speed, check_options, measured_speed, stated_speed
 from jaxunlearn.pipeline.prepare import Prepared
 from jaxunlearn.reporting.terminal import TextTable, print_wide, rich_table
-from jaxunlearn.training.step import train_step
 
 HEADS = (
     "program",
@@ -66,8 +65,7 @@ def forecast(
     prepared = sketch(config)
     say(console, *(f"assumed: {note}" for note in prepared.notes))
     compiled = list(programs(prepared))
-    steps = (program for program in compiled if program.function is train_step)
-    speed = measured_speed(next(steps)) if measure else stated_speed(prepared, peak)
+    speed = measured_speed(compiled) if measure else stated_speed(prepared, peak)
     # --- the table --------------------------------------------------------------------------------
     devices = prepared.mesh.devices
     size = resident.device_bytes(resident.sharded_params(prepared))

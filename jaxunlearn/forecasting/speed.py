@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxunlearn.core.devices import TERA, check_peak, peak_flops
 from jaxunlearn.forecasting.programs import Program
 from jaxunlearn.pipeline.prepare import Prepared
+from jaxunlearn.training.step import train_step
 
 SHARE = 0.4
 """The share of a peak that programs are assumed to reach, as is common for large models."""
@@ -66,16 +67,25 @@ def stated_speed(prepared: Prepared, peak: float | None) -> Speed | None:
     return Speed(SHARE * flops, f"if programs reach {SHARE:.0%} of {one:.4g} TFLOP/s a device")
 
 
-def measured_speed(step: Program, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """The speed at which this machine runs a train step of the run.
+def measured_speed(
+    programs: Iterable[Program], clock: Callable[[], float] = time.perf_counter
+) -> Speed | None:
+    """The speed at which this machine runs the first train step of a run.
 
     A small model's programs are far from the peak of large products, most of all on a CPU: the rate
     of a product alone says little of them. The step's arrays are zeros of the right shapes.
 
     Args:
-      step: a train step; its state takes as much memory as in the run.
+      programs: of the run; a step's state takes as much memory as in the run.
       clock: gives seconds.
+
+    Returns:
+      None where no train step computes anything, as with `rmu` at the embedding alone.
     """
+    steps = (one for one in programs if one.function is train_step and one.cost.flops)
+    step = next(steps, None)
+    if step is None:
+        return None
 
     def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.zeros(x.shape, x.dtype, device=x.sharding)

@@ -68,7 +68,10 @@ def export(
     if adapter:
         unlearn_model = _with_adapters(source_run, config, objective, model)
         own = stored.trainable_params(source_run, config, objective, unlearn_model, place)
-        base = config.model or str(source)
+        base = config.model
+        # Adapters belong to the model that unlearning started from.
+        if base is None or config.finetune.epochs:
+            base = str(stored.stage_folder(source_run, config, BASE))
         hf.save_adapters(target, own, unlearn_model, base=base, dtype=dtype)
     else:
         params = stored.final_params(source_run, config, objective, model, place, dtype)

@@ -18,8 +18,10 @@ from jaxunlearn.record.erase import erase, has_results
 from jaxunlearn.record.folder import RunFolder, seeds
 from jaxunlearn.record.lock import locked, locked_here
 
-# Keys that may change between starts: they do not change the models of the run.
+# Keys that may change between starts: they do not change the models of the run, but for those of
+# `compute` that say how exactly it computes.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
+PRECISION = ("dtype", "precision", "reduce")
 
 # Keys that say where something is, by the input whose digest tells whether it is the same.
 PLACES = {
@@ -320,4 +322,5 @@ def _remove(folder: RunFolder, config: Config) -> None:
 def _fixed(config: Config) -> dict[str, Any]:
     """The keys that must not change between starts; objectives are compared one by one."""
     keys = dataclasses.asdict(config)
-    return {key: keys[key] for key in keys if key not in (*FREE_KEYS, "objectives")}
+    fixed = {key: keys[key] for key in keys if key not in (*FREE_KEYS, "objectives")}
+    return fixed | {"compute": {key: keys["compute"][key] for key in PRECISION}}

@@ -212,16 +212,21 @@ def read_params(folder: Path, like: Tree) -> Tree:
     _check(folder, saved, {n: (x[0], saved.get(n, x)[1]) for n, x in expected.items()})
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    # A leaf is read whole before it is converted: no more than two of them at a time.
-    context.memory.read_concurrent_bytes = 2 * max(
-        math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in saved.values()
-    )
-    with context, _reading(folder):
-        params = ocp.load(str(folder), {"params": like})
-    # A leaf that was converted has another checksum.
-    as_saved = {n: x for n, x in sums.items() if n in saved and saved[n] == expected[n]}
-    _check_sums(folder, as_saved, params)
-    return params["params"]
+
+    def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        """One leaf, which is checked as it was saved, and converted then."""
+        name = _dotted(path)
+        tree: Tree = jax.ShapeDtypeStruct(leaf.shape, saved[name][1], sharding=leaf.sharding)
+        for key in reversed(path):
+            tree = {key.key: tree}
+        with context, _reading(folder):
+            found = ocp.load(str(folder), tree)
+        _check_sums(folder, {name: sums[name]} if name in sums else {}, found)
+        (values,) = jax.tree.leaves(found)
+        return values.astype(leaf.dtype)
+
+    # One at a time: a leaf that is converted is in memory twice.
+    return jax.tree_util.tree_map_with_path(read, {"params": like})["params"]
 
 
 def checksums(tree: Tree) -> dict[str, int]:

@@ -353,6 +353,26 @@ def test_only_what_trains_is_kept_in_several_copies(adapted):
     assert resident.disk_bytes(adapted) == 3 * own + 4 * 2 * frozen + 3 * 2 * frozen
 
 
+def test_the_gradient_that_updates_spare_is_kept_with_the_moments(config):
+    spare = dataclasses.replace(config.objectives["npo"], retain="gd", spare="total")
+    objectives = {"ga": schema.Objective(), "npo": spare}
+    unlearn = dataclasses.replace(config.unlearn, keep_checkpoints=2)
+    changed = dataclasses.replace(config, unlearn=unlearn, objectives=objectives)
+    found = sketch(changed, jax.devices()[:1])
+    own, fine_tuned = resident.trainable_bytes(found), bool(config.finetune.epochs)
+    state = step.abstract_state(
+        resident.parts(found)[0], programs.task_optimizer(found, found.tasks[1])
+    )
+    assert resident.device_bytes(state) == pytest.approx(4 * own, rel=1e-3)
+    alone = dataclasses.replace(changed, objectives={"ga": schema.Objective()})
+    plain = sketch(alone, jax.devices()[:1])
+    assert resident.while_measuring(found) - resident.while_measuring(plain) == own
+    assert resident.while_counting(found) - resident.while_counting(plain) == own
+    # Two checkpoints of each objective, and the state that is being written.
+    more = resident.disk_bytes(found) - resident.disk_bytes(plain)
+    assert more == (2 * 4 + (0 if fine_tuned else 1)) * own
+
+
 @pytest.mark.nightly
 def test_programs_of_a_run_with_adapters_compile(adapted):
     compiled = {program.name: program for program in programs.programs(adapted)}

@@ -1,5 +1,6 @@
 """The seconds of a forecast: how they follow from a peak, and that a run takes about so long."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -51,9 +52,12 @@ def test_a_speed_is_measured_by_a_train_step(prepared):
     """A clock that moves a fifth of a second a look: three steps in 0.6 seconds."""
     (step, *_) = training(prepared, prepared.tasks)
     now = iter(0.2 * i for i in range(100))
-    measured = speed.measured_speed(step, clock=lambda: next(now))
+    idle = dataclasses.replace(step, name="rmu: step")
+    idle.__dict__["cost"] = dataclasses.replace(step.cost, flops=0)  # which is computed once
+    measured = speed.measured_speed([idle, step], clock=lambda: next(now))
     assert measured.flops == pytest.approx(3 * step.cost.flops / 0.6)
     assert "of 'ga: step', measured here" in measured.basis
+    assert speed.measured_speed([idle]) is None
 
 
 def test_the_output_says_what_its_seconds_assume():
@@ -81,9 +85,9 @@ def test_the_demo_takes_as_long_as_was_forecast(tmp_path):
     compiled = list(programs(forecast))
     step = next(program for program in compiled if program.name == "npo: step")
     # The machine's speed may drift: it is measured before the run and after it.
-    before = speed.measured_speed(step).flops
+    before = speed.measured_speed([step]).flops
     run(config, tmp_path / "run", one)
-    flops = (before + speed.measured_speed(step).flops) / 2
+    flops = (before + speed.measured_speed([step]).flops) / 2
     predicted = speed.Speed(flops, "").total_seconds(compiled)
     covered = {"train", "measure", "forward", "evaluate"}
     taken = sum(

@@ -253,6 +253,8 @@ STAND_INS = {
     "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"]
 )
 def test_what_stands_in_for_a_file_is_recognised(model, name, what):
+    if "index" in name:
+        (model / "model.safetensors").unlink()  # which has no need of an index
     (model / name).write_bytes(STAND_INS[what])
     read = {
         "config.json": lambda: hf.load_config(model),
@@ -468,6 +470,15 @@ NOT_OURS = [
     "consolidated-00001-of-00002.safetensors", "original/consolidated.00.pth",
     "original/params.json", "onnx/config.json", "fp32/model.safetensors",
 ]  # fmt: skip
+
+
+def test_an_index_that_was_left_behind_is_not_read(tmp_path):
+    """transformers leaves the index of shards that one file replaces, and reads the file."""
+    params = random_params(TIED)
+    hf.save_params(tmp_path / "model", params, TIED)
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, hf.load_params(tmp_path / "model", TIED), params)
 
 
 def test_resolve_downloads(monkeypatch, tmp_path):

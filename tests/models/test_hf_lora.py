@@ -259,6 +259,14 @@ def test_an_adapter_is_no_model(written, base):
     assert hf.resolve_adapter(written[0]) == written[0]
 
 
+def test_a_folder_with_something_in_it_is_kept(written, tmp_path):
+    folder, params, model = written
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty: choose a new folder"):
+        hf.save_adapters(tmp_path, params, model, base="base")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
 def test_several_matrices_in_one_tensor_have_one_adapter(written, tmp_path):
     folder, params, model = written
     fused = dataclasses.replace(model, family="phi3")

@@ -44,6 +44,16 @@ def test_how_a_run_is_computed_and_looked_at_may_change(folder, section):
     assert load(folder.config) == changed
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("dtype", "bfloat16"), ("precision", "default"), ("reduce", "bfloat16")]
+)
+def test_how_exactly_a_run_computes_may_not_change(folder, key, value):
+    """One table would show models that were trained in different precisions."""
+    with pytest.raises(ValueError, match=rf"run: compute\.{key}: .* -> '{value}';"):
+        open_folder(folder, replace(compute={key: value}), {})
+    assert load(folder.config) == TINY
+
+
 def test_objectives_may_be_added_and_are_kept(folder):
     only_new = replace(objectives={"wga": Objective()})
     open_folder(folder, only_new, {})

@@ -1,5 +1,6 @@
 """Whole runs that train a part of the parameters: adapters, or what patterns choose."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -113,6 +114,15 @@ def test_its_adapter_is_a_folder_of_peft(plain, tmp_path, capsys):
         merged = load(tmp_path / "merged").eval()(ids).logits
     np.testing.assert_allclose(adapted, merged, atol=1e-5)
     assert (adapted - before).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_an_adapter_names_the_model_that_was_fine_tuned(plain, tmp_path):
+    """Of a run that fine-tunes a given model, adapters do not belong to the given one."""
+    run(dataclasses.replace(PLAIN, model=str(plain / "base")), tmp_path / "second")
+    export(tmp_path / "second", "npo", tmp_path / "adapter", adapter=True)
+    raw = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert raw["base_model_name_or_path"] == str(tmp_path / "second" / "base")
 
 
 @pytest.mark.nightly

@@ -173,6 +173,9 @@ def test_damage_is_refused_wherever_it_is(tmp_path, caplog, monkeypatch):
     whole = step.init_state(params, optax.adamw(1e-3))
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, whole)
+    # A leaf that is converted as it is read is checked before.
+    narrow = {"w": jax.ShapeDtypeStruct((60, 40), jnp.bfloat16, sharding=params["w"].sharding)}
+    converted = {"w": params["w"].astype(jnp.bfloat16)}
     refused, ignored = 0, []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: ignored.append(found.exc_value))
     written = sorted(file for file in (tmp_path / "3").rglob("*") if file.stat().st_size)
@@ -182,7 +185,11 @@ def test_damage_is_refused_wherever_it_is(tmp_path, caplog, monkeypatch):
             damaged = bytearray(content)
             damaged[place] ^= 1 << int(draw.integers(8))
             file.write_bytes(damaged)
-            for read in (restored, lambda folder, like: read_params(folder / "3", like.params)):
+            for read, same in (
+                (restored, whole),
+                (lambda folder, like: read_params(folder / "3", like.params), whole.params),
+                (lambda folder, like: read_params(folder / "3", narrow), converted),
+            ):
                 try:
                     got = read(tmp_path, whole)
                 except CheckpointError as error:
@@ -192,7 +199,6 @@ def test_damage_is_refused_wherever_it_is(tmp_path, caplog, monkeypatch):
                     words = str(error)
                     assert str(tmp_path / "3") in words or all(part in words for part in of_folder)
                 else:
-                    same = whole if isinstance(got, step.TrainState) else whole.params
                     jax.tree.map(np.testing.assert_array_equal, got, same)
         file.write_bytes(content)
     assert refused > 20

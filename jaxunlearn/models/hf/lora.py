@@ -19,6 +19,7 @@ from jaxunlearn.models import families
 from jaxunlearn.models.decoder import MATRICES, DecoderConfig, Lora, adapter_leaves
 from jaxunlearn.models.decoder.config import ADAPTER_KEYS
 from jaxunlearn.models.hf.tensors import check_tensor, open_tensors
+from jaxunlearn.models.hf.weights import check_free
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _WEIGHT = "base_model.model.", ".weight"
@@ -120,6 +121,7 @@ def save_adapters(
       ValueError: a family whose files hold several matrices in one tensor.
     """
     assert model.lora is not None  # there are adapters
+    check_free(folder)
     tensors: dict[str, np.ndarray] = {}
     for leaf in adapter_leaves(model):
         value = np.asarray(trees.on_host(leaf.get(params))).astype(jax.numpy.dtype(dtype))

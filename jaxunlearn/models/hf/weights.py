@@ -185,10 +185,11 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, tuple[
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        return [folder / name for name in _shard_names(folder / _INDEX)]
+    # Of both transformers reads the single file, too: it may leave an index when it saves again.
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        return [folder / name for name in _shard_names(folder / _INDEX)]
     others = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "no weights"
     raise FileNotFoundError(f"{folder}: no {_SINGLE} but {others}; {_CONVERT}")
 
