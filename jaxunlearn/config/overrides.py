@@ -13,7 +13,9 @@ from jaxunlearn.config.schema import Config, ConfigError
 from jaxunlearn.core.names import nearest
 
 
-def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
+def override(
+    config: Config, values: Mapping[str, Any], source: str, others: Iterable[str] = ()
+) -> Config:
     """Returns a configuration with other values of some keys.
 
     Args:
@@ -22,6 +24,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
         change, or a dotted path such as "unlearn.lr". Mappings are merged with those of the
         configuration; all other values replace what is there.
       source: what the values were given to, for messages.
+      others: names that the source takes besides, for messages.
 
     Returns:
       The configuration; its values are not checked yet, see `validate`.
@@ -36,7 +39,7 @@ def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
     # One after the other: a key may go below one that was given in its short form, `prompt: chat`.
     for key, value in values.items():
         first, *rest = key.split(".")
-        _check_section(first, source)
+        _check_section(first, source, others)
         nested = _plain(value)
         for name in reversed(rest):
             nested = {name: nested}
@@ -57,7 +60,7 @@ def _text(document: Any, source: str) -> str:
         ) from None
 
 
-def _check_section(name: str, source: str) -> None:
+def _check_section(name: str, source: str, others: Iterable[str]) -> None:
     """Refuses an unknown first key; says so where it is a key of a section."""
     known = [field.name for field in dataclasses.fields(Config)]
     if name in known:
@@ -66,6 +69,7 @@ def _check_section(name: str, source: str) -> None:
     if homes:
         paths = " or ".join(f"{section}={{{name!r}: ..}}" for section in homes)
         raise ConfigError(f"{source}: unknown key {name!r}; write {paths}")
+    known = list(dict.fromkeys([*others, *known]))
     raise ConfigError(
         f"{source}: unknown key {name!r}; known here: {', '.join(known)}{nearest(name, known)}"
     )

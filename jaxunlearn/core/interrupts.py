@@ -9,8 +9,10 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 EXIT_STATUS = 75
 """Of a process that stopped and may be started again (EX_TEMPFAIL of sysexits.h)."""
@@ -92,6 +94,17 @@ class Interrupts:
           Stopped: a signal came outside of a training; raised in the middle of the block.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
+        hook, again = sys.unraisablehook, []
+
+        def on_unraisable(found: Any) -> None:
+            """Stops a moment later where Python dropped what was raised, as in a callback of its
+            garbage collector."""
+            if not isinstance(found.exc_value, Stopped):
+                hook(found)
+                return
+            self._asked = False
+            again.append(threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)))
+            again[-1].start()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self._asked:
@@ -107,9 +120,13 @@ class Interrupts:
 
         for number in SIGNALS:
             signal.signal(number, on_signal)
+        sys.unraisablehook = on_unraisable
         try:
             yield self
         finally:
+            sys.unraisablehook = hook
+            for timer in again:
+                timer.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 

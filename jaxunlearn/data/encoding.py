@@ -205,14 +205,17 @@ def encode_rows(
     """
     if too_long not in ("error", "drop"):
         raise ValueError(f"too_long={too_long!r}: expected 'error' or 'drop'")
-    sequences = _encode_all(tokenizer, _checked(rows, source, prompt), prompt)
-    over = [(i, len(s.tokens)) for i, s in enumerate(sequences) if len(s.tokens) > context]
-    if over and too_long == "error":
+    checked = _checked(rows, source, prompt)
+    sequences = _encode_all(tokenizer, checked, prompt)
+    dropped = [i for i, sample in enumerate(sequences) if len(sample.tokens) > context]
+    if dropped and too_long == "error":
+        first, *others = dropped
+        more = f", as have {len(others)} more rows of {source}" if others else ""
+        where = place_of(checked[first]) or f"{source}:{first}"
         raise ValueError(
-            f"{source}: {len(over)} row(s) over the context of {context} tokens; first "
-            f"(row, length): {over[:5]}; set `too_long: drop` to leave them out"
+            f"{where}: the row has {len(sequences[first].tokens)} tokens, more than the context of"
+            f" {context}{more}; set `too_long: drop` to leave them out"
         )
-    dropped = [i for i, _ in over]
     kept_ids = np.setdiff1d(np.arange(len(sequences), dtype=np.int32), dropped)
     return Encoded([sequences[i] for i in kept_ids], kept_ids.astype(np.int32), dropped)
 

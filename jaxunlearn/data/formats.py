@@ -1,5 +1,6 @@
 """Reads the rows of one split: from a local file or folder in a format of `FORMATS`, or memory."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def _csv(path: Path, wanted: Sequence[str]) -> RawRows:
     import pyarrow as pa
     from pyarrow import csv
 
-    content = pa.BufferReader(read_text(path).encode("utf-8"))
+    text = read_text(path)
+    _check_quotes(text, path)
+    content = pa.BufferReader(text.encode("utf-8"))
     # One block, as a value must not reach from one block into the next.
     options = {
         "read_options": csv.ReadOptions(use_threads=False, block_size=content.size() + 1),
@@ -97,6 +100,8 @@ def _csv(path: Path, wanted: Sequence[str]) -> RawRows:
         names = csv.open_csv(content, **options).schema.names
         content.seek(0)
         found = _found(wanted, names)
+        if not found and len(names) == 1 and re.search("[;\t]", names[0]):
+            raise ValueError(f"its one column is {names[0]!r}; separate values by commas")
         types = csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), include_columns=found
         )
@@ -104,6 +109,18 @@ def _csv(path: Path, wanted: Sequence[str]) -> RawRows:
     except (pa.ArrowException, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as CSV: {error}") from error
     return _table(table, names, path)
+
+
+# A value in quotes, to the end of the text where they are never closed.
+_QUOTED = re.compile(r'(?:\A|[,\r\n])"[^"]*(?:""[^"]*)*("?)')
+
+
+def _check_quotes(text: str, path: Path) -> None:
+    """Checks that quotes are closed: all rows up to the end of the file would become one value."""
+    for found in _QUOTED.finditer(text):
+        if not found[1]:
+            line = text.count("\n", 0, found.start() + 1) + 1
+            raise ValueError(f"{path}:{line}: a quotation mark is opened here and never closed")
 
 
 # ------------------------------------------------------------------------------- tables

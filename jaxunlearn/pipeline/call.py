@@ -5,6 +5,7 @@ The call makes a configuration and runs it as `jaxunlearn run` does; there is no
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +110,8 @@ def unlearn(
     }
     settings = {key: value for key, value in shorthands.items() if value is not None}
     settings |= {"objectives": _objectives(objective, hyper), **_checked(overrides, settings)}
-    base = override(_base(model), settings, WHERE)
+    names = [p.name for p in inspect.signature(unlearn).parameters.values()]
+    base = override(_base(model), settings, WHERE, names[:-1])  # the last stands for all others
     sets = {FORGET: forget, RETAIN: retain, MEASURED: measured_retain}
     with _folder(out) as folder:
         before = set(folder.memory.glob("*"))

@@ -49,13 +49,19 @@ def export(
 
     Raises:
       ValueError, FileNotFoundError: no such run, objective or dtype, one that is not finished, no
-        adapters where they are asked for, or a frozen model that is not what it was.
+        adapters where they are asked for, a frozen model that is not what it was, or a folder of
+        the run's.
       FileExistsError: the folder is not empty.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype (--dtype): {dtype!r} must be one of {', '.join(DTYPES)}")
     target, source_run = user_path(folder), RunFolder(user_path(run))
     hf.check_free(target)
+    if target.resolve().is_relative_to(source_run.path.resolve()):
+        raise ValueError(
+            f"{target}: is in the folder of the run, whose own models are there; choose another"
+            " folder"
+        )
     config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
     manifest.check(source_run, without=[manifest.REFERENCES])

@@ -84,9 +84,15 @@ def best_steps_table(steps: Mapping[str, Any]) -> TextTable:
             least = (_with_step(es, "forget_es"), probability(es["retain_es"]))
         highest = _with_step(quality, "value") if quality else "-"
         rows.append((name, str(best["last"]), *least, highest))
-    evaluated = sorted({step for best in steps.values() for step in best["evaluated"]})
+    # Objectives that were added to a run later may have been evaluated more or less often.
+    models: dict[str, list[str]] = {}
+    for name, best in steps.items():
+        models.setdefault(", ".join(map(str, best["evaluated"])), []).append(name)
+    each = "; of ".join(f"{', '.join(names)}: {numbers}" for numbers, names in models.items())
+    among = next(iter(models)) if len(models) == 1 else f"of {each}"
+    compared = "" if len(models) < 2 else " The best of more steps looks better."
     notes = (
-        f"The best of the steps {', '.join(map(str, evaluated))}, in brackets.",
+        f"The best of the steps {among}, in brackets.{compared}",
         "least forget ES: among steps that keep 95 % of the retain ES before unlearning",
     )
     return TextTable(columns, rows, notes)

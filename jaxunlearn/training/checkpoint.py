@@ -309,7 +309,13 @@ def _muted() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    hook = sys.unraisablehook
+
+    def ignore_errors(found: Any) -> None:
+        if not isinstance(found.exc_value, Exception):  # it asks the run to stop
+            hook(found)
+
+    sys.unraisablehook = ignore_errors
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):

@@ -1,10 +1,12 @@
 """Signals: the first one is noted, the second ends the process, and nothing is left behind."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,6 +47,23 @@ def test_elsewhere_a_signal_stops_at_once_and_is_no_error(number):
         with contextlib.suppress(Exception):
             os.kill(os.getpid(), number)
             pytest.fail("it went on")
+
+
+def test_a_signal_in_a_callback_of_the_garbage_collector_stops_a_moment_later(capsys):
+    """Python drops what such a callback raises; JAX has one."""
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped, match="before ga"), Interrupts().catching() as stop:
+        stop.check("before ga")
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(5)
+        pytest.fail("it went on")
+    assert sys.unraisablehook is hook and not capsys.readouterr().err
 
 
 IMPORT = """

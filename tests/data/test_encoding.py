@@ -119,7 +119,7 @@ def test_rows_are_encoded_as_one_by_one(tokenizer):
 
 def test_long_rows_are_listed_or_dropped_and_never_cut(tokenizer):
     rows = [*ROWS[:2], {**ROWS[2], "answer": "very " * 300 + "long."}, *ROWS[3:5]]
-    with pytest.raises(ValueError, match=r"mine: 1 row\(s\) over .* of 128 .*\(2, \d+\).*drop"):
+    with pytest.raises(ValueError, match=r"mine:2: the row has \d+ .* of 128; set .* drop"):
         encode_rows(tokenizer, rows, context=128, source="mine")
     encoded = encode_rows(tokenizer, rows, context=128, too_long="drop")
     assert encoded.dropped == [2] and encoded.kept_ids.tolist() == [0, 1, 3, 4]

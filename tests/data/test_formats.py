@@ -174,6 +174,40 @@ def test_a_damaged_dataset_is_named(tmp_path):
         load_split(tmp_path, "forget")
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('question,answer\nq0,a0\nq1,"a1\nq2,a2\n', 3),
+        ('question,answer\n"q0,a0\n', 2),
+        ('question,answer\n"q\n""0""","a0"\nq1,"a""\n', 4),
+        ('"question,answer\nq0,a0\n', 1),
+    ],
+)
+def test_a_quote_in_a_csv_file_that_is_never_closed(tmp_path, text, line):
+    """All rows after it would be one answer."""
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(
+        ValueError, match=rf"a\.csv:{line}: a quotation mark is opened here and nev"
+    ):
+        load_split(tmp_path, "a")
+
+
+def test_quotes_in_a_csv_file_that_open_nothing(tmp_path):
+    text = 'question,answer\nq0,5" of rain\n"q,""1""","a\n1"\nq2,""\nq3, "a"\n'
+    (tmp_path / "a.csv").write_text(text)
+    rows = load_split(tmp_path, "a")
+    assert [row["answer"] for row in rows] == ['5" of rain', "a\n1", "", ' "a"']
+    assert rows[1]["question"] == 'q,"1"'
+
+
+def test_another_separator_than_commas_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("question;answer\nq0;a0\n")
+    with pytest.raises(
+        ValueError, match=r"one column is 'question;answer'; separate values by com"
+    ):
+        load_split(tmp_path, "a")
+
+
 def test_long_texts_and_line_breaks_in_a_csv_file(tmp_path):
     rows = [{"question": "q\r\n" * 9, "answer": "word, " * 400_000}, ROWS[0]]
     write_csv(tmp_path, rows)

@@ -52,6 +52,16 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
         ("ga", "30", "0.300 (20)", "0.960", "0.400 (20)"),
         ("npo", "30", "none", "-", "-"),
     ]
+    assert evaluation_table.best_steps_table(summary).captions[0] == (
+        "The best of the steps 10, 20, 30, in brackets."
+    )
+    # An objective that was added to the run later.
+    summary["wga"] = summary["ga"] | {"evaluated": [15, 30]}
+    assert evaluation_table.best_steps_table(summary).captions[0] == (
+        "The best of the steps of ga, npo: 10, 20, 30; of wga: 15, 30, in brackets. The best of"
+        " more steps looks better."
+    )
+    del summary["wga"]
     # An objective that was removed, to be computed again, keeps no other from being summarised.
     folder.result("npo").unlink()
     models = {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated

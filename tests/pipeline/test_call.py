@@ -197,6 +197,11 @@ CASES = {
     "a misspelt key": ((FORGET, RETAIN), {"sed": 1}, "'sed'; .*perhaps you meant 'seed'"),
     "a key of a section": ((FORGET, RETAIN), {"lrr": 1}, "unknown key 'lrr'"),
     "a key in two sections": ((FORGET, RETAIN), {"weight_decay": 1}, "unlearn={'weight_decay'"),
+    "a misspelt argument": (
+        (FORGET, RETAIN),
+        {"epoch": 1},
+        "'epoch'; .*perhaps you meant 'epochs'",
+    ),
     "objectives": ((FORGET, RETAIN), {"objectives": {}}, "give it as the argument 'objective'"),
     "no objective": ((FORGET, RETAIN), {"objective": 3}, "objective: expected a name"),
     "an unknown one": ((FORGET, RETAIN), {"objective": "tnop"}, "perhaps you meant 'tnpo'"),

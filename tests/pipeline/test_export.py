@@ -180,6 +180,14 @@ def test_what_is_not_finished(copy, tmp_path):
     assert not free.exists()
 
 
+@pytest.mark.parametrize("name", ["retrained", "objectives/ga/model", "objectives/../wga"])
+def test_a_folder_of_the_run_is_not_for_exports(copy, name):
+    """The run would take it for its own retrained model."""
+    with pytest.raises(ValueError, match="is in the folder of the run"):
+        export(copy, "ga", copy / name)
+    assert not (copy / name).exists()
+
+
 def test_a_checkpoint_of_another_model(copy, tmp_path):
     raw = json.loads((copy / "base" / "config.json").read_text())
     raw["intermediate_size"] = 26
