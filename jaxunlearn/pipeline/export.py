@@ -57,12 +57,12 @@ def export(
         raise ValueError(f"dtype (--dtype): {dtype!r} must be one of {', '.join(DTYPES)}")
     target, source_run = user_path(folder), RunFolder(user_path(run))
     hf.check_free(target)
+    config = stored.configuration(source_run)
     if target.resolve().is_relative_to(source_run.path.resolve()):
         raise ValueError(
             f"{target}: is in the folder of the run, whose own models are there; choose another"
             " folder"
         )
-    config = stored.configuration(source_run)
     stored.check_name(source_run, config, objective)
     manifest.check(source_run, without=[manifest.REFERENCES])
     if config.train.words is not None:
