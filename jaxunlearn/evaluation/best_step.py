@@ -70,7 +70,8 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
         # An objective that was removed, to be computed again, is still in the tables.
         if name in models and folder.result(name).exists():
             last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
-            every = by_step | {last: _suite_rows(models[name])}
+            of_last = _suite_rows(models[name])
+            every = by_step | ({last: of_last} if of_last else {})
             summary[name] = best_of(every, retained_before) | {"last": last}
     return summary
 
@@ -83,13 +84,19 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
       retained_before: the retain ES before unlearning; without it no step has a least forget ES.
 
     Returns:
-      {"evaluated", "least_forget_es", "best_forget_quality"}, see `summarise`; the last is None
-      where a step has no forget quality.
+      {"evaluated", "least_forget_es", "best_forget_quality"}, see `summarise`; both of the latter
+      are None where a step lacks the number.
     """
+    # Only where every step has a number: otherwise the last one, which a later evaluation may have
+    # measured with more suites or compared with a retrained model, would be the best of itself.
     # --- the least forget ES, among steps that keep enough of the retain ES -----------------------
     least = None
-    for step in sorted(by_step):
-        forget, retain = (_value(by_step[step], *STRENGTH, over) for over in ("forget", "retain"))
+    strengths = {
+        step: [_value(by_step[step], *STRENGTH, over) for over in ("forget", "retain")]
+        for step in sorted(by_step)
+    }
+    complete = all(None not in both for both in strengths.values())
+    for step, (forget, retain) in strengths.items() if complete else ():
         if not retained_before or forget is None or retain is None:
             continue
         keeps = retain >= least_retention(retained_before)
@@ -97,8 +104,6 @@ def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) ->
             least = {"step": step, "forget_es": forget, "retain_es": retain}
 
     # --- the best forget quality ------------------------------------------------------------------
-    # Only where every step was compared with a retrained model: otherwise the last one, which a
-    # later evaluation may have compared with one, would be the best of itself.
     best = None
     qualities = {step: _value(by_step[step], *QUALITY, "forget") for step in sorted(by_step)}
     known = {step: quality for step, quality in qualities.items() if quality is not None}

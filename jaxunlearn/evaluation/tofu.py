@@ -289,7 +289,11 @@ def _retain_log(context: Context) -> dict[str, SetLog] | None:
     """
     if context.retain_log is not None:
         return tofu_log.read_log(context.retain_log)
-    return tofu_log.read_log(context.log_file(RETRAINED)) if context.retrained else None
+    if not context.retrained:
+        return None
+    # Of a model that is not finite, or whose loss is none, no log is written.
+    file = context.log_file(RETRAINED)
+    return tofu_log.read_log(file) if file.exists() else {}
 
 
 def _compared_with(context: Context) -> str | None:
@@ -326,7 +330,10 @@ def table_rows(
         definition = tofu.DEFINITIONS["model_utility.geometric"]
         missing.append(missing_row("model_utility", OVER_UTILITY, reason, definition))
     if retain_log is None or not comparable:
-        reason = absent.get("forget", "one of the two logs lacks the forget set")
+        lacking = "one of the two logs lacks the forget set"
+        if retain_log == {}:
+            lacking = "the retrained model has no log, as its loss is not a number"
+        reason = absent.get("forget", lacking)
         if "forget" in log and retain_log is None:
             reason = f"{NO_RETRAINED}, or give its log (evaluate.retain_log, --retain-log)"
         definition = tofu.DEFINITIONS["forget_quality.geometric"]

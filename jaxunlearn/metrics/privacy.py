@@ -167,8 +167,12 @@ def table(
         ends = {"low": area.low, "high": area.high}
         rows.append(metric_row(f"mia_{attack}", "forget, holdout", area.value, definition, **ends))
         if retain_model is not None:
-            retain_area = auc(retain_model[0][attack], retain_model[1][attack])
-            rows.append(_privleak_row(f"privleak_{attack}", area.value, retain_area))
+            of_retain = [scores[attack] for scores in retain_model]
+            if np.isnan(np.concatenate(of_retain)).any():
+                reason = "the retain model's score of a text is not a number"
+                rows.append(_no_privleak(f"privleak_{attack}", reason))
+                continue
+            rows.append(_privleak_row(f"privleak_{attack}", area.value, auc(*of_retain)))
     return rows
 
 

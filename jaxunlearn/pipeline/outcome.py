@@ -187,7 +187,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
         params={name: stored.final_params(folder, config, name, model, place) for name in names},
         model=model,
         tokenizer=prepared.tokenizer,
-        summary={name: {k: numbers[k] for k in COLUMNS} for name, numbers in results.items()},
+        summary={name: {k: numbers.get(k) for k in COLUMNS} for name, numbers in results.items()},
         stopped={
             name: numbers["steps"]
             for name, numbers in results.items()

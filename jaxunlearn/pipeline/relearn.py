@@ -130,12 +130,9 @@ def request(
     check_number("relearn.steps (--steps)", RANGES["relearn.steps"], settings.steps)
     check_number("relearn.lr (--lr)", RANGES["relearn.lr"], settings.lr)
     # A configuration that only asks for the benign attack gets no attack on forget samples.
-    numbers = samples or spec.samples or (() if spec.benign else None)
-    return RelearnRequest(
-        settings,
-        tuple(relearning.counts(numbers, forget)),
-        spec.benign if benign is None else benign,
-    )
+    benign = spec.benign if benign is None else benign
+    numbers = samples or spec.samples or (() if benign else None)
+    return RelearnRequest(settings, tuple(relearning.counts(numbers, forget)), benign)
 
 
 # ------------------------------------------------------------------------------- a stage of a run
@@ -204,7 +201,8 @@ class _Runner:
             result = attack.run(self.context, name, parked, bar.advance, stage)
         settings = {"settings": self.settings(attack)}
         part = settings | result._asdict() | extra
-        file, stage_name = self.folder.attack(name, attack.name), f"the attack on {label}"
+        file = self.folder.attack(name, attack.name)
+        stage_name = manifest.attack_on(name, attack.name)
         manifest.open_stage(self.folder, stage_name)
         files.write_json(file, part)
         manifest.seal(self.folder, stage_name, [file], redo=file)
@@ -258,11 +256,8 @@ def attack_models(
 
     # --- the tables -------------------------------------------------------------------------------
     if hosts.is_first():
-        manifest.open_stage(folder, manifest.RELEARNING)
         # The folder's objectives: this start may have run some of them alone.
-        attack_results.merge(folder.path, load(folder.config), settings)
-        tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
-        manifest.seal(folder, manifest.RELEARNING, tables, redo=folder.relearn)
+        attack_results.write_tables(folder, load(folder.config), settings)
     hosts.wait("relearning is done")
 
 

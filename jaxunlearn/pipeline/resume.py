@@ -17,18 +17,12 @@ from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.erase import erase, has_results
 from jaxunlearn.record.folder import RunFolder, seeds
 from jaxunlearn.record.lock import locked, locked_here
+from jaxunlearn.record.shapes import PLACES
 
 # Keys that may change between starts: they do not change the models of the run, but for those of
 # `compute` that say how exactly it computes.
 FREE_KEYS = ("compute", "evaluate", "relearn", "track")
 PRECISION = ("dtype", "precision", "reduce")
-
-# Keys that say where something is, by the input whose digest tells whether it is the same.
-PLACES = {
-    "model": "model",
-    "data.source": "data.forget",
-    "train.lora.start": "train.lora.start",
-}
 
 
 def open_folder(

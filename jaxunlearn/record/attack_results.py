@@ -19,7 +19,7 @@ from jaxunlearn.metrics.relearning import (
     is_attack,
     steps_to_recover,
 )
-from jaxunlearn.record import shapes
+from jaxunlearn.record import manifest, shapes
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
 
 Part = dict[str, Any]
@@ -72,25 +72,28 @@ def read_part(run: Path, model: str, attack: str) -> Part:
 # --------------------------------------------------------------------------- tables
 
 
-def merge(run: Path, config: Config, settings: Settings) -> None:
+def write_tables(folder: RunFolder, config: Config, settings: Settings) -> None:
     """Merges the results that were made with some settings into tables, and writes a summary.
 
     Args:
-      run: the run's folder.
+      folder: of the run.
       config: its configuration.
       settings: results of other settings stay on disk, but are in no table.
     """
-    folder, parts = RunFolder(run), _parts(run, config, settings)
+    manifest.open_stage(folder, manifest.RELEARNING)
+    parts = _parts(folder.path, config, settings)
     for kind, file in (("records", folder.relearn_records), ("layers", folder.relearn_layers)):
         rows = [row for part in parts.values() for row in part[kind]]
         files.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     definitions = {name: definition._asdict() for name, definition in DEFINITIONS.items()}
     summary = {"definitions": definitions, "settings": settings._asdict(), **summarise(parts)}
     files.write_json(folder.relearn, summary)
+    tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
+    manifest.seal(folder, manifest.RELEARNING, tables, redo=folder.relearn)
 
 
 def read(run: Path) -> dict[str, Any] | None:
-    """The summary that `merge` wrote, None where there is none.
+    """The summary that `write_tables` wrote, None where there is none.
 
     Returns:
       What `summarise` returns, with "definitions" and "settings".

@@ -28,6 +28,11 @@ WRITTEN_AGAIN = (RESULTS, RELEARNING)
 """Stages that are written again from the files of others, by every start or by every attack."""
 
 
+def attack_on(model: str, attack: str) -> str:
+    """The stage of one attack."""
+    return f"the attack on {model} {attack}"
+
+
 def open_stage(folder: RunFolder, stage: str) -> None:
     """Forgets the digests of a stage, before its files change."""
     if hosts.is_first() and _entries(folder).get(stage, {}).get("files"):

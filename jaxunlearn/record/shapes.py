@@ -8,6 +8,14 @@ from typing import Any, Literal, NotRequired, TypedDict
 Digests = dict[str, str]
 """`inputs.json`: the SHA-256 of every input."""
 
+PLACES = {
+    "model": "model",
+    "data.source": "data.forget",
+    "train.lora.start": "train.lora.start",
+}
+"""Keys of a configuration that say where something is, each with the input whose digest tells
+whether it is the same."""
+
 
 class Start(TypedDict):
     """A line of `starts.jsonl`."""

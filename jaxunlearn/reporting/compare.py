@@ -1,6 +1,7 @@
 """Runs compared: seeds of one configuration joined, objectives ranked at equal retention."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn.config import Config
+from jaxunlearn.config import differences as differences_of
+from jaxunlearn.core import files
 from jaxunlearn.core.names import numbered
 from jaxunlearn.metrics.relearning import attack_kind
-from jaxunlearn.record import attack_results, tables
+from jaxunlearn.record import attack_results, shapes, tables
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
+from jaxunlearn.record.shapes import PLACES
 from jaxunlearn.reporting import evaluation_table, relearn_table, summary
 from jaxunlearn.reporting.terminal import TextTable, shown_name, three_decimals
 
@@ -38,6 +42,7 @@ class Member(NamedTuple):
       attacks: the summary of relearning, if any.
       effects: the table `g_effect`.
       layer_groups: {group: its layers} of those that have effects.
+      inputs: the digests of what it read, by the keys that name it; none in old runs.
     """
 
     folder: Path
@@ -47,6 +52,7 @@ class Member(NamedTuple):
     attacks: Mapping[str, Any] | None
     effects: Mapping[str, Sequence[Any]]
     layer_groups: Mapping[str, Sequence[str]]
+    inputs: Mapping[str, str]
 
 
 class Comparison(NamedTuple):
@@ -88,6 +94,7 @@ def member(
     run: Path, models: Mapping[str, Any], config: Config, effects: Mapping[str, Sequence[Any]]
 ) -> Member:
     """The same of a run whose results, configuration and table `g_effect` are read already."""
+    inputs = RunFolder(run).inputs
     return Member(
         folder=run,
         config=config,
@@ -96,6 +103,7 @@ def member(
         attacks=attack_results.read(run),
         effects=effects,
         layer_groups=summary.layer_groups(config, effects["layer"]),
+        inputs=files.read_json(inputs, shapes.Digests) if inputs.exists() else {},
     )
 
 
@@ -167,10 +175,11 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
         "retain ES": lambda member, name: member.models[name]["retain_es"],
         "|e_r / e_u|": harm_ratio,
         "UWC ES": uwc_strength,
-        "ES relearned": relearned,
+        "ES relearned": lambda member, name: None,  # set for each row
     }
     rows, shares = [], []
     for label, name, members in labelled(groups):
+        metrics["ES relearned"] = functools.partial(relearned, attack=_attack(members))
         values = [[metric(member, name) for member in members] for metric in metrics.values()]
         rows.append((label, str(len(members)), *map(_spread, values)))
         shares += [_share(known, each) for each in values if (known := _known(each))]
@@ -188,21 +197,44 @@ def models_table(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     )
 
 
+class Tried(NamedTuple):
+    """An attack with its settings: results of others are of something else.
+
+    Attributes:
+      name: of the attack.
+      settings: the number of steps, the learning rate and the batch size.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        steps, lr = self.settings["steps"], self.settings["lr"]
+        return f"{steps} steps of fine-tuning on {attack_kind(self.name).trains_on} at {lr:g}"
+
+
+def _tried(member: Member) -> Tried | None:
+    """The attack on a run that tables show."""
+    attacks = member.attacks
+    if attacks is None or (name := relearn_table.headline(attacks)) is None:
+        return None
+    return Tried(name, attacks["settings"])
+
+
+def _attack(members: Sequence[Member]) -> Tried | None:
+    """The attack that a row is of: that of its first run that was attacked."""
+    return next((tried for member in members if (tried := _tried(member)) is not None), None)
+
+
 def _attacks(groups: Mapping[str, Sequence[Member]]) -> str:
     """What `relearned` is measured after, in words."""
-    attacks = [
-        relearn_table.headline(member.attacks)
-        for members in groups.values()
-        for member in members
-        if member.attacks is not None
-    ]
-    data = dict.fromkeys(attack_kind(attack).trains_on for attack in attacks if attack)
-    return f"fine-tuning on {' or '.join(map(str, data)) or 'some of the samples'}"
+    tried = [_attack(having) for _, _, having in labelled(groups)]
+    return " or ".join(dict.fromkeys(map(str, filter(None, tried)))) or "attacks"
 
 
 def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
     """Objectives by UWC ES, with bootstrap intervals over samples; empty where none has it."""
-    found: list[tuple[str, np.ndarray, Any]] = []
+    found: list[tuple[str, np.ndarray, dict[Any, Any]]] = []
     shares = []
     for label, name, members in labelled(groups):
         scores = [(member, uwc_samples(member, name)) for member in members]
@@ -211,21 +243,22 @@ def ranking(groups: Mapping[str, Sequence[Member]]) -> TextTable:
             # Samples are drawn, each with the mean over its seeds.
             values = np.mean([by_sample for _, by_sample in measured], axis=0)
             shares.append(_share(measured, members))
-            found.append((label + shares[-1], values, measured[0][0].config.data))
+            of_runs = {_samples_of(member): np.array(each) for member, each in measured}
+            found.append((label + shares[-1], values, of_runs))
     found.sort(key=lambda entry: entry[1].mean())
     rows = []
-    for place, (label, values, data) in enumerate(found, 1):
-        _, first, firsts = found[0]
-        # The same samples, so that what they have in common does not blur the difference.
-        paired = place > 1 and data == firsts and len(values) == len(first)
-        behind = _interval(values - first, signed=True) if paired else "-"
+    for place, (label, values, of_runs) in enumerate(found, 1):
+        # The same samples and seeds, so that what they have in common does not blur the difference.
+        shared = [run for run in found[0][2] if run in of_runs] if place > 1 else []
+        apart = [of_runs[run] - found[0][2][run] for run in shared]
+        behind = _interval(np.mean(apart, axis=0), signed=True) if shared else "-"
         rows.append((str(place), label, _interval(values), behind))
     notes = (
         "UWC ES: forget ES of the mixture with the model before unlearning that keeps 95 % of the"
         f" retain ES; less is better. In brackets: 95 %, {DRAWS} bootstrap samples of the forget"
-        " set, the same ones for both of a difference; no difference is taken between other"
-        " samples. An objective is behind the first where the bracket lies above 0."
-        + _explained(shares),
+        " set, the same ones for both of a difference, which is taken over the seeds that both"
+        " have, and not between other samples. An objective is behind the first where the bracket"
+        " lies above 0." + _explained(shares),
     )
     return TextTable(("place", "objective", "UWC ES", "more than the first"), rows, notes)
 
@@ -292,18 +325,23 @@ def uwc_strength(member: Member, model: str) -> float | None:
     return None if row is None else row["value"]
 
 
+def _samples_of(member: Member) -> tuple[int, Any]:
+    """The seed and the forget set of a run; equal ones can be compared sample by sample."""
+    return member.config.seed, member.inputs.get("data.forget", member.config.data)
+
+
 def uwc_samples(member: Member, model: str) -> list[float] | None:
     """The same by sample; None in runs of earlier versions."""
     row = _uwc_row(member, model)
     return None if row is None else row.get("by_sample")
 
 
-def relearned(member: Member, model: str) -> float | None:
-    """The forget ES after the attack that tables show."""
+def relearned(member: Member, model: str, *, attack: Tried | None) -> float | None:
+    """The forget ES after an attack; None where the run was attacked with other settings."""
     attacks = member.attacks
-    if attacks is None or (attack := relearn_table.headline(attacks)) is None:
+    if attack is None or attacks is None or attacks["settings"] != attack.settings:
         return None
-    found = attacks["models"].get(model, {}).get("attacks", {}).get(attack)
+    found = attacks["models"].get(model, {}).get("attacks", {}).get(attack.name)
     return None if found is None else found["final_forget_es"]
 
 
@@ -352,12 +390,16 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _is_repeat(one: Member, other: Member) -> bool:
-    """Whether two runs are seeds of one configuration."""
+    """Whether two runs are seeds of one configuration, on the same data and model."""
     first, second = one.config, other.config
     shared = first.objectives.keys() & second.objectives.keys()
+    digests = one.inputs.keys() & other.inputs.keys()
+    # What was read from another place and is the same has only moved.
+    moved = {key for key, digest in PLACES.items() if digest in digests}
     return (
         first.seed != second.seed
-        and _plain(first) == _plain(second)
+        and not any(key not in moved for key, *_ in differences_of(_plain(first), _plain(second)))
+        and all(one.inputs[key] == other.inputs[key] for key in digests)
         and all(first.objectives[name] == second.objectives[name] for name in shared)
     )
 

@@ -1,6 +1,7 @@
 """The tables of an evaluation, made from the stored results of its suites."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,31 @@ def evaluation_table(
     if attacks and (attack := relearn_table.headline(attacks)):
         head = f"relearn ({attack})"
         columns[head] = [relearn_table.cell(attacks, model, attack) for model in models]
-        captions[head] = f"{head}: {relearn_table.meaning(attack)}"
+        captions[head] = f"{head}: {relearn_table.meaning(attacks, attack)}"
     filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
     names = map(shown_name, models)
     rows = [(name, *cells) for name, *cells in zip(names, *filled.values(), strict=True)]
-    notes = tuple(text for name, text in captions.items() if name in filled)
-    return TextTable(("model", *filled), rows, notes)
+    notes = [text for name, text in captions.items() if name in filled]
+    return TextTable(("model", *filled), rows, (*notes, *_unequal(models)))
+
+
+def _unequal(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Says of every suite whether it measured some of the models otherwise than the others.
+
+    `evaluate --only` may have used other data, texts or logs than an evaluation before.
+    """
+    for suite in dict.fromkeys(suite for suites in models.values() for suite in suites):
+        measured: dict[str, list[str]] = {}
+        for name, suites in models.items():
+            if suite in suites:
+                settings = json.dumps(suites[suite].get("settings"), sort_keys=True)
+                measured.setdefault(settings, []).append(shown_name(name))
+        if len(measured) > 1:
+            each = "; ".join(", ".join(names) for names in measured.values())
+            yield (
+                f"{suite}: measured with different settings ({each}), so that these numbers cannot"
+                " be compared"
+            )
 
 
 def best_steps_table(steps: Mapping[str, Any]) -> TextTable:

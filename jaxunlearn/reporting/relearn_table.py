@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
-from jaxunlearn.metrics.relearning import INT8, LEAST, attack_kind
+from jaxunlearn.metrics.relearning import INT8, LEAST, attack_kind, evaluated_steps
 from jaxunlearn.record import shapes
 from jaxunlearn.record.attack_results import fine_tuning_attacks
 from jaxunlearn.record.folder import BASE, RETRAINED, RunFolder
@@ -60,10 +60,22 @@ def cell(attacks: Mapping[str, Any], model: str, attack: str) -> str:
     return _cell(attack, attacks["models"].get(model, {"attacks": {}})["attacks"].get(attack))
 
 
-def meaning(attack: str) -> str:
+def stride(attacks: Mapping[str, Any]) -> int:
+    """The steps from one evaluation of an attack to the next."""
+    return evaluated_steps(attacks["settings"]["steps"])[1]
+
+
+def _every(attacks: Mapping[str, Any]) -> str:
+    """Says how often attacks were evaluated, if it was not after every step."""
+    steps = stride(attacks)
+    return "" if steps == 1 else f", evaluated every {steps} steps"
+
+
+def meaning(attacks: Mapping[str, Any], attack: str) -> str:
     """The caption of a column that shows one attack."""
     kind = attack_kind(attack)
     text = f"steps of fine-tuning on {kind.trains_on} until half of the forgotten ES is back"
+    text += _every(attacks)
     return f"{text}; in brackets: of the samples not shown" if kind.shows_some else text
 
 
@@ -82,7 +94,8 @@ def relearn_table(attacks: Mapping[str, Any]) -> TextTable:
         rounded = entry["attacks"].get(INT8, {}).get("final_forget_es")
         rows.append((shown_name(model), *start, *cells, three_decimals(rounded)))
     note = (
-        f"Of at most {attacks['settings']['steps']} steps; in brackets: of the samples not shown."
+        f"Of at most {attacks['settings']['steps']} steps{_every(attacks)}; in brackets: of the"
+        " samples not shown."
         f" {NOTHING_FORGOTTEN}: less than {LEAST} ES was forgotten. int8: ES with rounded weights,"
         " nothing trained."
     )

@@ -110,3 +110,11 @@ def test_parameters_that_are_not_finite_have_no_rows(tmp_path, context_of):
     assert not calls
     tables.merge(tmp_path, ["ga"])
     assert tables.read(tmp_path, best_step.TABLE)["step"] == []
+
+
+def test_steps_without_extraction_strength_leave_no_best_one():
+    """The last step, which a later evaluation measured, would be the best of itself."""
+    only_quality = [row for row in rows_of(0.9, 1.0, 0.2) if row["metric"] == "forget_quality"]
+    steps = {5: only_quality, 10: rows_of(0.2, 1.0, 0.1)}
+    best = best_step.best_of(steps, 1.0)
+    assert best["least_forget_es"] is None and best["best_forget_quality"]["step"] == 5

@@ -296,3 +296,16 @@ def test_a_broken_model_has_no_numbers_and_stops_nothing(from_files, params_of):
     rows = SUITES["tofu"].make(from_files(splits)).measure("ga", broken)
     assert all(row["value"] is None for row in rows)
     assert set(reasons(rows).values()) == {"the model's loss is not a number"}
+
+
+def test_numbers_that_were_measured_otherwise_are_named():
+    """`evaluate --only` measures the models before, and one objective, again."""
+    row = {"metric": "forget_quality", "set": "forget", "definition": None, "value": 0.5}
+    models = {
+        name: {"tofu": {"settings": {"items": items}, "results": [row]}, "uwc": {"results": []}}
+        for name, items in (("base", 400), ("ga", 40), ("npo", 400))
+    }
+    (note,) = evaluation_table.evaluation_table(models).captions[1:]
+    assert note.startswith("tofu: measured with different settings (before, npo; ga), so that")
+    del models["ga"]
+    assert len(evaluation_table.evaluation_table(models).captions) == 1

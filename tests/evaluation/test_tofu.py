@@ -134,3 +134,10 @@ def test_settings_tell_logs_apart(context_of, tmp_path):
     assert suite_tofu.tofu_suite(context_of()).settings["compared_with"] is None
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         suite_tofu.tofu_suite(context_of(retain_log=tmp_path / "nowhere.json"))
+
+
+def test_a_retrained_model_without_a_log_leaves_everything_but_forget_quality():
+    rows = {row["metric"]: row for row in suite_tofu.table_rows(log_of(1.0), {})}
+    assert rows["forget_quality"]["value"] is None
+    assert "the retrained model has no log" in rows["forget_quality"]["reason"]
+    assert rows["rouge"]["reason"] == "no text was generated"

@@ -336,6 +336,13 @@ def test_the_table_names_definition_and_version():
         privacy.table(forget, {"loss": holdout["loss"]})
 
 
+def test_a_score_of_the_retain_model_that_is_no_number_leaves_the_auc():
+    fine, broken = {"loss": np.array([1.0, 2.0])}, {"loss": np.array([1.0, np.nan])}
+    auc, leak = privacy.table(fine, fine, retain_model=(fine, broken))
+    assert auc["value"] == 0.5 and leak["value"] is None
+    assert leak["reason"] == "the retain model's score of a text is not a number"
+
+
 def test_a_score_that_is_no_number_is_null_with_a_reason():
     scores = {"loss": np.array([1.0, np.nan]), "min_k": np.array([1.0, 2.0])}
     fine = dict.fromkeys(scores, np.array([0.0, 1.0]))

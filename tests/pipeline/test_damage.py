@@ -109,10 +109,15 @@ def hurt(file: Path, damage, draw):
 def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatch):
     whole = digests(runs / "whole")
     folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    of_ga, of_npo = (folder / "relearn" / f"{name}-1.json" for name in ("ga", "npo"))
+    before = [file.stat().st_mtime_ns for file in (of_ga, of_npo)]
     for removed in ("objectives/npo", "reference", "relearn"):
         shutil.rmtree(folder / removed)
         start(folder)
         assert digests(folder) == whole
+        if removed == "objectives/npo":
+            # The new model is attacked again, as it may be another: the settings do not say so.
+            assert of_ga.stat().st_mtime_ns == before[0] < of_npo.stat().st_mtime_ns != before[1]
     for file in ("evaluation.json", "relearn.json", "relearn/npo-1.json"):
         (folder / file).unlink()
     start(folder)

@@ -18,7 +18,7 @@ from jaxunlearn.measurement import statistics
 from jaxunlearn.metrics.relearning import int8_rounded
 from jaxunlearn.pipeline import stored
 from jaxunlearn.pipeline.prepare import prepare
-from jaxunlearn.pipeline.relearn import relearn
+from jaxunlearn.pipeline.relearn import relearn, request
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.record.tables import FIGURE_COLUMNS
 from jaxunlearn.reporting import relearn_table
@@ -277,6 +277,12 @@ def test_other_settings_are_other_results(attacked, tmp_path):
 def test_bad_arguments(finished, arguments, told):
     with pytest.raises(ValueError, match=told):
         attack(finished, **arguments)
+
+
+def test_without_benign_the_usual_attacks_are_made():
+    asked = request(replace(relearn={"benign": True}), 40, benign=False)
+    assert asked.counts and not asked.benign
+    assert not request(replace(relearn={"benign": True}), 40).counts
 
 
 def test_nothing_to_attack(finished, tmp_path):

@@ -58,7 +58,7 @@ class TestMerge:
             for attack in reversed(ATTACKS):
                 write(tmp_path, model, attack)
         write(tmp_path, BASE, "int8")
-        attack_results.merge(tmp_path, CONFIG, SETTINGS)
+        attack_results.write_tables(RunFolder(tmp_path), CONFIG, SETTINGS)
         folder = RunFolder(tmp_path)
         rows = files.records(folder.relearn_records)
         order = list(dict.fromkeys((row["model"], row["attack"]) for row in rows))
@@ -74,7 +74,7 @@ class TestMerge:
         write(tmp_path, BASE, "int8")
         write(tmp_path, "npo", "5", settings=SETTINGS._replace(steps=9))
         write(tmp_path, "npo", "20")
-        attack_results.merge(tmp_path, CONFIG, SETTINGS)
+        attack_results.write_tables(RunFolder(tmp_path), CONFIG, SETTINGS)
         assert list(attack_results.read(tmp_path)["models"]["npo"]["attacks"]) == ["20"]
         assert RunFolder(tmp_path).attack("npo", "5").exists()
 
@@ -84,7 +84,7 @@ class TestMerge:
         write(tmp_path, "npo-gd", "5")
         write(tmp_path, "npo2", "5")
         (RunFolder(tmp_path).attacks / "npo-20.json.tmp").write_text('{"sett')
-        attack_results.merge(tmp_path, CONFIG, SETTINGS)
+        attack_results.write_tables(RunFolder(tmp_path), CONFIG, SETTINGS)
         models = attack_results.read(tmp_path)["models"]
         assert list(models) == [BASE, "npo"] and list(models["npo"]["attacks"]) == ["5"]
 

@@ -55,6 +55,11 @@ def attack(step: int | None, samples: int = 5) -> dict:
     return {"samples": samples, "whole": {"status": status, "step": step, "tried": 20}}
 
 
+def attacks_of(steps: int = 20, **attacks: dict) -> dict:
+    """The summary of attacks on the model ga."""
+    return {"models": {"ga": {"attacks": attacks}}, "settings": {"steps": steps}}
+
+
 def make_source(tables: dict | None = None, title: str = HOSTILE) -> Source:
     """A whole run's page; the first question and the title are hostile."""
     texts = [
@@ -70,7 +75,7 @@ def make_source(tables: dict | None = None, title: str = HOSTILE) -> Source:
             "ga": result(0.25, 0.5),
             "npo": result(0.9, 0.95),
         },
-        attacks={"models": {"ga": {"attacks": {"5": attack(2)}}}},
+        attacks=attacks_of(**{"5": attack(2)}),
         text_tables=[("summary", TextTable(("model", "ES"), [(HOSTILE, "0.1")], (HOSTILE,)))],
         texts=texts,
         generated={

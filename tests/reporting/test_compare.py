@@ -36,7 +36,7 @@ def member(seed=0, es=0.2, config=CONFIG, samples=(0.1, 0.3), **changes):
     }
     config = dataclasses.replace(config, seed=seed, **changes)
     groups = {"all": ["block_0"]}
-    return Member(Path(f"runs/{seed}"), config, models, evaluation, None, effects, groups)
+    return Member(Path(f"runs/{seed}"), config, models, evaluation, None, effects, groups, {})
 
 
 def test_seeds_are_repeats_and_other_keys_are_not():
@@ -188,13 +188,56 @@ def test_no_run_takes_the_label_of_another():
     assert list(compare.grouped(runs)) == ["a (2)", "a", "a (3)", "b (x)", "b"]
 
 
+def relearned_after(attack="5", steps=20, es=0.5):
+    tries = {"samples": 20, "final_forget_es": es}
+    settings = {"steps": steps, "lr": 1e-3, "batch_size": 2}
+    return {"models": {"npo": {"attacks": {attack: tries}}}, "settings": settings}
+
+
 def test_the_table_says_what_was_relearned_from():
-    tries = {"samples": 20, "final_forget_es": 0.5}
     for attack, words in (("5", "5 forget samples"), ("benign", "data to retain")):
-        attacks = {"models": {"npo": {"attacks": {attack: tries}}}}
-        table = compare.models_table(compare.grouped([member()._replace(attacks=attacks)]))
+        attacked = member()._replace(attacks=relearned_after(attack))
+        table = compare.models_table(compare.grouped([attacked]))
         assert table.rows[1][-1] == "0.500"
-        assert f"forget ES after fine-tuning on {words}." in table.captions[0]
+        words = f"forget ES after 20 steps of fine-tuning on {words} at 0.001."
+        assert words in table.captions[0]
+
+
+@pytest.mark.parametrize("other", [{"steps": 2}, {"attack": "all"}])
+def test_only_equal_attacks_are_averaged(other):
+    runs = [member(0)._replace(attacks=relearned_after(es=0.9)),
+            member(1)._replace(attacks=relearned_after(es=0.1, **other))]  # fmt: skip
+    assert compare.models_table(compare.grouped(runs)).rows[1][-1] == "0.900 (1 of 2)"
+    # Of two configurations the caption names both attacks.
+    apart = [runs[0], runs[1]._replace(config=dataclasses.replace(runs[1].config, name="b"))]
+    table = compare.models_table(compare.grouped(apart))
+    assert [row[-1] for row in table.rows if "npo" in row[0]] == ["0.900", "0.100"]
+    assert " or " in table.captions[0].partition("ES relearned")[2]
+
+
+def test_repeats_have_read_the_same_data_wherever_they_were():
+    moved = {"data": dataclasses.replace(CONFIG.data, source="elsewhere")}
+    same, others = {"data.forget": "a"}, {"data.forget": "b"}
+    groups = lambda *runs: len(compare.grouped(runs))
+    one = member(0)._replace(inputs=same)
+    assert groups(one, member(1)._replace(inputs=same)) == 1
+    assert groups(one, member(1, **moved)._replace(inputs=same)) == 1
+    assert groups(one, member(1)._replace(inputs=others)) == 2
+    assert groups(one, member(1, **moved)) == 2
+    # Equally many samples that are others: no difference is paired.
+    ranked = compare.ranking(compare.grouped([one, member(0, name="b")._replace(inputs=others)]))
+    assert [row[-1] for row in ranked.rows] == ["-", "-"]
+    ranked = compare.ranking(compare.grouped([one, member(0, name="b")._replace(inputs=same)]))
+    assert ranked.rows[1][-1].startswith("+0.000")
+
+
+def test_a_difference_is_taken_over_the_seeds_that_both_have():
+    one = [member(0, samples=(0.1, 0.3)), member(1, samples=(0.0, 0.0))]
+    other = [member(0, name="b", samples=(0.3, 0.5))]
+    ranked = compare.ranking(compare.grouped([*one, *other]))
+    assert ranked.rows[1][-1].startswith("+0.200 [+0.200, +0.200]")
+    lone = compare.ranking(compare.grouped([one[0], member(1, name="b", samples=(0.3, 0.5))]))
+    assert lone.rows[1][-1] == "-"
 
 
 def test_marks_are_means_over_seeds():

@@ -13,7 +13,7 @@ from jaxunlearn.reporting import page as pages
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.page import content
 from jaxunlearn.reporting.page.verdicts import verdict
-from tests.reporting.pages import HOSTILE, attack, make_source, page_tables, result
+from tests.reporting.pages import HOSTILE, attack, attacks_of, make_source, page_tables, result
 from tests.reporting.synthetic import GROUPS
 
 altair = pytest.importorskip("altair", reason="needs the extra report")
@@ -146,13 +146,16 @@ def test_a_verdict_says_what_cannot_be_said():
 )
 def test_a_verdict_tells_of_relearning(step, words):
     models = {"base": result(1.0, 1.0), "ga": result(0.2, 1.0)}
-    attacks = {"models": {"ga": {"attacks": {"int8": attack(1, 0), "5": attack(step)}}}}
-    assert words in verdict("ga", models, attacks).sentence
+    found = {"int8": attack(1, 0), "5": attack(step)}
+    assert words in verdict("ga", models, attacks_of(**found)).sentence
+    # Not every step was evaluated.
+    sentence = verdict("ga", models, attacks_of(steps=500, **found)).sentence
+    assert (f"at most {words}" if step else words) in sentence
 
 
 def test_a_verdict_says_on_what_a_model_was_fine_tuned():
     models = {"base": result(1.0, 1.0), "ga": result(0.2, 1.0)}
-    benign = {"models": {"ga": {"attacks": {"benign": attack(3, 2)}}}}
+    benign = attacks_of(benign=attack(3, 2))
     words = "3 steps of fine-tuning on data to retain bring half of it back"
     assert words in verdict("ga", models, benign).sentence
     benign["models"]["ga"]["attacks"]["5"] = attack(4, 5)
@@ -182,6 +185,15 @@ def test_points_join_both_risks_and_profiles_leave_the_total_out():
     assert len(points.rows) == 2 * 5 * 4 and None not in points.rows[0][3:]
     profiles = content.profiles(tables["pg_effect"])
     assert {row[3] for row in profiles.rows} == {"embed", "block_0"}
+
+
+def test_profiles_count_a_layer_once_that_has_rows_of_its_own_and_of_its_tensors():
+    rows = [("block_0", 6.0), ("block_0.q.kernel", 4.0), ("block_0.k.kernel", 2.0)]
+    rows += [("block_1.q.kernel", 1.0), ("block_1.k.kernel", 2.0), ("total", 9.0)]
+    names, values = zip(*rows, strict=True)
+    constant = {"objective": "ga", "step": 0, "sample": 0, "risk": "unlearn"}
+    table = {"layer": names, "value": values} | {k: [x] * len(rows) for k, x in constant.items()}
+    assert [row[3:5] for row in content.profiles(table).rows] == [["block_0", 6], ["block_1", 3]]
 
 
 def test_many_samples_are_thinned_out(monkeypatch):

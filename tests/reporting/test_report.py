@@ -60,7 +60,7 @@ def write_attacks(out, attacks=("5",)):
             settings = attack_results.key(Settings(1, 0.1, 2), attack, ())
             part = {"settings": settings, "before": before, "records": records, "layers": []}
             files.write_json(RunFolder(out).attack(model, attack), part)
-    attack_results.merge(out, CONFIG, Settings(1, 0.1, 2))
+    attack_results.write_tables(RunFolder(out), CONFIG, Settings(1, 0.1, 2))
 
 
 def report_of(out):

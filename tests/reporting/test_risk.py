@@ -5,8 +5,12 @@ import pytest
 
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import series
-from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised
+from jaxunlearn.reporting.figures.risk import confidence, predicted_vs_realised, risk_change
 from tests.reporting.synthetic import STEPS, effect, lines, only, panel, texts, with_values
+
+
+def labels(figure):
+    return [ax.get_ylabel() for ax in figure.axes] + [figure.get_supylabel()]
 
 
 class TestRiskChange:
@@ -17,6 +21,13 @@ class TestRiskChange:
         np.testing.assert_array_equal(realised, np.column_stack([rows["step"], change]))
         # Each interval was predicted at 0.7 of what it brought.
         np.testing.assert_allclose(predicted, realised * [1.0, 0.7], rtol=1e-12)
+
+    def test_the_axis_names_the_first_measured_step(self, tables, drawn):
+        assert any(r"R(\theta_{0})" in text for text in labels(drawn["risk_change"]))
+        table = {k: [x for x, s in zip(v, tables["g_effect"]["step"], strict=True) if s]
+                 for k, v in tables["g_effect"].items()}  # fmt: skip
+        later = labels(risk_change(tables | {"g_effect": table}))
+        assert any(rf"R(\theta_{{{STEPS[1]}}})" in text for text in later)
 
     def test_prediction_ends_at_a_gap(self, tables):
         broken = with_values(

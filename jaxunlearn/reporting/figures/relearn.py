@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxunlearn.metrics.relearning import LEAST
+from jaxunlearn.metrics.relearning import LEAST, ROUNDING
 from jaxunlearn.record.folder import RETRAINED
 from jaxunlearn.reporting import palette
 from jaxunlearn.reporting.figures import panels, scales, series
@@ -119,11 +119,11 @@ def _draw_strength(
 
 
 def _draw_half(ax: Axes, line: series.Series, before: float, color: str) -> None:
-    if before - line.values[0] < LEAST:
+    if before - line.values[0] < LEAST - ROUNDING:
         return  # nothing was forgotten
     half = line.values[0] + 0.5 * (before - line.values[0])
     ax.axhline(half, color=color, linestyle=":", linewidth=0.8, alpha=0.7)
-    reached = np.flatnonzero(line.values >= half)
+    reached = np.flatnonzero(line.values >= half - ROUNDING)
     if len(reached):
         at = (line.steps[reached[0]], line.values[reached[0]])
         ax.plot(*at, marker="o", markersize=5.5, markerfacecolor="white", color=color)

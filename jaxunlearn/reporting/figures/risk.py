@@ -38,9 +38,10 @@ def risk_change(tables: Mapping[str, Any]) -> Figure | None:
     names = series.distinct(table, "objective")
     if not names:
         return None
+    first = min(series.distinct(table, "step"))  # theta_0, unless it is not measured
     figure, axes = panels.small_multiples(
         names, panel=(2.7, 2.1), xlabel="optimiser step",
-        ylabel=r"$R(\theta_t)-R(\theta_0)$  [nats]",
+        ylabel=rf"$R(\theta_t)-R(\theta_{{{first}}})$  [nats]",
     )  # fmt: skip
     changes = [_draw_changes(ax, series.select(table, objective=name)) for name, ax in axes.items()]
     values = np.concatenate(changes)

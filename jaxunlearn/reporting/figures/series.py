@@ -178,7 +178,10 @@ def series(table: Table, name: str) -> Series:
 
 
 def realised_change(table: Table) -> Series:
-    """R(theta_t) - R(theta_0) at every measured step, and at the end of the last interval."""
+    """R(theta_t) - R(theta_0) at every measured step, and at the end of the last interval.
+
+    Where theta_0 was not measured the first step that was takes its place.
+    """
     steps, _ = numbers(table, "step")
     if not len(steps):
         return finite_series(steps, steps, np.zeros(0, bool))

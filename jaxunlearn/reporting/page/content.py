@@ -236,13 +236,14 @@ def weight_bins(weights: Sequence[float | None]) -> list[str]:
 
 
 def profiles(table: Columns) -> Data:
-    """Both PG-effects of samples by layer; of parameter tensors where those were recorded."""
+    """Both PG-effects of samples by layer; the sum over its tensors where these alone are there."""
     merged: dict[tuple, dict[str, float]] = {}
-    for layer, objective, step, sample, risk, value in _rows(
-        table, "layer", "objective", "step", "sample", "risk", "value"
-    ):
-        if layer != "total":
-            entry = merged.setdefault((objective, step, sample, series.layer_of(layer)), {})
+    rows = _rows(table, "layer", "objective", "step", "sample", "risk", "value")
+    with_rows = {row[:3] for row in rows if series.layer_of(row[0]) == row[0]}
+    for layer, objective, step, sample, risk, value in rows:
+        owner = series.layer_of(layer)
+        if layer != "total" and (layer == owner or (owner, objective, step) not in with_rows):
+            entry = merged.setdefault((objective, step, sample, owner), {})
             entry[risk] = entry.get(risk, 0.0) + _number(value)
     rows = [[*key, _short(e.get("unlearn")), _short(e.get("retain"))] for key, e in merged.items()]
     return Data(("objective", "step", "sample", "layer", "unlearn", "retain"), rows)

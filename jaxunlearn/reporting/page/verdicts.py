@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jaxunlearn.metrics.relearning import attack_kind
 from jaxunlearn.record import attack_results
 from jaxunlearn.record.folder import BASE, RETRAINED
+from jaxunlearn.reporting import relearn_table
 
 REMOVED, KEPT = 0.5, 0.9
 """Shares of an ES: at most half of the forget ES that could go is left, 90 % of the retain ES."""
@@ -92,8 +93,10 @@ def _relearned(name: str, attacks: Mapping[str, Any] | None) -> str:
 
     Where there was none, the attack on data to retain.
     """
-    found = {} if attacks is None else attacks["models"].get(name, {}).get("attacks", {})
-    order = [] if attacks is None else attack_results.fine_tuning_attacks(attacks)
+    if attacks is None:
+        return ""
+    found = attacks["models"].get(name, {}).get("attacks", {})
+    order = attack_results.fine_tuning_attacks(attacks)
     attack = next((attack for attack in order if attack in found), None)
     if attack is None:
         return ""
@@ -106,4 +109,8 @@ def _relearned(name: str, attacks: Mapping[str, Any] | None) -> str:
         return f"{on} breaks it after {tried} step{'s' * (tried != 1)}"
     if step is None:
         return f"{tried} steps of {on} do not bring half of it back"
-    return f"{step} step{'s' * (step != 1)} of {on} bring{'s' * (step == 1)} half of it back"
+    # Where not every step was evaluated, it may have come back some steps before.
+    at_most = "at most " if relearn_table.stride(attacks) > 1 else ""
+    return (
+        f"{at_most}{step} step{'s' * (step != 1)} of {on} bring{'s' * (step == 1)} half of it back"
+    )
