@@ -273,6 +273,14 @@ def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_page_names_models_that_stopped_early():
+    words = "Stopped early, as the loss was no longer finite"
+    source = make_source()
+    assert words not in render(source)
+    models = source.models | {"npo": result(0.9, 0.95, steps=12)}
+    assert f"{words}: npo." in render(source._replace(models=models))
+
+
 def test_the_page_is_whole_and_small(tmp_path):
     pages.write(make_source(), tmp_path / "report.html")
     assert 800_000 < (tmp_path / "report.html").stat().st_size < 2_000_000

@@ -157,6 +157,16 @@ def _datasets(source: Source, kept: Kept) -> dict[str, Data]:
     return {name: data for name, data in everything.items() if data.rows}
 
 
+def _early(source: Source) -> str:
+    """Says which models diverged: their numbers are those of the last state before."""
+    names = [
+        shown_name(name)
+        for name, result in source.models.items()
+        if result.get("steps") != result.get("of_steps")
+    ]
+    return f" Stopped early, as the loss was no longer finite: {', '.join(names)}." if names else ""
+
+
 def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]:
     """The charts for which there are data, in the order of the page."""
     groups = source.tables["meta"]["groups"]
@@ -168,7 +178,7 @@ def _charts(source: Source, data: Mapping[str, Data], kept: Kept) -> list[Chart]
             "pareto",
             "Forgetting against retention",
             "Each point is a model. The retrained model never saw the forget set. The dashed line"
-            " is the front: no unlearned model is to its upper left.",
+            " is the front: no unlearned model is to its upper left." + _early(source),
             charts.pareto(models, objectives, data["models"].distinct("side")),
             "models",
         )
