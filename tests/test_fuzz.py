@@ -421,7 +421,7 @@ def attack_part(folder):
 
     def read(file):
         config = replace(objectives={"npo": Objective()})
-        attack_results.merge(file.parents[1], config, Settings(1, 0.1, 2))
+        attack_results.write_tables(RunFolder(file.parents[1]), config, Settings(1, 0.1, 2))
 
     return Reader(name, content, read, json.loads, as_json)
 
@@ -431,7 +431,8 @@ def attacks(folder):
     ends = {"final_forget_nll": 1.0, "final_forget_es": 0.5, "final_unseen_es": None}
     attack = {"samples": 5, "whole": back, "unseen": back} | ends
     model = {"forget_nll": 1.0, "forget_es": 0.1, "attacks": {"5": attack, "int8": attack}}
-    content = {"settings": {"steps": 5}, "models": {BASE: model, "npo": model}}
+    settings = {"steps": 5, "lr": 0.1, "batch_size": 2}
+    content = {"settings": settings, "models": {BASE: model, "npo": model}}
 
     def read(file):
         found = attack_results.read(file.parent)

@@ -102,6 +102,8 @@ def read(run: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     summary = files.read_json(file, shapes.Attacks)
+    if (steps := summary["settings"]["steps"]) < 1:
+        raise ValueError(f"{file}: settings.steps: expected at least 1, got {steps}")
     if BASE not in summary["models"]:
         raise ValueError(f"{file}: models: no model {BASE!r}")
     for name, model in summary["models"].items():

@@ -181,6 +181,8 @@ class AttackSettings(TypedDict):
     """The settings in `relearn.json`."""
 
     steps: int
+    lr: float
+    batch_size: int
 
 
 class Attacks(TypedDict):
