@@ -189,9 +189,7 @@ def read(prepared: Prepared, folder: RunFolder, *, stays: bool, source: str | No
         tokenizer=prepared.tokenizer,
         summary={name: {k: numbers.get(k) for k in COLUMNS} for name, numbers in results.items()},
         stopped={
-            name: numbers["steps"]
-            for name, numbers in results.items()
-            if numbers.get("steps") != numbers.get("of_steps")
+            name: numbers["steps"] for name, numbers in results.items() if summary.stopped(numbers)
         },
         tables={name: tables.read_parquet(file) for name, file in files_of.items()},
         evaluation=evaluation_table.read(folder.path) if folder.evaluation.is_file() else None,

@@ -157,7 +157,7 @@ def labelled(groups: Mapping[str, Sequence[Member]]) -> Iterator[tuple[str, str,
 
 def _stopped(results: Sequence[Mapping[str, Any]]) -> str:
     """Says how many of the runs of a model stopped before their last step, if any did."""
-    early = [r["steps"] for r in results if r.get("steps") != r.get("of_steps")]
+    early = [r["steps"] for r in results if summary.stopped(r)]
     if not early:
         return ""
     return f" (stopped at {early[0]})" if len(results) == 1 else f" ({len(early)} stopped early)"

@@ -29,6 +29,11 @@ COLUMNS = (
 )
 
 
+def stopped(result: Mapping[str, Any]) -> bool:
+    """Whether a model diverged: its numbers are those of the last state before."""
+    return result.get("steps") != result.get("of_steps")
+
+
 def warning(base: Mapping[str, float | None]) -> str | None:
     """A warning for every figure, where the model has hardly memorised the forget set.
 
@@ -101,8 +106,8 @@ def summary_table(run: Path, results: Mapping[str, Any]) -> TextTable:
         peaks = [_peak(totals.get((name, risk), [])) for risk in ("unlearn", "retain")]
         effects = [f"{two_digits(p.value)} ({p.step})" if p else "-" for p in peaks]
         time = f"{seconds[name]:.0f}" if name in seconds else "-"
-        stopped = result.get("steps") != result.get("of_steps")
-        label = f"{name} (stopped at {result['steps']})" if stopped else shown_name(name)
+        early = stopped(result)
+        label = f"{name} (stopped at {result['steps']})" if early else shown_name(name)
         rows.append((label, *map(three_decimals, numbers), *effects, time))
     return TextTable(COLUMNS, rows)
 

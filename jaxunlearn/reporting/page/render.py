@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxunlearn.core.extras import Extra
 from jaxunlearn.record.folder import BASE, RETRAINED
-from jaxunlearn.reporting import page, palette
+from jaxunlearn.reporting import page, palette, summary
 from jaxunlearn.reporting.page import charts, content
 from jaxunlearn.reporting.page.content import Data, Kept
 from jaxunlearn.reporting.page.source import Source
@@ -159,11 +159,7 @@ def _datasets(source: Source, kept: Kept) -> dict[str, Data]:
 
 def _early(source: Source) -> str:
     """Says which models diverged: their numbers are those of the last state before."""
-    names = [
-        shown_name(name)
-        for name, result in source.models.items()
-        if result.get("steps") != result.get("of_steps")
-    ]
+    names = [shown_name(name) for name, r in source.models.items() if summary.stopped(r)]
     return f" Stopped early, as the loss was no longer finite: {', '.join(names)}." if names else ""
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from jaxunlearn.metrics.relearning import attack_kind
 from jaxunlearn.record import attack_results
 from jaxunlearn.record.folder import BASE, RETRAINED
-from jaxunlearn.reporting import relearn_table
+from jaxunlearn.reporting import relearn_table, summary
 
 REMOVED, KEPT = 0.5, 0.9
 """Shares of an ES: at most half of the forget ES that could go is left, 90 % of the retain ES."""
@@ -40,7 +40,7 @@ def verdict(name: str, models: Mapping[str, Any], attacks: Mapping[str, Any] | N
       attacks: the summary of relearning, where there is one.
     """
     result, base = models[name], models[BASE]
-    if result.get("steps") != result.get("of_steps"):
+    if summary.stopped(result):
         stopped = f"Stopped after step {result['steps']} of {result['of_steps']}: it diverged."
         broken = result.get("diverged", {})
         if broken.get("layer"):
