@@ -280,6 +280,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder with all it holds.
+
+    Raises:
+      OSError: names the folder. Before Python 3.12 `shutil.rmtree` names what it could not remove
+        by its last part alone.
+    """
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what processes that were killed left half written below a folder."""
     for path in list(folder.rglob(f".*{TEMPORARY}")):

@@ -1,12 +1,10 @@
 """Finds damage to the files of a run before they are used, and says what was left out."""
 
-import shutil
 from collections.abc import Iterable
 
 from rich.console import Console
 
-from jaxunlearn.core import hosts
-from jaxunlearn.core.files import is_torn
+from jaxunlearn.core import files, hosts
 from jaxunlearn.core.progress import say
 from jaxunlearn.record import manifest
 from jaxunlearn.record.erase import has_results
@@ -19,14 +17,15 @@ def notes(folder: RunFolder) -> tuple[str, ...]:
     Whoever opens the folder of a run writes the manifest anew, and takes away what is torn.
     """
     logs = (folder.metrics, folder.timings, folder.starts, folder.manifest)
-    torn = [f"{log}: the last line was cut short and is left out" for log in logs if is_torn(log)]
+    torn = [log for log in logs if files.is_torn(log)]
+    cut = tuple(f"{log}: the last line was cut short and is left out" for log in torn)
     if not manifest.is_lost(folder) or not has_results(folder):
-        return tuple(torn)
+        return cut
     lost = (
         f"{folder.manifest}: is missing or empty, though the folder holds a run: its earlier files"
         " are taken as they are, damaged or not"
     )
-    return (lost, *torn)
+    return (lost, *cut)
 
 
 def check(folder: RunFolder, console: Console, *, without: Iterable[str] = ()) -> None:
@@ -48,6 +47,6 @@ def check(folder: RunFolder, console: Console, *, without: Iterable[str] = ()) -
         except ValueError as error:
             note = f"{error}: they are removed, and the next start computes what it needs of them"
             say(console, note)
-            shutil.rmtree(folder.references)
+            files.remove_folder(folder.references)
 
     hosts.first_does(drop_references, f"{folder.references}: the first process cannot remove them")

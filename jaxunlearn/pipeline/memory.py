@@ -109,7 +109,7 @@ def write_model(parent: Path, model: Any) -> Path:
     content = sorted(path for path in new.rglob("*") if path.is_file())
     target = parent / f"model-{of_files(content)[:_DIGITS]}"
     if target.is_dir():
-        shutil.rmtree(new)
+        files.remove_folder(new)
     else:
         new.rename(target)
     return target

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def erase(folder: RunFolder, *, keep: Set[Path] = frozenset()) -> None:
     files.remove_unfinished(folder.path)
     for path in own:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            files.remove_folder(path)
         else:
             path.unlink(missing_ok=True)
     _remove_empty(folder)

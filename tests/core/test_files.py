@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and logs survive a crash in the middle of a line."""
 
+import errno
 import json
 import os
 
@@ -139,6 +140,17 @@ def test_files_are_written_into_folders_that_are_made(tmp_path):
     files.write_array(path, np.arange(3.0))
     np.testing.assert_array_equal(np.load(path), [0.0, 1.0, 2.0])
     assert os.listdir(path.parent) == ["array.npy"]
+
+
+def test_a_folder_that_cannot_be_removed_is_named_whole(tmp_path, monkeypatch):
+    def refused(path, *, dir_fd=None):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    monkeypatch.setattr(os, "rmdir", refused)
+    with pytest.raises(PermissionError) as error:
+        files.remove_folder(tmp_path / "run")
+    assert error.value.filename == str(tmp_path / "run")
 
 
 def test_nan_and_infinities_are_written_as_null(tmp_path):
