@@ -1,14 +1,12 @@
 """Values that override keys of a configuration, given from Python as a mapping."""
 
 import dataclasses
-import numbers
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
-from jaxunlearn.config.reader import dump, loads
+from jaxunlearn.config.reader import dump, loads, plain
 from jaxunlearn.config.schema import Config, ConfigError
 from jaxunlearn.core.names import nearest
 
@@ -40,24 +38,12 @@ def override(
     for key, value in values.items():
         first, *rest = key.split(".")
         _check_section(first, source, others)
-        nested = _plain(value)
+        nested = plain(value, key, source)
         for name in reversed(rest):
             nested = {name: nested}
         document = _merge(yaml.safe_load(dump(config)), {first: nested})
-        config = loads(_text(document, source), source)
+        config = loads(yaml.safe_dump(document, sort_keys=False), source)
     return config
-
-
-def _text(document: Any, source: str) -> str:
-    """A document in YAML."""
-    try:
-        return yaml.safe_dump(document, sort_keys=False)
-    except yaml.representer.RepresenterError as error:
-        unknown = type(error.args[-1]).__name__
-        raise ConfigError(
-            f"{source}: a value of type {unknown} cannot be a setting; expected text, numbers, true"
-            " or false, None, and lists or mappings of them"
-        ) from None
 
 
 def _check_section(name: str, source: str, others: Iterable[str]) -> None:
@@ -86,18 +72,3 @@ def _merge(old: Any, new: Any) -> Any:
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     return old | {key: _merge(old.get(key), value) for key, value in new.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value in the types that YAML writes: those of NumPy, paths and tuples become plain ones."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -1,10 +1,12 @@
 """Reads configurations from YAML and writes them back; errors name file, line and key."""
 
 import dataclasses
+import numbers
+import os
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +71,7 @@ def loads(text: str, source: str, *, lines: bool = False) -> Config:
 
 def dump(config: Config) -> str:
     """Returns a configuration, defaults included, as YAML that `load` reads back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(plain(config, "", "configuration"), sort_keys=False)
 
 
 def check_readable(config: Config) -> None:
@@ -93,7 +95,7 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
     1 and 1.0 do not, nor do two NaN.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
+        for name in sorted(old.keys() | new.keys(), key=str):
             yield from differences(old.get(name), new.get(name), f"{key}.{name}".strip("."))
     elif old != new and (old == old or new == new):  # a NaN is not equal to itself
         yield key, old, new
@@ -124,11 +126,37 @@ def _hint(kind: type, name: str, fields: typing.Iterable[str]) -> str:
     return nearest(name, fields) + hyper
 
 
-def _plain(value: Any) -> Any:
-    """Returns a nested value with lists in the place of tuples, which YAML does not know."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def plain(value: Any, key: str, source: str) -> Any:
+    """A nested value in the types that YAML writes.
+
+    Numbers of NumPy and JAX, paths and tuples become plain ones.
+
+    Args:
+      value: of a configuration.
+      key: its key, for messages.
+      source: what it was given to, for messages.
+
+    Raises:
+      ConfigError: it holds something else; names the key.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(item, _join(key, str(k)), source) for k, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, key, source) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "ndim", None) == 0:
+        value = getattr(value, "item", lambda: value)()
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    raise ConfigError(
+        f"{source}: {key}: a value of type {type(value).__name__} cannot be a setting; expected"
+        " text, numbers, true or false, None, and lists or mappings of them"
+    )
 
 
 class _Reader:

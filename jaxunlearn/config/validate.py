@@ -136,8 +136,14 @@ def validate(config: Config) -> None:
     for key, pattern, value in _numbers(config, "", ""):
         check_number(key, RANGES[pattern], value)
     _check_file_name("name", config.name)
-    # An empty path would be the working directory.
-    for key, path in (("model", config.model), ("data.source", config.data.source)):
+    # An empty path would be the working directory, and an empty name that of another thing.
+    paths = {
+        "model": config.model,
+        "data.source": config.data.source,
+        "train.lora.start": config.train.lora.start,
+        "evaluate.retain_log": config.evaluate.retain_log,
+    } | {f"objectives.{name}.loss": spec.loss for name, spec in config.objectives.items()}
+    for key, path in paths.items():
         if path == "":
             raise ConfigError(f"{key}: '' must not be empty; leave it out for the default")
     if config.model is None:
@@ -284,6 +290,8 @@ def _check_train(config: Config) -> None:
         raise ConfigError("train.lora.start: needs the model of the adapter; set model")
     if not lora.used and not train.only and train.frozen_dtype != Train().frozen_dtype:
         raise ConfigError("train.frozen_dtype: nothing is frozen; set train.lora or train.only")
+    if "" in train.only:
+        raise ConfigError("train.only: '' is in every name; leave it out to train all parameters")
     for pattern in train.only:
         try:
             re.compile(pattern)

@@ -107,13 +107,28 @@ def parse_json(content: bytes | str, where: str) -> Any:
       ValueError: it is none; begins with `where`.
     """
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_distinct)
     except RecursionError:
         raise ValueError(f"{where}: not JSON: it is nested too deeply") from None
+    except _TwiceError as error:
+        raise ValueError(f"{where}: key {error.args[0]!r} is given twice; keep one") from None
     except ValueError as error:  # also of the encoding, and of endless numbers
         stand_in = stands_in(content)
         problem = f"expected JSON, found {stand_in}" if stand_in else f"not JSON: {error}"
         raise ValueError(f"{where}: {problem}") from error
+
+
+class _TwiceError(Exception):
+    """A key that an object of JSON has twice."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python would silently take the last of two equal keys."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in value if keys.count(key) > 1))
+    return value
 
 
 def stands_in(content: bytes | str) -> str:

@@ -1,7 +1,9 @@
 """Digests of data, which say whether they are still the same."""
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 from jaxunlearn.data.planning import Sample
 
@@ -13,6 +15,11 @@ def of_samples(samples: Iterable[Sample]) -> str:
         for sample in samples
         for part in (str(sample.first_label).encode(), sample.tokens.tobytes())
     )
+
+
+def of_json(value: Any) -> str:
+    """The SHA-256 of plain JSON, whatever the order of its keys."""
+    return of_parts([json.dumps(value, sort_keys=True).encode()])
 
 
 def of_parts(parts: Iterable[bytes]) -> str:

@@ -36,7 +36,8 @@ def load_refusals(source: str | Path | None = None) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no refusals; expected plain text, one answer a line")
     lines = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    # `splitlines` would also cut at separators that may stand in a sentence.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if _is_json(line):
             raise ValueError(f"{path}:{number}: JSON; expected plain text, one answer a line")
         if line.strip():

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxunlearn.core import files
 from jaxunlearn.core.trees import Tree
+from jaxunlearn.data.digests import of_json
 from jaxunlearn.evaluation.suite import Evaluation, MetricRows, all_finite
 from jaxunlearn.evaluation.suites import DURING_UNLEARNING
 from jaxunlearn.metrics.uwc import least_retention
@@ -35,7 +36,7 @@ def evaluate(evaluation: Evaluation, folder: RunFolder, name: str, step: int, pa
     model, rows = f"{name}-{step:06d}", []
     if all_finite(params):
         rows = [
-            {"suite": suite_name} | _table_columns(row)
+            {"suite": suite_name, "settings": of_json(suite.settings)} | _table_columns(row)
             for suite_name, suite in evaluation.suites.items()
             if suite_name in DURING_UNLEARNING
             for row in suite.measure(model, params)
@@ -53,13 +54,14 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       folder: of the run.
-      models: {model: {suite: {"results": rows}}} of the final models and of the one before
-        unlearning.
+      models: {model: {suite: {"settings", "results": rows}}} of the final models and of the one
+        before unlearning.
 
     Returns:
       {objective: {"evaluated": steps, "last": step, "least_forget_es": {"step", "forget_es",
       "retain_es"} among steps that keep SHARE of the retain ES before unlearning, None where none
-      does, "best_forget_quality": {"step", "value"} or None}}.
+      does, "best_forget_quality": {"step", "value"} or None}}. An objective whose final model was
+      measured with other settings than its steps has no entry: they cannot be compared.
     """
     by_objective: dict[str, dict[int, MetricRows]] = {}
     for row in _table_rows(folder):
@@ -67,13 +69,23 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
     retained_before = _value(_suite_rows(models.get(BASE, {})), *STRENGTH, "retain")
     summary = {}
     for name, by_step in by_objective.items():
-        # An objective that was removed, to be computed again, is still in the tables.
-        if name in models and folder.result(name).exists():
-            last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
-            of_last = _suite_rows(models[name])
-            every = by_step | ({last: of_last} if of_last else {})
-            summary[name] = best_of(every, retained_before) | {"last": last}
+        if not (name in models and folder.result(name).exists()):
+            continue
+        if not _are_comparable(by_step, models[name]):
+            continue
+        last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
+        of_last = _suite_rows(models[name])
+        every = by_step | ({last: of_last} if of_last else {})
+        summary[name] = best_of(every, retained_before) | {"last": last}
     return summary
+
+
+def _are_comparable(by_step: Mapping[int, MetricRows], final: Mapping[str, Any]) -> bool:
+    """Whether each suite measured all steps of an objective with one kind of settings."""
+    kinds = {(row["suite"], row["settings"]) for rows in by_step.values() for row in rows}
+    for suite in {suite for suite, _ in kinds} & final.keys():
+        kinds.add((suite, of_json(final[suite]["settings"])))
+    return len(kinds) == len({suite for suite, _ in kinds})
 
 
 def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ had the score of the gradient norm the wrong way round.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -137,7 +137,12 @@ def reference_score(logp: np.ndarray, ref_logp: np.ndarray, mask: np.ndarray) ->
 
     Returns:
       [n] float64, nats per token.
+
+    Raises:
+      ValueError: shapes that differ, or a text without labels.
     """
+    if np.shape(ref_logp) != np.shape(logp):
+        raise ValueError(f"logp {np.shape(logp)} and ref_logp {np.shape(ref_logp)} differ")
     return loss_score(logp, mask) - loss_score(ref_logp, mask)
 
 
@@ -150,8 +155,14 @@ def gradient_norm_score(norms: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Returns:
       [n] float64.
+
+    Raises:
+      ValueError: not one norm a text, or a text without labels.
     """
-    return -np.asarray(norms, np.float64) / _tokens(mask)
+    tokens = _tokens(mask)
+    if np.shape(norms) != tokens.shape:
+        raise ValueError(f"norms {np.shape(norms)}: expected one a text, {tokens.shape}")
+    return -np.asarray(norms, np.float64) / tokens
 
 
 def without_last_label(mask: Any) -> Any:
@@ -178,7 +189,7 @@ def gradient_norms(
       sample_logp_fn: (params, batch) -> [B] or [B, S] log-probabilities, 0 where there is no label.
         It is a static argument of a compiled function: pass the same object again to reuse the
         compilation.
-      params: any pytree.
+      params: any pytree; leaves that are of no floating type, such as counters, stay as they are.
       batches: pytrees of one static shape, one sequence a row (every leaf's leading axis is the
         sample's).
       tensors: which leaves are stacks of layers: then the result is the mean over tensors of the
@@ -190,7 +201,10 @@ def gradient_norms(
 
     Raises:
       ValueError: no batches, or a row that holds several sequences.
+      TypeError: one batch in place of several.
     """
+    if isinstance(batches, Mapping):
+        raise TypeError("gradient_norms: batches is one batch; pass a list of batches")
     norms = [
         trees.on_host(
             _norms(params, batch, fn=sample_logp_fn, tensors=tensors, microbatch=microbatch)
@@ -255,6 +269,8 @@ def _without_last(score: Callable[[np.ndarray], np.ndarray], mask: np.ndarray) -
 
 @partial(jax.jit, static_argnames=("fn", "tensors", "microbatch"))
 def _norms(params, batch, *, fn, tensors, microbatch):
+    trainable, frozen = effects.partition(params)
+
     def norm_of(example):
         example = jax.tree.map(lambda x: x[None], example)
         rows = jax.eval_shape(fn, params, example).shape[0]
@@ -263,7 +279,8 @@ def _norms(params, batch, *, fn, tensors, microbatch):
                 f"gradient_norms needs one sequence a row, but a row holds {rows}; pack one "
                 "sequence a row"
             )
-        gradient = jax.grad(lambda p: trees.wide(fn(p, example)).sum())(params)
+        logp = lambda p: trees.wide(fn(effects.combine(p, frozen), example)).sum()
+        gradient = jax.grad(logp)(trainable)
         if tensors is None:
             return trees.norm(gradient)
         rows = effects.g_effect_between(gradient, gradient, by="tensor", grouping=tensors)

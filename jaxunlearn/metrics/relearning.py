@@ -137,6 +137,9 @@ def evaluated_steps(steps: int, most: int = 20) -> tuple[int, ...]:
     return (*range(0, steps, -(-steps // most)), steps)
 
 
+_NNX_VALUE = jax.tree_util.GetAttrKey("value")
+
+
 def int8_rounded(params: Tree) -> Tree:
     """Parameters rounded to int8 and back: every matrix changes, all else stays as it is.
 
@@ -144,17 +147,22 @@ def int8_rounded(params: Tree) -> Tree:
 
     Args:
       params: a tree with Flax's names: `kernel` [.., in, out] and `embedding` [.., rows, width] are
-        matrices, with any leading axes; leaves of other names stay.
+        matrices, with any leading axes; leaves of other names stay. The state of an NNX module is
+        such a tree. Kernels with several axes of inputs or outputs, such as those of convolutions
+        and of `DenseGeneral`, are not known as such: their last axis but one counts as the inputs.
 
     Returns:
       The parameters, of the same shapes and dtypes.
+
+    Raises:
+      ValueError: no leaf has one of these names, so that nothing would change.
 
     >>> int8_rounded({"kernel": jnp.array([[127.0, 0.0], [38.4, 0.0]])})["kernel"].tolist()
     [[127.0, 0.0], [38.0, 0.0]]
     """
 
     def rounded(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        inputs = INPUTS.get(getattr(path[-1], "key", ""))
+        inputs = INPUTS.get(_last_name(path))
         if inputs is None:
             return x
         exact = trees.wide(x)
@@ -162,7 +170,16 @@ def int8_rounded(params: Tree) -> Tree:
         codes = jnp.round(exact / jnp.where(scale > 0, scale, 1))
         return (codes * scale).astype(x.dtype)
 
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(_last_name(path) in INPUTS for path in paths):
+        raise ValueError(f"int8_rounded: no leaf is called {' or '.join(INPUTS)}")
     return jax.tree_util.tree_map_with_path(rounded, params)
+
+
+def _last_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf; in the state of an NNX module it has an attribute `value` below."""
+    names = [getattr(key, "key", None) for key in path if key != _NNX_VALUE]
+    return str(names[-1]) if names else ""
 
 
 # ------------------------------------------------------------------------------- names of attacks

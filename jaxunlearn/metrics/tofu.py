@@ -103,7 +103,8 @@ def log_truth_ratio(
       [n] float64, nats.
 
     Raises:
-      ValueError: an unknown mean, a NaN, or losses that are infinite on both sides of an item.
+      ValueError: an unknown mean, other shapes, a NaN, or losses that are infinite on both sides of
+        an item.
 
     >>> tr = log_truth_ratio(np.log([4.0]), np.log([[2.0, 8.0]]))
     >>> f"{np.exp(tr[0]):.4f}"
@@ -112,6 +113,11 @@ def log_truth_ratio(
     '1.2500'
     """
     true, wrong = _losses(true_loss), _losses(wrong_loss)
+    # Otherwise NumPy would compare every item with every other one.
+    if true.ndim != 1 or wrong.ndim != 2 or len(wrong) != len(true) or not wrong.shape[1]:
+        raise ValueError(
+            f"true_loss {true.shape} and wrong_loss {wrong.shape}: expected [n] and [n, k], k >= 1"
+        )
     if mean == "geometric":
         wrong_logp = -wrong.mean(axis=1)
     elif mean == "arithmetic":

@@ -3,12 +3,10 @@
 p_i is the probability of label token i under the model; all losses are minimised.
 """
 
-from numbers import Real
-
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import LOG_ZERO, label_values, weighted_sum
+from jaxunlearn.objectives.likelihood import LOG_ZERO, check_hyper, label_values, weighted_sum
 
 
 def ga(logp: jax.Array, mask: jax.Array) -> jax.Array:
@@ -73,6 +71,7 @@ def wga_weight(logp: jax.Array, mask: jax.Array, *, alpha: float = 1.0) -> jax.A
     Returns:
       [B, S].
     """
+    check_hyper(alpha=alpha)
     (logp,) = label_values(mask, logp=logp)
     return jnp.where(mask, jnp.exp(alpha * jnp.maximum(logp, LOG_ZERO)), 0)
 
@@ -115,8 +114,8 @@ def satimp_weight(
     Raises:
       ValueError: as `satimp`.
     """
-    if isinstance(beta2, Real) and beta2 < 0:
-        raise ValueError(f"beta2 must not be negative, got {beta2}")
+    check_hyper(beta1=beta1)
+    check_hyper("not negative", beta2=beta2)
     (logp,) = label_values(mask, logp=logp)
     # Rounding can leave log p a little above 0, where 1 - p has no real power.
     doubt = jnp.maximum(-jnp.expm1(logp), 0)

@@ -66,8 +66,8 @@ class BatchLoss:
       reduction: see `reduce_losses`.
 
     Raises:
-      ValueError: a loss of something else (logits, hidden states, substitute answers), or a
-        reduction that means nothing for it.
+      ValueError: a loss of something else (logits, hidden states, substitute answers), one that
+        leaves numbers open, or a reduction that means nothing for it.
 
     >>> from jaxunlearn.objectives import get
     >>> ascent = BatchLoss(get("ga"), lambda params, batch: params)
@@ -91,6 +91,11 @@ class BatchLoss:
             raise ValueError(
                 f"{objective.name} is a loss of {', '.join(objective.arrays)}; BatchLoss computes"
                 f" losses of {COMPUTED}, the log-probabilities of the answers"
+            )
+        if objective.open:
+            raise ValueError(
+                f"{objective.name} leaves {', '.join(objective.open)} open; BatchLoss needs an"
+                " objective with its numbers bound, as objectives.get returns it"
             )
         objective.check_reduction(self.reduction)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxunlearn.core.trees import wide
 from jaxunlearn.objectives.divergence import cross_entropy
-from jaxunlearn.objectives.likelihood import check_labels, is_label
+from jaxunlearn.objectives.likelihood import check_hyper, check_labels, is_label
 
 
 def undial(
@@ -31,7 +31,7 @@ def undial(
       [...], nats per position.
 
     Raises:
-      ValueError: shapes that do not belong together.
+      ValueError: shapes that do not belong together, or a beta that is no single number.
 
     >>> print(undial(jnp.zeros((1, 4)), jnp.zeros((1, 4)), jnp.array([2])).round(4))  # ln 4
     [1.3863]
@@ -41,6 +41,7 @@ def undial(
             f"ref_logits {ref_logits.shape} and logits {logits.shape} must have one shape"
         )
     check_labels("logits", logits, "labels", labels)
+    check_hyper(beta=beta)
     ref_logits = wide(jax.lax.stop_gradient(ref_logits))
     lowered = jnp.where(is_label(ref_logits, labels), ref_logits - beta, ref_logits)
     return cross_entropy(wide(logits), lowered)

@@ -77,4 +77,6 @@ def _value_and_difference(z: jax.Array, ref_z: jax.Array) -> tuple[jax.Array, ja
 
 def _difference(q: jax.Array, log_ratio: jax.Array, far: jax.Array) -> jax.Array:
     """q (exp(log_ratio) - 1) for small log-ratios, elsewhere the value that is given for them."""
-    return jnp.where(jnp.abs(log_ratio) < 1, q * jnp.expm1(log_ratio), far)
+    near = jnp.abs(log_ratio) < 1
+    # The branch that is not taken must be finite, too: its derivative would be 0 times infinity.
+    return jnp.where(near, q * jnp.expm1(jnp.where(near, log_ratio, 0)), far)

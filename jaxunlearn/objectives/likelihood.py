@@ -4,10 +4,13 @@ Letters: B sequences, T tokens, S = T - 1 predictions, V vocabulary. Log-probabi
 are in nats and in float32, or wider where the input is.
 """
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxunlearn.core.names import nearest
 from jaxunlearn.core.trees import wide
@@ -89,6 +92,32 @@ def reduce_losses(
         losses = losses / jnp.maximum(labels, 1)
     counts = labels if how == "token_mean" else has_labels(mask).astype(losses.dtype)
     return jnp.sum(losses), jnp.sum(counts)
+
+
+def check_hyper(allowed: str = "any", **values: Any) -> None:
+    """Checks hyper-parameters of a loss.
+
+    Values that JAX traces are known by their shape alone.
+
+    Args:
+      allowed: "any", "not negative", or "positive" (then also finite).
+      **values: by the names that errors call them.
+
+    Raises:
+      ValueError: one that is no single number (an array would be spread over tokens or sequences,
+        whichever fits), or that is not allowed.
+    """
+    for name, value in values.items():
+        if (shape := jnp.shape(value)) != ():
+            raise ValueError(
+                f"{name} has the shape {shape}, expected one number; for several use jax.vmap"
+            )
+        if allowed == "any" or isinstance(value, Tracer):
+            continue
+        if allowed == "positive" and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+        if allowed == "not negative" and not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def label_values(mask: jax.Array, **arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -4,14 +4,12 @@ p_i and q_i are the probabilities of label token i under the model and under the
 model before unlearning, a constant), p(s) and q(s) those of the whole answer.
 """
 
-import math
-from numbers import Real
-
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn.objectives.ascent import wga_weight
 from jaxunlearn.objectives.likelihood import (
+    check_hyper,
     has_labels,
     label_counts,
     label_values,
@@ -35,13 +33,14 @@ def npo(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, *, beta: float = 
       [B], nats; 0 without labels.
 
     Raises:
-      ValueError: shapes that differ, a mask that is not bool, or beta <= 0.
+      ValueError: shapes that differ, a mask that is not bool, beta <= 0, or a hyper-parameter that
+        is no single number.
 
     >>> logp, mask = jnp.log(jnp.array([[0.5, 0.25]])), jnp.array([[True, True]])
     >>> print(npo(logp, logp, mask, beta=1.0).round(4))  # 2 ln 2 where p = q
     [1.3863]
     """
-    _check_positive(beta)
+    check_hyper("positive", beta=beta)
     ratio = _sequence_log_ratio(logp, ref_logp, mask)
     return jnp.where(has_labels(mask), 2 / beta * jax.nn.softplus(beta * ratio), 0)
 
@@ -53,7 +52,11 @@ def npo_weight(
 
     Returns:
       [B], in [0, 2]: 1 where p = q, 0 without labels.
+
+    Raises:
+      ValueError: as `npo`.
     """
+    check_hyper("positive", beta=beta)
     ratio = _sequence_log_ratio(logp, ref_logp, mask)
     return jnp.where(has_labels(mask), 2 * jax.nn.sigmoid(beta * ratio), 0)
 
@@ -73,7 +76,8 @@ def tnpo(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array, *, beta: float =
       [B], nats; 0 without labels.
 
     Raises:
-      ValueError: shapes that differ, or a mask that is not bool.
+      ValueError: shapes that differ, a mask that is not bool, or a hyper-parameter that is no
+        single number.
 
     >>> p, q = jnp.log(jnp.array([[0.1]])), jnp.log(jnp.array([[0.3]]))
     >>> print(tnpo(p, q, jnp.array([[True]])).round(4))  # (1 / 2) log 0.1
@@ -92,6 +96,7 @@ def tnpo_weight(
     Returns:
       [B, S], in [0, 2]: 1 where p = q, 0 where there is no label.
     """
+    check_hyper(beta=beta)
     logp, ref_logp = label_values(mask, logp=logp, ref_logp=ref_logp)
     return jnp.where(mask, 2 * jax.nn.sigmoid(beta * log_ratio(logp, ref_logp)), 0)
 
@@ -119,7 +124,8 @@ def wtnpo(
       [B], nats; 0 without labels.
 
     Raises:
-      ValueError: shapes that differ, or a mask that is not bool.
+      ValueError: shapes that differ, a mask that is not bool, or a hyper-parameter that is no
+        single number.
 
     >>> p, q = jnp.log(jnp.array([[0.1]])), jnp.log(jnp.array([[0.3]]))
     >>> print(wtnpo(p, q, jnp.array([[True]])).round(4))  # 0.1 / 2 * log 0.1
@@ -161,12 +167,14 @@ def simnpo(logp: jax.Array, mask: jax.Array, *, beta: float = 4.5, delta: float 
       [B], nats; 0 without labels.
 
     Raises:
-      ValueError: shapes that differ, a mask that is not bool, or beta <= 0.
+      ValueError: shapes that differ, a mask that is not bool, beta <= 0, or a hyper-parameter that
+        is no single number.
 
     >>> print(simnpo(jnp.zeros((1, 2)), jnp.array([[True, True]]), beta=1.0).round(4))
     [1.3863]
     """
-    _check_positive(beta)
+    check_hyper("positive", beta=beta)
+    check_hyper(delta=delta)
     margin = _mean_nll(logp, mask) - delta
     return jnp.where(has_labels(mask), 2 / beta * jax.nn.softplus(-beta * margin), 0)
 
@@ -178,7 +186,12 @@ def simnpo_weight(
 
     Returns:
       [B]; 0 without labels.
+
+    Raises:
+      ValueError: as `simnpo`.
     """
+    check_hyper("positive", beta=beta)
+    check_hyper(delta=delta)
     nll = _mean_nll(logp, mask)
     weight = 2 * jax.nn.sigmoid(-beta * (nll - delta)) / _lengths(mask, nll.dtype)
     return jnp.where(has_labels(mask), weight, 0)
@@ -196,8 +209,3 @@ def _mean_nll(logp: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _lengths(mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.maximum(label_counts(mask, dtype), 1)
-
-
-def _check_positive(beta: float) -> None:
-    if isinstance(beta, Real) and not 0 < beta < math.inf:
-        raise ValueError(f"beta must be positive and finite, got {beta}")

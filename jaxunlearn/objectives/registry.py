@@ -123,7 +123,8 @@ class Objective:
     def opened(self) -> "Objective":
         """The same objective with its `numbers` left open.
 
-        A function compiled with it takes them as arguments, and serves all their values. An
+        A function compiled with it takes them as arguments, which must be given, and serves all
+        their values. An
         objective without any is returned as it is, and so is one whose functions cannot be traced
         with arrays in their place, such as a loss that branches on a number.
 
@@ -135,7 +136,9 @@ class Objective:
         fixed = {name: value for name, value in self.hyper if name not in numbers}
         definition = self.definition
         functions = [f for f in (definition.loss, definition.weight) if f is not None]
-        loss, *weights = (functools.partial(function, **fixed) for function in functions)
+        loss, *weights = (
+            functools.partial(_with_open, function, numbers, **fixed) for function in functions
+        )
         traced = (signature.is_traceable(f, self.arrays, numbers) for f in (loss, *weights))
         if not numbers or not all(traced):
             return self
@@ -147,6 +150,11 @@ class Objective:
             open=numbers,
         )
 
+    def programs(self) -> tuple[str, ...]:
+        """What `loss` and `weight` compute, see `signature.program`."""
+        functions = [self.loss] if self.weight is None else [self.loss, self.weight]
+        return tuple(signature.program(function, self.arrays) for function in functions)
+
     def check_reduction(self, how: str) -> None:
         """Raises ValueError where a reduction (see `reduce_losses`) means nothing for this loss."""
         check_known("reduction", how, REDUCTIONS)
@@ -155,6 +163,16 @@ class Objective:
                 f"{self.name} is one loss a sequence, not a sum over tokens: its reduction is "
                 f"'sequence_sum' (the mean over sequences), got {how!r}"
             )
+
+
+def _with_open(function: Loss, numbers: tuple[str, ...], /, *args: Any, **values: Any) -> Any:
+    """Calls a loss or weight that leaves numbers open, for which its defaults do not stand in."""
+    if missing := [name for name in numbers if name not in values]:
+        raise TypeError(
+            f"missing {', '.join(missing)}: this objective leaves its numbers open, see"
+            " Objective.opened; pass them with the arrays"
+        )
+    return function(*args, **values)
 
 
 def names() -> tuple[str, ...]:

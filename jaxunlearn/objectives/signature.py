@@ -11,12 +11,14 @@ Keyword-only arguments are hyper-parameters.
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxunlearn.objectives.likelihood import check_known
 
@@ -161,6 +163,16 @@ def is_traceable(function: Loss, arrays: tuple[str, ...], numbers: tuple[str, ..
     return True
 
 
+def program(function: Loss, arrays: tuple[str, ...]) -> str:
+    """A function as JAX traces it on small shapes: what it computes, whatever its text is.
+
+    It is the same in every process that has one version of JAX.
+    """
+    traced = jax.make_jaxpr(function)(**_examples(arrays))
+    constants = [jax.device_get(x).tobytes().hex() for x in traced.consts]
+    return re.sub(r" at 0x[0-9a-f]+", "", str(traced)) + "".join(constants)
+
+
 def check_weight(
     name: str, loss: Loss, weight: Loss, arrays: tuple[str, ...], hyper: Mapping[str, Any]
 ) -> None:
@@ -248,6 +260,13 @@ def _checked(where: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{where}: expected true or false, got {value!r}")
     elif isinstance(default, float):
+        if isinstance(value, Tracer):
+            raise ValueError(
+                f"{where}: is traced; get the objective outside of jit, and pass what is traced to"
+                " the loss of its opened(), or to the function itself"
+            )
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError(f"{where}: expected a number, got {value!r}")
         return _single(where, value)

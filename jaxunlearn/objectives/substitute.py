@@ -1,12 +1,9 @@
 """Objectives that put another answer ("I don't know") in the place of the one to forget."""
 
-import math
-from numbers import Real
-
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.objectives.likelihood import has_labels, label_values, log_ratio
+from jaxunlearn.objectives.likelihood import check_hyper, has_labels, label_values, log_ratio
 
 
 def po(substitute_logp: jax.Array, substitute_mask: jax.Array) -> jax.Array:
@@ -72,8 +69,7 @@ def dpo(
             f"mask {mask.shape} and substitute_mask {substitute_mask.shape} differ in sequences"
         )
     # With 0 nothing is learned, and below it the original is preferred.
-    if isinstance(beta, Real) and not 0 < beta < math.inf:
-        raise ValueError(f"beta must be positive and finite, got {beta}")
+    check_hyper("positive", beta=beta)
     logp, ref_logp = label_values(mask, logp=logp, ref_logp=ref_logp)
     substitute_logp, substitute_ref_logp = label_values(
         substitute_mask,

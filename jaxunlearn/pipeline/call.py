@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jaxunlearn.config import DEMO, Config, ConfigError, Prompt, load, override
 from jaxunlearn.core.paths import user_path
+from jaxunlearn.data.rows import row_key
 from jaxunlearn.pipeline import memory, outcome, recipe
 from jaxunlearn.pipeline.outcome import Result
 from jaxunlearn.pipeline.subject import columns_of
@@ -201,7 +202,8 @@ def _objectives(
         return {name: {"loss": loss} for name, loss in zip(names, objective, strict=True)}
     raise ConfigError(
         f"{WHERE}: objective: expected a name, several names, or {{NAME: settings}}, got"
-        f" {objective!r}"
+        f" {objective!r}; a function of your own is named, as 'module:NAME' ('__main__:NAME' where"
+        " it is defined in a notebook)"
     )
 
 
@@ -230,8 +232,13 @@ def _rows(sets: Mapping[str, Any], config: Config, folder: RunFolder) -> dict[st
                 " source='locuslab/TOFU', or give the rows"
             )
         splits[name], columns = memory.split_rows(name, rows, columns)
-    # Retain terms must not draw what retention is measured on.
-    half = math.ceil(len(splits[RETAIN]) / 2)
+    # Retain terms must not draw what retention is measured on. Rows to forget, which a run drops
+    # from both, do not count: one half could be of them alone.
+    forgotten = set(map(row_key, splits[FORGET]))
+    kept = [i for i, row in enumerate(splits[RETAIN]) if row_key(row) not in forgotten]
+    if MEASURED not in splits and not kept:
+        raise ConfigError(f"{WHERE}: retain: every row is also in forget; give other rows")
+    half = kept[math.ceil(len(kept) / 2) - 1] + 1 if kept else 0
     return {
         "data.source": str(memory.write_rows(folder.memory, splits, columns)),
         "data.text_key": columns.text,

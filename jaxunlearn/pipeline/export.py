@@ -65,8 +65,9 @@ def export(
         )
     stored.check_name(source_run, config, objective)
     manifest.check(source_run, without=[manifest.REFERENCES])
-    if config.train.words is not None:
-        check_weights(source_run, config)  # what is frozen is not in the checkpoints
+    if config.model is not None:
+        # What is frozen is not in the checkpoints, and the model's configuration never is.
+        check_weights(source_run, config)
     source = _source(source_run, config)
     model = hf.load_config(source)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

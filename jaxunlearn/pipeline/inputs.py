@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax
+
+from jaxunlearn import objectives
 from jaxunlearn.config import Config
 from jaxunlearn.core import files
 from jaxunlearn.data.digests import of_parts, of_samples
@@ -40,6 +43,26 @@ def of_weights(config: Config) -> dict[str, str]:
     if config.train.lora.start is not None:
         adapter = hf.resolve_adapter(config.train.lora.start)
         found["train.lora.start"] = of_files(_model_files(adapter))
+    return found
+
+
+def of_functions(prepared: Prepared) -> dict[str, str]:
+    """The SHA-256 of what objectives of the user's own compute, by their keys.
+
+    Those of the registry belong to a version of this package. Versions of JAX trace a function
+    differently, so that each has a key of its own: a run that is resumed with another one is not
+    compared.
+    """
+    found = {}
+    for task in prepared.tasks:
+        spec = prepared.config.objectives[task.name]
+        functions = {"loss": task.objective}
+        if spec.retain is not None:
+            functions["retain"] = objectives.get_retain(spec.retain, **spec.retain_hyper)
+        for role, function in functions.items():
+            if ":" in function.name:
+                key = f"objectives.{task.name}.{role} (as jax {jax.__version__} traces it)"
+                found[key] = of_parts(text.encode() for text in function.programs())
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from jaxunlearn.config import Config, check_readable
+from jaxunlearn.config import Config, check_readable, load
 from jaxunlearn.core import hosts
 from jaxunlearn.core.interrupts import Interrupts
 from jaxunlearn.core.paths import user_path
@@ -35,6 +35,7 @@ from jaxunlearn.pipeline.finetune import check_start, finetune
 from jaxunlearn.pipeline.origin import starting_params
 from jaxunlearn.pipeline.plan import UnlearnContext
 from jaxunlearn.pipeline.prepare import Prepared, make_stages, prepare
+from jaxunlearn.pipeline.redo import remove_measurements
 from jaxunlearn.pipeline.relearn import relearn_finished, requested_attacks
 from jaxunlearn.pipeline.resume import open_folder
 from jaxunlearn.pipeline.unlearn import unlearn
@@ -49,7 +50,7 @@ from jaxunlearn.reporting import summary
 from jaxunlearn.training.offload import Offload
 from jaxunlearn.training.references import reference_pass
 
-REFERENCES = "references"
+REFERENCES = "the reference pass"
 """The stage of the reference pass."""
 
 
@@ -139,7 +140,9 @@ def begin(
     with jax.set_mesh(prepared.mesh):
         evaluation = requested_evaluation(prepared, folder)
     # The first process alone compares them, and a large model takes seconds.
-    digests = inputs.digests(prepared) if hosts.is_first() else {}
+    digests: dict[str, str] = {}
+    if hosts.is_first():
+        digests = inputs.digests(prepared) | inputs.of_functions(prepared)
     notes = damage.notes(folder)
     if evaluation is not None:
         notes += suite_notes(evaluation, prepared.notes)
@@ -175,7 +178,10 @@ def execute(
     """
     with locked(run.folder):
         console = console or quiet_console()
-        damage.check(run.folder, console, without=manifest.WRITTEN_AGAIN)
+        again = [manifest.RESULTS]  # written anew from the files of others
+        if requested_attacks(run.prepared) is not None:
+            again.append(manifest.RELEARNING)
+        damage.check(run.folder, console, without=again)
         stages = make_stages(run.prepared, run.folder, console, peak, interrupts)
         _execute(run, stages, profile)
         if write_report is not None:
@@ -270,6 +276,10 @@ def _stages(run: Run, stages: Stages, trackers: Trackers, profile: int) -> None:
     del base, start  # the parked theta_0 serves every objective
 
     # --- the objectives, one after the other ------------------------------------------------------
+    for name in load(folder.config).objectives:  # those of earlier starts too
+        if hosts.agreed(not folder.objective(name).exists()):
+            manifest.open_stage(folder, name)  # its folder was removed, or it has yet to begin
+            remove_measurements(folder, name, console)
     context = UnlearnContext(
         prepared=prepared,
         folder=folder,

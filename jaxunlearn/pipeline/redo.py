@@ -1,4 +1,4 @@
-"""What was measured of an objective that was removed, so that the run computes it again.
+"""What was measured of an objective whose folder was removed, so that it is computed again.
 
 Suites and attacks are used again where their settings are equal, which say nothing of the model:
 those of the removed one would stand beside the new one's effects.
@@ -25,7 +25,7 @@ def remove_measurements(folder: RunFolder, name: str, console: Console) -> None:
     if hosts.is_first():
         found = (_remove_evaluation(folder, name), _remove_attacks(folder, name))
         if any(found):
-            say(console, f"{name} is computed again; its evaluation and attacks are removed")
+            say(console, f"{name} was removed; its evaluation and attacks are removed, too")
     hosts.wait("what was measured of a removed objective is removed")
 
 

@@ -18,12 +18,12 @@ def merge(folder: RunFolder, starting: Mapping[str, Any]) -> None:
       starting: {model: its results}, of those that are no objectives.
     """
     results = dict(starting)
-    objectives = load(folder.config).objectives
+    # One that another start stopped in, or whose folder was removed, is in no table either.
+    finished = [name for name in load(folder.config).objectives if folder.result(name).exists()]
     manifest.open_stage(folder, manifest.RESULTS)
-    tables.merge(folder.path, list(objectives))
-    for name in objectives:
-        if folder.result(name).exists():
-            results[name] = files.read_json(folder.result(name), shapes.ObjectiveResult)
+    tables.merge(folder.path, finished)
+    for name in finished:
+        results[name] = files.read_json(folder.result(name), shapes.ObjectiveResult)
     files.write_json(folder.results, DEFINITIONS | {"models": results})
     merged = [folder.table(name) for name in tables.SCHEMAS]
     manifest.seal(folder, manifest.RESULTS, [folder.results, *merged])

@@ -17,7 +17,6 @@ from jaxunlearn.models.decoder import merge_adapters
 from jaxunlearn.pipeline import work
 from jaxunlearn.pipeline.divergence import Divergence, diagnose
 from jaxunlearn.pipeline.plan import Plan, UnlearnContext, make_plan
-from jaxunlearn.pipeline.redo import remove_measurements
 from jaxunlearn.pipeline.trace import Trace
 from jaxunlearn.record import manifest, shapes, tables
 from jaxunlearn.record.folder import RunFolder
@@ -163,9 +162,6 @@ def unlearn(context: UnlearnContext, task: Task, profile: int = 0) -> dict[str, 
             _seal(folder, name, manifest.ALL_STEPS)  # a process was killed before it did so
         _say_what_is_late(context, name, profile)
         return files.read_json(folder.result(name), shapes.ObjectiveResult)
-    if not folder.objective(name).exists():
-        manifest.open_stage(folder, name)  # its folder was removed, so that it is computed again
-        remove_measurements(folder, name, context.stages.console)
     plan, spec = make_plan(context, task), context.prepared.config.unlearn
     with (
         open_checkpoints(

@@ -78,17 +78,23 @@ def write_tables(folder: RunFolder, config: Config, settings: Settings) -> None:
     Args:
       folder: of the run.
       config: its configuration.
-      settings: results of other settings stay on disk, but are in no table.
+      settings: results of other settings stay on disk, but are in no table. Where the model before
+        unlearning has no result with these, there are no tables.
     """
     manifest.open_stage(folder, manifest.RELEARNING)
     parts = _parts(folder.path, config, settings)
+    tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
+    if not any(model == BASE for model, _ in parts):
+        # All others are compared with the model before unlearning, whose result was removed.
+        for file in tables:
+            file.unlink(missing_ok=True)
+        return
     for kind, file in (("records", folder.relearn_records), ("layers", folder.relearn_layers)):
         rows = [row for part in parts.values() for row in part[kind]]
         files.write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     definitions = {name: definition._asdict() for name, definition in DEFINITIONS.items()}
     summary = {"definitions": definitions, "settings": settings._asdict(), **summarise(parts)}
     files.write_json(folder.relearn, summary)
-    tables = [folder.relearn, folder.relearn_records, folder.relearn_layers]
     manifest.seal(folder, manifest.RELEARNING, tables, redo=folder.relearn)
 
 

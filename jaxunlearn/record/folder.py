@@ -231,7 +231,9 @@ def seeds(path: Path) -> list[Path]:
     found = {}
     for folder in path.iterdir():
         seed = folder.name.removeprefix("seed-")
-        if seed != folder.name and seed.isdecimal() and RunFolder(folder).config.is_file():
+        # As a run writes it: "seed-01" would be another folder of the same seed.
+        written = seed.isdecimal() and folder.name == f"seed-{int(seed)}"
+        if written and RunFolder(folder).config.is_file():
             found[int(seed)] = folder
     return [found[seed] for seed in sorted(found)]
 

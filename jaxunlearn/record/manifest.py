@@ -24,9 +24,6 @@ RESULTS = "the end of a run"
 ALL_STEPS = 2**62
 """More steps than any training has."""
 
-WRITTEN_AGAIN = (RESULTS, RELEARNING)
-"""Stages that are written again from the files of others, by every start or by every attack."""
-
 
 def attack_on(model: str, attack: str) -> str:
     """The stage of one attack."""
@@ -158,8 +155,8 @@ def _problem(folder: RunFolder, entry: Mapping[str, Any]) -> str | None:
 
 
 def _remedy(folder: RunFolder, entry: Mapping[str, Any]) -> str:
-    if entry["stage"] == RESULTS:
-        return "`jaxunlearn run` on this folder writes it anew"
+    if (command := {RESULTS: "run", RELEARNING: "relearn"}.get(entry["stage"])) is not None:
+        return f"`jaxunlearn {command}` on this folder writes it anew"
     if entry["stage"] == CONFIGURATION:
         return (
             "bring it back, or give `jaxunlearn run` the configuration that it held, and it is"

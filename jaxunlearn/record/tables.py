@@ -196,6 +196,8 @@ class EvaluationRow(TypedDict):
       version: the version of that definition.
       items: how many items it is a mean over; null where it is no mean.
       reason: why the value is null, where it is.
+      settings: digest of all that the suite's numbers depend on apart from the model; only rows
+        with equal ones can be compared.
     """
 
     step: int
@@ -208,6 +210,7 @@ class EvaluationRow(TypedDict):
     version: int
     items: int | None
     reason: str | None
+    settings: str
 
 
 _ROWS: dict[str, Any] = {
@@ -288,7 +291,10 @@ def parts_of(run: Path, objective: str, before: int) -> list[Path]:
 
 
 def merge(run: Path, objectives: Sequence[str]) -> None:
-    """Merges the parts into one file per table, in the order of the objectives, then of steps."""
+    """Merges the parts into one file per table, in the order of the objectives, then of steps.
+
+    A table without parts has no file.
+    """
     if not hosts.is_first():
         return
     for table in SCHEMAS:
@@ -296,6 +302,8 @@ def merge(run: Path, objectives: Sequence[str]) -> None:
         if parts:
             merged = pa.concat_tables([read_parquet(part) for part in parts])
             write_parquet(merged, RunFolder(run).table(table))
+        else:
+            RunFolder(run).table(table).unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------- reading

@@ -73,6 +73,7 @@ def write_report(
         processes=processes,
         meanwhile=lambda: page.write(shown, folder.html),
     )
+    draw.remove_others(folder.figures, figures)
     # --- the terminal -----------------------------------------------------------------------------
     if print_tables:
         terminal.print_wide(terminal.rich_table(overview, config.name), console)

@@ -52,7 +52,7 @@ def test_lists_replace_lists_and_mappings_are_merged():
         ({"weight_decay": 1}, r"write finetune=\{'weight_decay': ..\} or unlearn=\{"),
         ({"unlearn": 3}, "w: 'unlearn' must be a mapping"),
         ({"unlearn.lr": "fast"}, "'unlearn.lr' must be a number, not 'fast'"),
-        ({"unlearn.lr": object()}, "w: a value of type object cannot be a setting"),
+        ({"unlearn.lr": object()}, "w: unlearn.lr: a value of type object cannot be a setting"),
         ({"seed.x": 1}, "'seed' must be a whole number"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import numpy as np
 import pytest
 
 from jaxunlearn.config import (
@@ -164,6 +165,8 @@ def test_a_missing_file(tmp_path):
         ({"seed": 1.5}, "configuration:.*'seed' must be a whole number, not '1.5'"),
         ({"data": Data(source="a", prompt="alpaca")}, "'data.prompt' must be one of"),
         ({"data": Data(prompt="chat")}, "data.prompt: 'chat' would be read back as {"),
+        ({"model": object()}, "configuration: model: a value of type object cannot be a setting"),
+        ({"objectives": {1: Objective(), "a": object()}}, "objectives.a: a value of type object"),
     ],
 )
 def test_a_configuration_that_could_not_be_read_back_is_refused(changes, message):
@@ -180,6 +183,12 @@ def test_numbers_without_end_are_read_and_refused_by_their_key(tmp_path, value):
         ConfigError, match=r"unlearn\.clip_norm: \S+ must be a finite number; leave"
     ):
         validate(config)
+
+
+def test_numbers_and_paths_of_other_types_are_written_as_plain_ones():
+    config = Config(model=pathlib.Path("a"), unlearn=schema.Unlearn(lr=np.float32(0.5)))
+    check_readable(config)
+    assert reader.dump(config) == reader.dump(Config(model="a", unlearn=schema.Unlearn(lr=0.5)))
 
 
 def test_lists_in_the_place_of_tuples_do_no_harm():

@@ -183,3 +183,8 @@ def test_a_file_that_is_no_json_is_named_with_its_line(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"evaluation\.json: not JSON: "):
         files.read_json(path)
+
+
+def test_a_key_that_is_given_twice_is_named():
+    with pytest.raises(ValueError, match=r"a\.json: key 'y' is given twice; keep one"):
+        files.parse_json('{"x": {"y": 1, "z": 2, "y": 3}}', "a.json")

@@ -4,11 +4,14 @@ import jax.numpy as jnp
 import pytest
 
 from jaxunlearn.core import files
+from jaxunlearn.data.digests import of_json
 from jaxunlearn.evaluation import best_step
 from jaxunlearn.evaluation.suite import Evaluation, Suite
 from jaxunlearn.record import tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import evaluation_table
+
+SETTINGS = {"retain_log": "a.json"}
 
 
 def rows_of(forget, retain, quality):
@@ -19,12 +22,13 @@ def rows_of(forget, retain, quality):
         ("tofu", *best_step.QUALITY, "forget", quality),
     )
     keys = ("suite", "metric", "definition", "set", "value")
-    return [dict(zip(keys, values, strict=True)) | {"version": 1} for values in numbers]
+    more = {"version": 1, "settings": of_json(SETTINGS)}
+    return [dict(zip(keys, values, strict=True)) | more for values in numbers]
 
 
-def by_suite(rows):
-    names = ("memorization", "tofu")
-    return {name: {"results": [row for row in rows if row["suite"] == name]} for name in names}
+def by_suite(rows, settings=SETTINGS):
+    of = lambda name: [row for row in rows if row["suite"] == name]
+    return {n: {"settings": settings, "results": of(n)} for n in ("memorization", "tofu")}
 
 
 def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
@@ -55,6 +59,10 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
     assert evaluation_table.best_steps_table(summary).captions[0] == (
         "The best of the steps 10, 20, 30, in brackets."
     )
+    # The final model was measured again, with another log to compare with.
+    evaluated["npo"] = by_suite(rows_of(0.1, 0.8, None), {"retain_log": "b.json"})
+    again = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated)
+    assert list(again) == ["ga"]
     # An objective that was added to the run later.
     summary["wga"] = summary["ga"] | {"evaluated": [15, 30]}
     assert evaluation_table.best_steps_table(summary).captions[0] == (

@@ -100,6 +100,23 @@ def test_every_score_is_larger_for_what_looks_like_a_member():
         assert privacy.auc(np.array([member]), np.array([other])) == 1
 
 
+def test_scores_are_of_one_text_each():
+    logp, mask = np.full((3, 2), -1.0), np.ones((3, 2), bool)
+    with pytest.raises(ValueError, match=r"norms \(3, 1\): expected one a text, \(3,\)"):
+        membership.scores(logp, mask, norms=np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"logp \(3, 2\) and ref_logp \(2,\) differ"):
+        membership.scores(logp, mask, ref_logp=np.full(2, -1.0))
+
+
+def test_gradient_norms_of_parameters_that_are_not_all_trained():
+    params = {"w": jnp.array([3.0]), "steps": jnp.array(7)}
+    batch = {"x": jnp.array([[1.0], [2.0]])}
+    logp = lambda p, b: -b["x"] * p["w"]
+    np.testing.assert_allclose(membership.gradient_norms(logp, params, [batch]), [1, 2])
+    with pytest.raises(TypeError, match="batches is one batch"):
+        membership.gradient_norms(logp, params, batch)
+
+
 def test_what_has_no_score_is_named():
     mask = np.array([[True, True], [False, False]])
     with pytest.raises(ValueError, match="text 1 has no labels, hence no score"):

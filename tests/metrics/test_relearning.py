@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -206,3 +207,13 @@ def test_numbers_of_samples_to_show():
     for bad in (0, 41, -1, "half", "1.5"):
         with pytest.raises(ValueError, match=rf"relearn.samples .*{bad!r} is neither 'all' nor"):
             counts([bad], 40)
+
+
+def test_matrices_are_found_in_the_state_of_an_nnx_module():
+    linear = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    kernel = linear["kernel"].get_value()
+    rounded = int8_rounded(linear)["kernel"].get_value()
+    np.testing.assert_array_equal(rounded, int8_rounded({"kernel": kernel})["kernel"])
+    assert np.abs(rounded - kernel).max() > 0
+    with pytest.raises(ValueError, match="no leaf is called kernel or embedding"):
+        int8_rounded({"w": kernel})

@@ -293,3 +293,10 @@ def test_forget_quality_needs_numbers():
     for bad in (np.array([]), np.array([np.nan])):
         with pytest.raises(ValueError, match="needs numbers on both sides, no NaN; got 3 and"):
             tofu.forget_quality(np.ones(3), bad)
+
+
+@pytest.mark.parametrize("shapes", [((3, 1), (3, 2)), ((1,), (3, 2)), ((3,), (3,)), ((3,), (3, 0))])
+def test_a_truth_ratio_is_of_one_item_each(shapes):
+    """Columns against rows would give the ratios of all pairs of items."""
+    with pytest.raises(ValueError, match=r"expected \[n\] and \[n, k\], k >= 1"):
+        tofu.log_truth_ratio(*map(np.ones, shapes))

@@ -361,6 +361,51 @@ def test_beta_divides_and_so_is_positive(name):
         getattr(objectives, name)(**arrays, beta=0)
 
 
+@pytest.mark.parametrize("name", ["npo", "simnpo", "wga", "tnpo", "wtnpo", "satimp", "undial"])
+def test_a_hyper_parameter_is_one_number(name):
+    """An array would be spread over sequences or tokens, whichever fits."""
+    arrays, loss = random_arrays(name), getattr(objectives, name)
+    for key in dict(get(name).hyper):
+        with pytest.raises(ValueError, match=rf"{key} has the shape \(3,\), expected one number"):
+            loss(**arrays, **{key: jnp.ones(3)})
+
+
+@pytest.mark.parametrize("name", ["npo", "simnpo"])
+def test_what_is_refused_does_not_depend_on_the_type(name):
+    arrays = random_arrays(name)
+    for function in (getattr(objectives, name), getattr(objectives, f"{name}_weight")):
+        for beta in (0, np.float32(-1), jnp.float32(0)):
+            with pytest.raises(ValueError, match="beta must be positive and finite"):
+                function(**arrays, beta=beta)
+
+
+@pytest.mark.parametrize("name", ["kl", "ceu", "undial"])
+def test_second_derivatives_are_those_of_the_plain_formulas(name):
+    """Of a gradient penalty, reverse over reverse; an impossible token in the reference too."""
+    logits, ref = (jax.random.normal(jax.random.key(i), (2, 5)) for i in range(2))
+    ref, labels = ref.at[0, 1].set(-jnp.inf), jnp.array([3, 1])
+    arrays = {"kl": (ref,), "ceu": (labels,), "undial": (ref, labels)}[name]
+
+    def plain(z, *rest):
+        target = z if name == "ceu" else rest[0]
+        target = jax.lax.stop_gradient(target)
+        at_label = jax.nn.one_hot(labels, 5) == 1
+        if name == "ceu":
+            target = jnp.where(at_label, -jnp.inf, target)
+        if name == "undial":
+            target = target - jnp.where(at_label, 10.0, 0.0)
+        q, logp = jax.nn.softmax(target), jax.nn.log_softmax(z)
+        logq = jax.nn.log_softmax(target)
+        entropy = jnp.where(q > 0, q * jnp.where(q > 0, logq, 0), 0) if name == "kl" else 0
+        return jnp.sum(entropy - q * logp)
+
+    penalised = lambda loss: lambda z: jnp.sum(jax.grad(lambda x: loss(x, *arrays).sum())(z) ** 2)
+    expected = jax.grad(penalised(plain))(logits)
+    np.testing.assert_allclose(
+        jax.grad(penalised(getattr(objectives, name)))(logits), expected, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_impossible_tokens_have_the_limits_of_the_formulas():
     """p = 0 at a label, under the model and under the reference."""
     zero, mask = jnp.full((1, 1), -jnp.inf), jnp.ones((1, 1), bool)

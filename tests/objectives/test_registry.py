@@ -290,6 +290,13 @@ def test_errors_about_functions_of_ones_own(name, message):
         registry.get(name)
 
 
+SCALE = np.array([[1.0, 2.0, 3.0]], np.float32)
+
+
+def scaled(logp, mask):
+    return jnp.where(mask, logp * SCALE, 0).sum(-1)
+
+
 def branching(logp, mask, *, alpha: float = 1.0):
     """A loss that a number decides the course of: it cannot be traced."""
     return objectives.ga(logp, mask) if alpha > 0.5 else 2 * objectives.ga(logp, mask)
@@ -319,6 +326,32 @@ def test_numbers_that_are_left_open_give_the_loss_they_were_bound_to(name, get):
     if bound.weight is not None:
         weights = jax.jit(opened.weight)(**arrays, **bound.numbers)
         np.testing.assert_allclose(weights, bound.weight(**arrays), rtol=2e-6)
+
+
+def test_a_number_that_is_left_open_must_be_given():
+    """The default of the function is not what was bound."""
+    opened = registry.get("npo", beta=4.0).opened()
+    zeros = jnp.zeros((1, 2))
+    arrays = {"logp": zeros, "ref_logp": zeros, "mask": zeros == 0}
+    for function in (opened.loss, opened.weight):
+        with pytest.raises(TypeError, match="missing beta: this objective leaves its numbers open"):
+            function(**arrays)
+    with pytest.raises(ValueError, match="npo leaves beta open"):
+        objectives.BatchLoss(opened, lambda params, batch: params)
+
+
+def test_numbers_may_be_arrays_of_one_but_not_traced():
+    assert registry.get("npo", beta=jnp.float32(0.5)) == registry.get("npo", beta=np.array(0.5))
+    with pytest.raises(ValueError, match=r"npo: beta: is traced; .* opened"):
+        jax.jit(lambda beta: registry.get("npo", beta=beta).numbers["beta"])(0.5)
+
+
+def test_the_program_of_a_function_tells_what_it_computes(monkeypatch):
+    """Also where its own text is the same: a constant of its module was changed."""
+    own, scale = registry.get(f"{__name__}:scaled"), SCALE.copy()
+    assert own.programs() == registry.get(f"{__name__}:scaled").programs()
+    monkeypatch.setitem(globals(), "SCALE", scale * 2)
+    assert registry.get(f"{__name__}:scaled").programs() != own.programs()
 
 
 def test_a_number_that_decides_the_course_of_a_loss_stays_bound():

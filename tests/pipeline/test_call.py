@@ -123,6 +123,14 @@ def test_retention_is_measured_on_the_first_half_or_on_rows_of_its_own(ask):
     ]
 
 
+def test_rows_to_forget_do_not_count_among_those_to_measure(ask):
+    """A run drops them: the first half of what was given would be of them alone."""
+    config, _ = ask(None, FORGET, [*FORGET, *RETAIN[:4]])
+    assert config.data.measured_retain == f"retain[:{len(FORGET) + 2}]"
+    with pytest.raises(ValueError, match="unlearn: retain: every row is also in forget"):
+        ask(None, FORGET, FORGET)
+
+
 def test_several_objectives(ask):
     names = ["npo", "my.losses:mine"]
     objectives = ask("owner/name", FORGET, RETAIN, names)[0].objectives
@@ -137,7 +145,8 @@ def test_documents_and_conversations(ask):
     assert config.data.text_key == "text"
     assert json.loads(written["forget.jsonl"].splitlines()[1]) == {"text": "Twice."}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    config, written = ask("owner/name", [{"messages": turns}], [{"messages": turns}])
+    others = [turns[0], turns[1] | {"content": "c"}]
+    config, written = ask("owner/name", [{"messages": turns}], [{"messages": others}])
     assert config.data.text_key is None
     assert json.loads(written["forget.jsonl"]) == {"messages": turns}
 

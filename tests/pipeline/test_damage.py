@@ -1,6 +1,7 @@
 """Damage to a run's files is named with its remedy, or does no harm; it never changes a result."""
 
 import collections
+import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxunlearn.config import Relearn, only
+from jaxunlearn.core import files
 from jaxunlearn.core.interrupts import Stopped
 from jaxunlearn.pipeline import recipe
 from jaxunlearn.pipeline.evaluate import evaluate
 from jaxunlearn.pipeline.export import export
 from jaxunlearn.pipeline.relearn import relearn
-from jaxunlearn.record import manifest
+from jaxunlearn.record import manifest, tables
 from jaxunlearn.record.folder import RunFolder
 from jaxunlearn.reporting import report
 from tests.pipeline.test_recipe import digests
@@ -31,9 +34,9 @@ HARMLESS = {"starts.jsonl", ".owner.json", ".lock", "summary.md", "report.html"}
 """Files that nothing is computed from."""
 
 
-def start(folder, interrupts=None):
-    begun = recipe.begin(CONFIG, folder, jax.devices()[:1])
-    recipe.execute(begun, interrupts=interrupts)
+def start(folder, interrupts=None, config=CONFIG, write_report=None):
+    begun = recipe.begin(config, folder, jax.devices()[:1])
+    recipe.execute(begun, interrupts=interrupts, write_report=write_report)
 
 
 def flip(content, draw):
@@ -122,6 +125,38 @@ def test_what_is_removed_on_purpose_is_computed_again(runs, tmp_path, monkeypatc
         (folder / file).unlink()
     start(folder)
     assert digests(folder) == whole
+
+
+@pytest.mark.slow
+def test_what_was_removed_is_nowhere_until_it_is_computed_again(runs, tmp_path):
+    """Neither in tables, nor in measurements, nor in figures."""
+    whole = digests(runs / "whole")
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    shutil.rmtree(folder / "objectives" / "npo")
+    start(folder, config=only(CONFIG, ["ga"]), write_report=report.write_report)
+    assert set(tables.read(folder, "g_effect")["objective"]) == {"ga"}
+    for file in ("results.json", "evaluation.json", "relearn.json"):
+        assert "npo" not in files.read_json(folder / file)["models"], file
+    assert not any("npo" in file.name for file in (folder / "figures").iterdir())
+    start(folder)
+    found = digests(folder)  # with figures, which the whole run did not draw
+    assert {name: found[name] for name in whole} == whole
+
+
+@pytest.mark.slow
+def test_without_the_model_before_unlearning_attacks_have_no_table(runs, tmp_path):
+    """Both remedies of damage at once: removing an objective, and the attack on theta_0."""
+    whole = digests(runs / "whole")
+    folder = shutil.copytree(runs / "whole", tmp_path / "run")
+    shutil.rmtree(folder / "objectives" / "npo")
+    (folder / "relearn" / "base-int8.json").unlink()
+    unasked = dataclasses.replace(CONFIG, relearn=Relearn())
+    start(folder, config=unasked, write_report=report.write_report)
+    assert not (folder / "relearn.json").exists()
+    assert not (folder / "figures" / "relearn.png").exists()
+    start(folder)
+    found = digests(folder)  # with figures, which the whole run did not draw
+    assert {name: found[name] for name in whole} == whole
 
 
 @pytest.mark.slow

@@ -114,6 +114,11 @@ def test_a_model_that_was_given(finished, tmp_path):
         assert (tmp_path / "ga" / name).read_text() == (given / name).read_text()
     with pytest.raises(FileNotFoundError, match=r"makes no model 'base'.*finetune\.epochs"):
         export(out, "base", tmp_path / "base")
+    # Weights would be written with a configuration that they were not trained with.
+    described = given / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"rope_theta": 123.0}))
+    with pytest.raises(ValueError, match="begun with other contents of model"):
+        export(out, "ga", tmp_path / "other")
 
 
 def call(capsys, *arguments):

@@ -1,8 +1,11 @@
 """A run's folder: what is the same run, and what is another."""
 
 import dataclasses
+import importlib
 import json
 import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -52,6 +55,23 @@ def test_how_exactly_a_run_computes_may_not_change(folder, key, value):
     with pytest.raises(ValueError, match=rf"run: compute\.{key}: .* -> '{value}';"):
         open_folder(folder, replace(compute={key: value}), {})
     assert load(folder.config) == TINY
+
+
+def test_an_objective_that_computes_something_else_makes_another_run(tmp_path, monkeypatch):
+    """Its name in the configuration is the same; without this, nothing would be trained again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "SIGN = 1.0\ndef mine(logp, mask):\n    return SIGN * (logp * mask).sum(-1)\n"
+    config = replace(objectives={"mine": Objective(loss="changing:mine")})
+    module = tmp_path / "changing.py"
+    for source, message in ((text, None), (f"# as before\n{text}", None), ("-1.0", "mine.loss")):
+        module.write_text(text.replace("1.0", source) if source == "-1.0" else source)
+        sys.modules.pop("changing", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        expected = pytest.raises(ValueError, match=message) if message else nullcontext()
+        with expected:
+            run = recipe.begin(config, tmp_path / "run", jax.devices()[:1])
+            run.folder.metrics.write_text("")
 
 
 def test_objectives_may_be_added_and_are_kept(folder):

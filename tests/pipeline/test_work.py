@@ -7,6 +7,7 @@ from jaxunlearn.config import Objective
 from jaxunlearn.core import files
 from jaxunlearn.forecasting import programs
 from jaxunlearn.forecasting.sketch import sketch
+from jaxunlearn.pipeline.recipe import REFERENCES
 from tests.pipeline.tiny import replace, run
 
 BY = ("sample", "layer", "tensor")
@@ -36,7 +37,7 @@ def test_needed_flops_are_those_of_the_programs_without_waste(tmp_path, gradient
     measuring = sum(executed.values())
     pairs = {
         "base": (records["base", "train"], fine_tuning),
-        "references": (records["references", "forward"], references),
+        REFERENCES: (records[REFERENCES, "forward"], references),
         "train": (records["npo", "train"], step),
         "measure": (records["npo", "measure"], measuring),
     }

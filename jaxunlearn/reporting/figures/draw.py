@@ -45,6 +45,7 @@ __all__ = [
     "plane",
     "predicted_vs_realised",
     "relearn",
+    "remove_others",
     "risk_change",
     "weights",
 ]
@@ -65,6 +66,24 @@ FIGURES: dict[str, Draw] = {
     "relearn": relearn,
 }
 """The figures that show all objectives at once, by the names of their files."""
+
+
+OF_OBJECTIVES = ("pg_density", "pg_layers", "pg_tokens")
+"""The figures of one objective each, by the beginnings of the names of their files."""
+
+
+def remove_others(folder: Path, drawn: Sequence[Path]) -> None:
+    """Removes figures of earlier reports that have no data any more.
+
+    Args:
+      folder: of the figures; files of other names, and those without a PDF, stay.
+      drawn: from `draw_all`.
+    """
+    for file in set(folder.glob("*.png")) - set(drawn):
+        known = file.stem in FIGURES or file.stem.startswith(tuple(f"{n}_" for n in OF_OBJECTIVES))
+        if known and file.with_suffix(".pdf").is_file():
+            file.unlink()
+            file.with_suffix(".pdf").unlink()
 
 
 def draw_all(
