@@ -9,6 +9,14 @@ import numpy as np
 from benchmarks.precision_compare import rank_correlation
 from benchmarks.study.facts import Facts, Missing, Studies, methods
 from benchmarks.study.texts import spread, table
+from jaxunlearn.record.folder import RETRAINED
+
+UWC = {
+    "uwc.uwc_alpha.retain": "share of the unlearned model",
+    "uwc.uwc_retention.retain": "retain ES kept",
+    "uwc.uwc_extraction_strength.forget": "forget ES",
+}
+"""Metrics of the suite `uwc`, and what they are called here."""
 
 WEIGHTED = ("wga", "tnpo", "wtnpo", "npo")
 
@@ -19,6 +27,7 @@ def tables(studies: Studies) -> str:
         ("Do the weights of tokens go where removal is, and harm is not?", _tokens),
         ("Where by layer does a sample's harm sit?", _profiles),
         ("What AdamW makes of the effects", _adam),
+        ("What is forgotten at equal retention", _calibrated),
         ("Do effects foretell relearning?", _relearning),
         ("Predicted and realised changes from one measurement to the next", _intervals),
     )
@@ -108,6 +117,19 @@ PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
 """What might foretell how much an attack brings back."""
 
 
+def _calibrated(runs: Sequence[Facts]) -> str:
+    """UWC: how much of each model keeps 95 % of the retain ES, and the forget ES it then has."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs for name in _names(run)):
+        found = [run.content["models"][name]["evaluation"] for run in runs if name in _names(run)]
+        numbers = [[of[key] for key in UWC] for of in found if of.keys() >= UWC.keys()]
+        if numbers:
+            columns = (spread(column, "{:.2f}") for column in zip(*numbers, strict=True))
+            rows.append([name, str(len(numbers)), *columns])
+    titles = ["objective", "seeds", *UWC.values()]
+    return table(titles, rows) if rows else "The suite `uwc` was not measured."
+
+
 def _relearning(runs: Sequence[Facts]) -> str:
     """What the strongest attack brings back, and rank correlations with what is known before."""
     attacked = _attacked(runs)
@@ -117,9 +139,11 @@ def _relearning(runs: Sequence[Facts]) -> str:
 def _attacked(runs: Sequence[Facts]) -> str:
     """Extraction strength of models before and after the strongest attack; "" without any."""
     rows = []
-    for name in dict.fromkeys(name for run in runs for name in _names(run)):
+    # The model that never saw the rows says how much an attack teaches in place of bringing back.
+    models = lambda run: [*_names(run), *({RETRAINED} & run.content["models"].keys())]
+    for name in dict.fromkeys(name for run in runs for name in models(run)):
         numbers = []
-        for run in (run for run in runs if name in _names(run)):
+        for run in (run for run in runs if name in models(run)):
             with contextlib.suppress(Missing):
                 end = run.strongest_attack(name)
                 before = (run.result(name, key) for key in ("forget_es", "retain_es"))
@@ -127,7 +151,7 @@ def _attacked(runs: Sequence[Facts]) -> str:
         if numbers:
             columns = (spread(column, "{:.2f}") for column in zip(*numbers, strict=True))
             rows.append([name, str(len(numbers)), *columns])
-    titles = ["objective", "seeds", "forget ES", "retain ES", "forget ES after the attack"]
+    titles = ["model", "seeds", "forget ES", "retain ES", "forget ES after the attack"]
     return table([*titles, "of rows that it does not show"], rows) if rows else ""
 
 

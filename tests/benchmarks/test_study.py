@@ -56,7 +56,7 @@ def model(forget, retain, **more):
         "5": {"final_forget_es": 0.6, "final_unseen_es": 0.5},
         "int8": {"final_forget_es": 0.2, "final_unseen_es": 0.2},
     }
-    return {"result": result, "relearn": attacks, "distance": forget}
+    return {"result": result, "evaluation": {}, "relearn": attacks, "distance": forget}
 
 
 def as_in_the_paper():
@@ -281,6 +281,17 @@ def test_what_attacks_bring_back_is_shown_of_the_models_that_were_attacked():
             found["relearn"] = {}
     text = beyond.tables(load([whole | {"seed": 0}, part | {"seed": 1}]))
     assert "No attack was run." in text and "after the attack" not in text
+
+
+def test_what_is_forgotten_at_equal_retention_is_shown_where_it_was_measured():
+    contents = [as_in_the_paper() | {"seed": seed} for seed in range(3)]
+    assert "The suite `uwc` was not measured." in beyond.tables(load(contents))
+    for seed, content in enumerate(contents[:2]):
+        numbers = dict.fromkeys(beyond.UWC, 0.5 + seed / 10)
+        content["models"]["npo"]["evaluation"] = numbers | {"uwc.uwc_alpha.retain": 0.25}
+    text = beyond.tables(load(contents))
+    assert "| npo | 2 | 0.25 | 0.55 [0.50, 0.60] | 0.55 [0.50, 0.60] |" in text
+    assert "| ga | 3 |" not in text.split("### What is forgotten")[1].split("### Do effects")[0]
 
 
 def test_units_keep_what_survives_and_drop_the_rest():
