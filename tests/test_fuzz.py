@@ -353,7 +353,7 @@ def run_starts(folder):
 
     def read(file):
         for start in starts.read(RunFolder(file.parent)):
-            assert start["date"][:16] is not None and start["versions"].items() is not None
+            assert isinstance(start["date"], str) and isinstance(start["versions"], dict)
 
     return lines_of(rows, "starts.jsonl", read)
 

@@ -28,7 +28,8 @@ class GEffect(NamedTuple):
 
     Attributes:
       value: grad R . direction, [] or [rows].
-      cosine: of the angle between the two, like `value`; 0 where either is 0. None where grad R was
+      cosine: of the angle between the two, like `value`; 0 where either is 0, or
+        below about 1e-19 of the largest entry of the tree. None where grad R was
         never formed (method="gates").
       risk_norm: ||grad R||, like `value`; None where grad R was never formed.
       direction_norm: ||direction||, like `value`.

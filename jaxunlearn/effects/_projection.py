@@ -31,7 +31,7 @@ def spare_update(
       update: what is added to the parameters, a pytree of arrays.
       risk_gradient: grad R, like `update`; its length does not matter.
       by: "total" projects the update as a whole; "layer" projects each layer by itself, so that no
-        layer alone raises the risk.
+        layer alone raises the risk, but those whose gradient is below about 1e-19 of the largest.
       grouping: how leaves form layers, and which leaves are stacked over them; by default layers
         follow from the paths of leaves and nothing is stacked.
 

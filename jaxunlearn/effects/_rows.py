@@ -46,7 +46,8 @@ def layer_dots(a: Tree, b: Tree, *, by: By = "layer", grouping: Grouping = BY_PA
 def layer_norms(a: Tree, *, by: By = "layer", grouping: Grouping = BY_PATH) -> jax.Array:
     """Euclidean norms of a parameter tree, row by row; squares do not overflow.
 
-    Those of a row vanish where all its entries are below 1e-22 of the largest of the tree.
+    Those of a row vanish where all its entries are below about 1e-19 of the largest of the tree:
+    their squares are below what float32 holds.
 
     Args:
       a: pytree of arrays.

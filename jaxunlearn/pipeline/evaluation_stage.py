@@ -81,7 +81,11 @@ def request(
         "recite": spec.recite if recite is None else recite,
     }
     for key, count in counts.items():
-        if count != ALL and int(count) < 0:
+        if count == ALL:
+            continue
+        if isinstance(count, str) or int(count) != count:
+            raise ValueError(f"evaluate.{key} (--{key}): {count!r}; expected a number or {ALL!r}")
+        if count < 0:
             raise ValueError(f"evaluate.{key} (--{key}): {count} must not be negative")
     options = {SUITES[name].text_option for name in names} - {None}
     if any(counts[option] for option in options if option):

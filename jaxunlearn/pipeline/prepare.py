@@ -110,17 +110,19 @@ def prepare(
             *idle_note(subject.mesh, devices),
             *rows.notes,
             *encoder.notes,
-            *(_late_note(config, len(forget)) if unlearns else ()),
+            *(_late_notes(config, len(forget)) if unlearns else ()),
         ),
     )
 
 
-def _late_note(config: Config, samples: int) -> Iterator[str]:
-    """A sentence on steps of PG-effects that the run does not reach."""
+def _late_notes(config: Config, samples: int) -> Iterator[str]:
+    """Sentences on steps that are to be measured or evaluated, and that the run does not reach."""
     steps = unlearning_steps(config, samples)
     if late := late_pg_steps(config, steps):
         beyond = ", ".join(map(str, late))
         yield f"measure.pg_steps: {beyond} beyond the last step of the run, {steps - 1}"
+    if (every := config.evaluate.every) >= steps:
+        yield f"evaluate.every: {every}, but there are {steps} steps: only their end is evaluated"
 
 
 class RunRows(NamedTuple):

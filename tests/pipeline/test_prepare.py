@@ -67,6 +67,10 @@ def test_steps_of_pg_effects_that_are_never_reached_are_noted():
         "pg_steps" in text for text in prepared(measure={"pg_steps": (0,), "token_steps": ()}).notes
     )
     assert not any("pg_steps" in text for text in prepared().notes)  # the default, whatever it is
+    suites = {"suites": ("memorization",)}
+    for every, noted in ((steps - 1, False), (steps, True)):
+        notes = prepared(evaluate=suites | {"every": every}).notes
+        assert any(text.startswith(f"evaluate.every: {every}, but") for text in notes) == noted
 
 
 def test_rows_to_forget_are_in_no_set_to_retain():
