@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn.metrics.relearning import attack_kind
+
 SIX: dict[str, tuple[str, Mapping[str, float]]] = {
     "GA": ("ga", {}),
     "WGA": ("wga", {"alpha": 1.0}),
@@ -157,12 +159,13 @@ class Facts:
         return found
 
     def strongest_attack(self, model: str) -> Mapping[str, Any]:
-        """The end of the attack that brought back most of the forget ES.
+        """The end of the fine-tuning that brought back most of the forget ES.
 
         Raises:
           Missing: the model was not attacked.
         """
-        attacks = self.content["models"][model]["relearn"]
+        of_model = self.content["models"][model]["relearn"]
+        attacks = {name: end for name, end in of_model.items() if attack_kind(name).trains_on}
         if not attacks:
             raise Missing("no attack")
         return max(attacks.values(), key=lambda end: end["final_forget_es"])

@@ -149,7 +149,9 @@ def plain(value: Any, key: str, source: str) -> Any:
         return os.fspath(value)
     if getattr(value, "ndim", None) == 0:
         value = getattr(value, "item", lambda: value)()
-    if value is None or isinstance(value, bool | str):
+    if isinstance(value, str):
+        return str.__str__(value)  # YAML knows no members of an enumeration
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numbers.Real):
         return int(value) if isinstance(value, numbers.Integral) else float(value)

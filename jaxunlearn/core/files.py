@@ -126,8 +126,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; Python would silently take the last of two equal keys."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in value if keys.count(key) > 1))
+        for key, _ in pairs:
+            if key not in value:
+                raise _TwiceError(key)
+            del value[key]
     return value
 
 

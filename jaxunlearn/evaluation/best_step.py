@@ -19,6 +19,8 @@ from jaxunlearn.record.folder import BASE, RunFolder
 TABLE = "evaluation_steps"
 STRENGTH = ("extraction_strength", "extraction_strength.suffix")
 """Metric and definition of the extraction strength that steps are compared by."""
+OF_TEXT = ("generated", "max_new_tokens")
+"""Settings of suites that neither of the two depends on."""
 QUALITY = ("forget_quality", "forget_quality.geometric")
 """Metric and definition of the forget quality that steps are compared by."""
 
@@ -36,7 +38,7 @@ def evaluate(evaluation: Evaluation, folder: RunFolder, name: str, step: int, pa
     model, rows = f"{name}-{step:06d}", []
     if all_finite(params):
         rows = [
-            {"suite": suite_name, "settings": of_json(suite.settings)} | _table_columns(row)
+            {"suite": suite_name, "settings": _digest(suite.settings)} | _table_columns(row)
             for suite_name, suite in evaluation.suites.items()
             if suite_name in DURING_UNLEARNING
             for row in suite.measure(model, params)
@@ -49,7 +51,7 @@ def _table_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in tables.SCHEMAS[TABLE].names if key in row}
 
 
-def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(folder: RunFolder, models: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Finds the best step of every objective that was evaluated during unlearning.
 
     Args:
@@ -60,32 +62,38 @@ def summarise(folder: RunFolder, models: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       {objective: {"evaluated": steps, "last": step, "least_forget_es": {"step", "forget_es",
       "retain_es"} among steps that keep SHARE of the retain ES before unlearning, None where none
-      does, "best_forget_quality": {"step", "value"} or None}}. An objective whose final model was
-      measured with other settings than its steps has no entry: they cannot be compared.
+      does, "best_forget_quality": {"step", "value"} or None}}; and the objectives that have no
+      entry because their steps and their final models were not measured with equal settings.
     """
     by_objective: dict[str, dict[int, MetricRows]] = {}
     for row in _table_rows(folder):
         by_objective.setdefault(row["objective"], {}).setdefault(row["step"], []).append(row)
     retained_before = _value(_suite_rows(models.get(BASE, {})), *STRENGTH, "retain")
-    summary = {}
+    summary, unlike = {}, []
     for name, by_step in by_objective.items():
         if not (name in models and folder.result(name).exists()):
             continue
         if not _are_comparable(by_step, models[name]):
+            unlike.append(name)
             continue
         last = files.read_json(folder.result(name), shapes.ObjectiveResult)["steps"]
         of_last = _suite_rows(models[name])
         every = by_step | ({last: of_last} if of_last else {})
         summary[name] = best_of(every, retained_before) | {"last": last}
-    return summary
+    return summary, unlike
 
 
 def _are_comparable(by_step: Mapping[int, MetricRows], final: Mapping[str, Any]) -> bool:
     """Whether each suite measured all steps of an objective with one kind of settings."""
     kinds = {(row["suite"], row["settings"]) for rows in by_step.values() for row in rows}
     for suite in {suite for suite, _ in kinds} & final.keys():
-        kinds.add((suite, of_json(final[suite]["settings"])))
+        kinds.add((suite, _digest(final[suite]["settings"])))
     return len(kinds) == len({suite for suite, _ in kinds})
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    """Of the settings that the compared numbers depend on: all but those of generated text."""
+    return of_json({key: settings[key] for key in settings if key not in OF_TEXT})
 
 
 def best_of(by_step: Mapping[int, MetricRows], retained_before: float | None) -> dict[str, Any]:

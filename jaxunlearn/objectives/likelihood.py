@@ -114,6 +114,7 @@ def check_hyper(allowed: str = "any", **values: Any) -> None:
             )
         if allowed == "any" or isinstance(value, Tracer):
             continue
+        value = float(value)  # under jit the comparison of a known array would be traced
         if allowed == "positive" and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
         if allowed == "not negative" and not value >= 0:

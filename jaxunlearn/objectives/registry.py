@@ -124,9 +124,8 @@ class Objective:
         """The same objective with its `numbers` left open.
 
         A function compiled with it takes them as arguments, which must be given, and serves all
-        their values. An
-        objective without any is returned as it is, and so is one whose functions cannot be traced
-        with arrays in their place, such as a loss that branches on a number.
+        their values. An objective without any is returned as it is, and so is one whose functions
+        cannot be traced with arrays in their place, such as a loss that branches on a number.
 
         >>> opened = get("npo", beta=0.5).opened()
         >>> opened == get("npo", beta=1.0).opened(), opened.hyper, opened.open

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
@@ -164,13 +164,32 @@ def is_traceable(function: Loss, arrays: tuple[str, ...], numbers: tuple[str, ..
 
 
 def program(function: Loss, arrays: tuple[str, ...]) -> str:
-    """A function as JAX traces it on small shapes: what it computes, whatever its text is.
+    """A function as JAX traces it on small shapes, with the constants that it reads.
 
-    It is the same in every process that has one version of JAX.
+    It says what the function computes, not how its text is written, but for the names of compiled
+    functions inside it. It is the same in every process that has one version of JAX.
     """
     traced = jax.make_jaxpr(function)(**_examples(arrays))
-    constants = [jax.device_get(x).tobytes().hex() for x in traced.consts]
-    return re.sub(r" at 0x[0-9a-f]+", "", str(traced)) + "".join(constants)
+    # Colours would depend on the terminal, addresses on the process.
+    text = re.sub(r" at 0x[0-9a-f]+", "", traced.jaxpr.pretty_print(use_color=False))
+    return "\n".join([text, *_constants(traced)])
+
+
+def _constants(traced: Any) -> Iterator[str]:
+    """The arrays that a traced function and those inside it read; they are not in its text."""
+    arrays = list(getattr(traced, "consts", ()))
+    equations = getattr(traced, "jaxpr", traced).eqns
+    arrays += [x.val for equation in equations for x in equation.invars if hasattr(x, "val")]
+    yield from (_bytes(x).hex() for x in arrays)
+    for equation in equations:
+        for part in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(part, "jaxpr") or hasattr(part, "eqns"):
+                yield from _constants(part)
+
+
+def _bytes(x: Any) -> bytes:
+    """The content of an array; a number is in the text."""
+    return jax.device_get(x).tobytes() if getattr(x, "ndim", 0) else b""
 
 
 def check_weight(

@@ -268,7 +268,11 @@ def measure_models(
                 results[suite] = {"settings": evaluation.suites[suite].settings} | result
                 files.write_json(folder.evaluation, record)
             bar.advance(i + 1)
-    best_steps = best_step.summarise(folder, record["models"])
+    best_steps, unlike = best_step.summarise(folder, record["models"])
+    for name in unlike:
+        progress.say(
+            stages.console, f"{name}: its steps were evaluated with other settings: none is best"
+        )
     files.write_json(folder.evaluation, record | {"steps": best_steps})
     written = [folder.evaluation, *map(folder.tofu_log, record["models"])]
     manifest.seal(folder, manifest.EVALUATION, written, redo=folder.evaluation)

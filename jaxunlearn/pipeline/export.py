@@ -14,7 +14,7 @@ from jaxunlearn.core.progress import quiet_console, say
 from jaxunlearn.models import hf
 from jaxunlearn.models.decoder import DecoderConfig, abstract_params
 from jaxunlearn.pipeline import stored
-from jaxunlearn.pipeline.resume import check_weights
+from jaxunlearn.pipeline.resume import check_configuration, check_weights
 from jaxunlearn.record import manifest
 from jaxunlearn.record.folder import BASE, RunFolder
 from jaxunlearn.training.scope import with_adapters
@@ -65,9 +65,10 @@ def export(
         )
     stored.check_name(source_run, config, objective)
     manifest.check(source_run, without=[manifest.REFERENCES])
-    if config.model is not None:
-        # What is frozen is not in the checkpoints, and the model's configuration never is.
-        check_weights(source_run, config)
+    if config.train.words is not None:
+        check_weights(source_run, config)  # what is frozen is not in the checkpoints
+    else:
+        check_configuration(source_run, config)  # it never is
     source = _source(source_run, config)
     model = hf.load_config(source)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -40,6 +40,7 @@ def of_weights(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     if config.model is not None:
         found["model"] = of_files(_model_files(hf.resolve(config.model)))
+        found |= of_configuration(config)
     if config.train.lora.start is not None:
         adapter = hf.resolve_adapter(config.train.lora.start)
         found["train.lora.start"] = of_files(_model_files(adapter))
@@ -64,6 +65,13 @@ def of_functions(prepared: Prepared) -> dict[str, str]:
                 key = f"objectives.{task.name}.{role} (as jax {jax.__version__} traces it)"
                 found[key] = of_parts(text.encode() for text in function.programs())
     return found
+
+
+def of_configuration(config: Config) -> dict[str, str]:
+    """The SHA-256 of the configuration of the model that a run begins with; none of a new one."""
+    if config.model is None:
+        return {}
+    return {"the model's config.json": of_files([hf.resolve(config.model) / "config.json"])}
 
 
 def of_models(folders: Mapping[str, Path]) -> dict[str, str]:

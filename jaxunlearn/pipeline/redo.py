@@ -22,11 +22,13 @@ def remove_measurements(folder: RunFolder, name: str, console: Console) -> None:
       name: the objective, whose own folder is gone.
       console: where that is said, if there was something.
     """
-    if hosts.is_first():
+
+    def remove() -> None:
         found = (_remove_evaluation(folder, name), _remove_attacks(folder, name))
         if any(found):
             say(console, f"{name} was removed; its evaluation and attacks are removed, too")
-    hosts.wait("what was measured of a removed objective is removed")
+
+    hosts.first_does(remove, f"{folder.path}: the first process cannot remove them; it says why")
 
 
 def _remove_evaluation(folder: RunFolder, name: str) -> bool:

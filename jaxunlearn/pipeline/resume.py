@@ -184,6 +184,15 @@ def check_weights(folder: RunFolder, config: Config) -> None:
     _check_same_inputs(folder, inputs.of_weights(config))
 
 
+def check_configuration(folder: RunFolder, config: Config) -> None:
+    """Checks that the configuration of the model that a run began with is still the same.
+
+    Raises:
+      ValueError: it is not.
+    """
+    _check_same_inputs(folder, inputs.of_configuration(config))
+
+
 def check_finished(
     folder: RunFolder, prepared: Prepared, console: Console, *, without: Sequence[str] = ()
 ) -> None:

@@ -196,8 +196,8 @@ class EvaluationRow(TypedDict):
       version: the version of that definition.
       items: how many items it is a mean over; null where it is no mean.
       reason: why the value is null, where it is.
-      settings: digest of all that the suite's numbers depend on apart from the model; only rows
-        with equal ones can be compared.
+      settings: digest of all that extraction strength and forget quality depend on apart from the
+        model; only rows with equal ones can be compared. Null in rows of earlier versions.
     """
 
     step: int
@@ -210,7 +210,7 @@ class EvaluationRow(TypedDict):
     version: int
     items: int | None
     reason: str | None
-    settings: str
+    settings: str | None
 
 
 _ROWS: dict[str, Any] = {
@@ -238,6 +238,9 @@ def without_none(kind: Any) -> type:
 
 SCHEMAS: dict[str, pa.Schema] = {name: schema(row) for name, row in _ROWS.items()}
 """The Arrow schema of every table, by its name."""
+
+ADDED = {("evaluation_steps", "settings")}
+"""(table, column) of the last columns that runs of earlier versions lack."""
 
 FIGURE_COLUMNS: dict[str, tuple[str, ...]] = {
     "g_effect": ("step", "objective", "risk", "layer", "value"),
@@ -300,7 +303,7 @@ def merge(run: Path, objectives: Sequence[str]) -> None:
     for table in SCHEMAS:
         parts = [part for name in objectives for _, part in _parts(run, table, name)]
         if parts:
-            merged = pa.concat_tables([read_parquet(part) for part in parts])
+            merged = pa.concat_tables([_completed(read_parquet(part), table) for part in parts])
             write_parquet(merged, RunFolder(run).table(table))
         else:
             RunFolder(run).table(table).unlink(missing_ok=True)
@@ -322,10 +325,18 @@ def read(run: Path, table: str) -> dict[str, list[Any]]:
     path, names = RunFolder(run).table(table), SCHEMAS[table].names
     if not path.exists():
         return {name: [] for name in names}
-    content = read_parquet(path)
+    content = _completed(read_parquet(path), table)
     if content.schema.names != names:
         raise ValueError(f"{path}: expected columns {names}, found {content.schema.names}")
     return content.to_pydict()
+
+
+def _completed(content: pa.Table, table: str) -> pa.Table:
+    """A table with nulls in the columns that an earlier version did not write."""
+    for field in SCHEMAS[table]:
+        if (table, field.name) in ADDED and field.name not in content.schema.names:
+            content = content.append_column(field, pa.nulls(len(content), field.type))
+    return content
 
 
 def _parts(run: Path, table: str, objective: str) -> list[tuple[int, Path]]:

@@ -1,5 +1,6 @@
 """Overrides from Python: nested or dotted, in any plain type, and errors that name the key."""
 
+import enum
 import pathlib
 
 import numpy as np
@@ -26,11 +27,13 @@ def test_values_of_other_types_become_plain_ones():
         "unlearn.epochs": np.int64(3),
         "measure.steps": (0, 2),
         "data.source": pathlib.Path("a/b"),
+        "model": enum.StrEnum("Model", {"SMALL": "owner/small"}).SMALL,
         "data.prompt": "chat",
         "objectives": {"npo": Objective(hyper={"beta": 2.0}), "ga": None},
     }
     config = override(Config(objectives={}), values, "w")
     assert config.unlearn.lr == 0.5 and config.unlearn.epochs == 3
+    assert config.model == "owner/small" and type(config.model) is str
     assert config.measure.steps == (0, 2) and config.data.source == "a/b"
     assert config.data.prompt == Prompt("chat")
     assert config.objectives == {"npo": Objective(hyper={"beta": 2.0}), "ga": Objective()}

@@ -44,7 +44,10 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
         files.write_json(folder.result(name), ends | {"steps": 30, "of_steps": 30})
     tables.merge(tmp_path, list(steps))
     evaluated = {name: by_suite(rows_of(*of_model[30])) for name, of_model in steps.items()}
-    summary = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated)
+    summary, unlike = best_step.summarise(
+        folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated
+    )
+    assert not unlike
     assert summary["ga"] == {
         "evaluated": [10, 20, 30],
         "last": 30,
@@ -59,10 +62,14 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
     assert evaluation_table.best_steps_table(summary).captions[0] == (
         "The best of the steps 10, 20, 30, in brackets."
     )
-    # The final model was measured again, with another log to compare with.
+    # The final model was measured again: with more text, then with another log to compare with.
+    evaluated["npo"] = by_suite(rows_of(0.1, 0.8, None), SETTINGS | {"generated": {"forget": 4}})
+    assert best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated) == (
+        (summary, [])
+    )
     evaluated["npo"] = by_suite(rows_of(0.1, 0.8, None), {"retain_log": "b.json"})
-    again = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated)
-    assert list(again) == ["ga"]
+    again, unlike = best_step.summarise(folder, {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated)
+    assert list(again) == ["ga"] and unlike == ["npo"]
     # An objective that was added to the run later.
     summary["wga"] = summary["ga"] | {"evaluated": [15, 30]}
     assert evaluation_table.best_steps_table(summary).captions[0] == (
@@ -73,7 +80,7 @@ def test_the_best_step_keeps_what_is_to_be_kept(tmp_path):
     # An objective that was removed, to be computed again, keeps no other from being summarised.
     folder.result("npo").unlink()
     models = {"base": by_suite(rows_of(1, 1, 0.1))} | evaluated
-    assert best_step.summarise(folder, models) == {"ga": summary["ga"]}
+    assert best_step.summarise(folder, models) == ({"ga": summary["ga"]}, [])
 
 
 @pytest.mark.parametrize("retained_before", [None, 0.0])

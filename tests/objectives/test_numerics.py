@@ -377,6 +377,11 @@ def test_what_is_refused_does_not_depend_on_the_type(name):
         for beta in (0, np.float32(-1), jnp.float32(0)):
             with pytest.raises(ValueError, match="beta must be positive and finite"):
                 function(**arrays, beta=beta)
+            with pytest.raises(ValueError, match="beta must be positive and finite"):
+                jax.jit(lambda **x: function(**x, beta=beta))(**arrays)  # noqa: B023
+        half = jnp.float32(0.5)
+        traced = jax.jit(lambda **x: function(**x, beta=half))(**arrays)  # noqa: B023
+        np.testing.assert_allclose(traced, function(**arrays, beta=0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["kl", "ceu", "undial"])

@@ -297,6 +297,10 @@ def scaled(logp, mask):
     return jnp.where(mask, logp * SCALE, 0).sum(-1)
 
 
+def scaled_inside(logp, mask):
+    return jax.jit(lambda x: jnp.where(mask, x * SCALE, 0).sum(-1))(logp)
+
+
 def branching(logp, mask, *, alpha: float = 1.0):
     """A loss that a number decides the course of: it cannot be traced."""
     return objectives.ga(logp, mask) if alpha > 0.5 else 2 * objectives.ga(logp, mask)
@@ -348,10 +352,19 @@ def test_numbers_may_be_arrays_of_one_but_not_traced():
 
 def test_the_program_of_a_function_tells_what_it_computes(monkeypatch):
     """Also where its own text is the same: a constant of its module was changed."""
-    own, scale = registry.get(f"{__name__}:scaled"), SCALE.copy()
-    assert own.programs() == registry.get(f"{__name__}:scaled").programs()
+    scale, own = SCALE.copy(), registry.get(f"{__name__}:scaled").programs()
+    assert own == registry.get(f"{__name__}:scaled").programs()
+    inner = registry.get(f"{__name__}:scaled_inside").programs()
     monkeypatch.setitem(globals(), "SCALE", scale * 2)
-    assert registry.get(f"{__name__}:scaled").programs() != own.programs()
+    jax.clear_caches()
+    assert registry.get(f"{__name__}:scaled").programs() != own
+    assert registry.get(f"{__name__}:scaled_inside").programs() != inner
+
+
+def test_the_program_of_a_function_does_not_depend_on_the_terminal(monkeypatch):
+    plain = registry.get("ga").programs()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert registry.get("ga").programs() == plain
 
 
 def test_a_number_that_decides_the_course_of_a_loss_stays_bound():

@@ -117,7 +117,7 @@ def test_a_model_that_was_given(finished, tmp_path):
     # Weights would be written with a configuration that they were not trained with.
     described = given / "config.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"rope_theta": 123.0}))
-    with pytest.raises(ValueError, match="begun with other contents of model"):
+    with pytest.raises(ValueError, match="begun with other contents of the model's config"):
         export(out, "ga", tmp_path / "other")
 
 
