@@ -87,7 +87,7 @@ class StopBefore(Interrupts):
 @pytest.mark.parametrize(
     "place",
     [
-        "before references",
+        "before the reference pass",
         "before evaluate ga",
         "before the suite uwc of ga",
         "before the attack base int8",
