@@ -119,13 +119,14 @@ PREDICTORS: dict[str, Callable[[Facts, str], float]] = {
 
 def _calibrated(runs: Sequence[Facts]) -> str:
     """UWC: how much of each model keeps 95 % of the retain ES, and the forget ES it then has."""
-    rows = []
-    for name in dict.fromkeys(name for run in runs for name in _names(run)):
-        found = [run.content["models"][name]["evaluation"] for run in runs if name in _names(run)]
-        numbers = [[of[key] for key in UWC] for of in found if of.keys() >= UWC.keys()]
-        if numbers:
-            columns = (spread(column, "{:.2f}") for column in zip(*numbers, strict=True))
-            rows.append([name, str(len(numbers)), *columns])
+
+    def numbers(run: Facts, name: str) -> list[float]:
+        found = run.content["models"][name]["evaluation"]
+        if not found.keys() >= UWC.keys():
+            raise Missing("the suite was not measured")
+        return [found[key] for key in UWC]
+
+    rows = _spreads(runs, _names, numbers)
     titles = ["objective", "seeds", *UWC.values()]
     return table(titles, rows) if rows else "The suite `uwc` was not measured."
 
@@ -138,21 +139,35 @@ def _relearning(runs: Sequence[Facts]) -> str:
 
 def _attacked(runs: Sequence[Facts]) -> str:
     """Extraction strength of models before and after the strongest attack; "" without any."""
-    rows = []
     # The model that never saw the rows says how much an attack teaches in place of bringing back.
     models = lambda run: [*_names(run), *({RETRAINED} & run.content["models"].keys())]
-    for name in dict.fromkeys(name for run in runs for name in models(run)):
-        numbers = []
-        for run in (run for run in runs if name in models(run)):
-            with contextlib.suppress(Missing):
-                end = run.strongest_attack(name)
-                before = (run.result(name, key) for key in ("forget_es", "retain_es"))
-                numbers.append((*before, end["final_forget_es"], end["final_unseen_es"]))
-        if numbers:
-            columns = (spread(column, "{:.2f}") for column in zip(*numbers, strict=True))
-            rows.append([name, str(len(numbers)), *columns])
+
+    def numbers(run: Facts, name: str) -> list[float]:
+        end = run.strongest_attack(name)
+        before = [run.result(name, key) for key in ("forget_es", "retain_es")]
+        return [*before, end["final_forget_es"], end["final_unseen_es"]]
+
+    rows = _spreads(runs, models, numbers)
     titles = ["model", "seeds", "forget ES", "retain ES", "forget ES after the attack"]
     return table([*titles, "of rows that it does not show"], rows) if rows else ""
+
+
+def _spreads(
+    runs: Sequence[Facts],
+    models: Callable[[Facts], Sequence[str]],
+    numbers: Callable[[Facts, str], Sequence[float]],
+) -> list[list[str]]:
+    """A row for each model: its name, the runs that have its numbers, and their spreads."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs for name in models(run)):
+        found = []
+        for run in (run for run in runs if name in models(run)):
+            with contextlib.suppress(Missing):
+                found.append(numbers(run, name))
+        if found:
+            columns = (spread(column, "{:.2f}") for column in zip(*found, strict=True))
+            rows.append([name, str(len(found)), *columns])
+    return rows
 
 
 def _predictors(runs: Sequence[Facts]) -> str:

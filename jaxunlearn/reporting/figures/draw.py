@@ -68,8 +68,8 @@ FIGURES: dict[str, Draw] = {
 """The figures that show all objectives at once, by the names of their files."""
 
 
-OF_OBJECTIVES = ("pg_density", "pg_layers", "pg_tokens")
-"""The figures of one objective each, by the beginnings of the names of their files."""
+OF_OBJECTIVES = (pg_density, pg_layers, pg_tokens)
+"""The figures of one objective each; the names of their files begin with those of the functions."""
 
 
 def remove_others(folder: Path, drawn: Sequence[Path]) -> None:
@@ -79,8 +79,9 @@ def remove_others(folder: Path, drawn: Sequence[Path]) -> None:
       folder: of the figures; files of other names, and those without a PDF, stay.
       drawn: from `draw_all`.
     """
+    beginnings = tuple(_file_name(draw, "") for draw in OF_OBJECTIVES)
     for file in set(folder.glob("*.png")) - set(drawn):
-        known = file.stem in FIGURES or file.stem.startswith(tuple(f"{n}_" for n in OF_OBJECTIVES))
+        known = file.stem in FIGURES or file.stem.startswith(beginnings)
         if known and file.with_suffix(".pdf").is_file():
             file.unlink()
             file.with_suffix(".pdf").unlink()
@@ -179,13 +180,18 @@ def _figures(tables: Mapping[str, Any]) -> dict[str, Draw]:
     names = series.distinct(by_sample, "objective")
     stems = dict(zip(names, _stems(names), strict=True))
     for name in series.varying_weights(by_sample):
-        figures[f"pg_density_{stems[name]}"] = partial(pg_density, objective=name)
+        figures[_file_name(pg_density, stems[name])] = partial(pg_density, objective=name)
     for name, stem in stems.items():
-        figures[f"pg_layers_{stem}"] = partial(pg_layers, objective=name)
+        figures[_file_name(pg_layers, stem)] = partial(pg_layers, objective=name)
     by_token = series.distinct(series.read(tables, "token_effect"), "objective")
     for name, stem in zip(by_token, _stems(by_token), strict=True):
-        figures[f"pg_tokens_{stem}"] = partial(pg_tokens, objective=name)
+        figures[_file_name(pg_tokens, stem)] = partial(pg_tokens, objective=name)
     return figures
+
+
+def _file_name(draw: Callable[..., Figure | None], stem: str) -> str:
+    """The name of the file of a figure of one objective."""
+    return f"{draw.__name__}_{stem}"
 
 
 def _stems(names: list[str]) -> list[str]:
